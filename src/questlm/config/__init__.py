@@ -1,0 +1,18 @@
+"""Configuration: a frozen, validated schema; presets; YAML files and `--set` overrides. Imports no torch."""
+
+from questlm.config.load import load_config, to_yaml
+from questlm.config.presets import PRESETS, preset
+from questlm.config.schema import Budget, DataConfig, ModelConfig, QuantSpec, RunConfig, TrainConfig
+
+__all__ = [
+    "PRESETS",
+    "Budget",
+    "DataConfig",
+    "ModelConfig",
+    "QuantSpec",
+    "RunConfig",
+    "TrainConfig",
+    "load_config",
+    "preset",
+    "to_yaml",
+]

@@ -1,0 +1,107 @@
+"""Build a RunConfig from layers: preset, then YAML file, then flags, then `--set a.b=c`. Later layers win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from questlm.config.presets import preset as preset_settings
+from questlm.config.schema import RunConfig
+from questlm.errors import ConfigError
+
+__all__ = ["load_config", "merge", "to_yaml"]
+
+
+def load_config(
+    preset: str | None = None,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Resolve the settings of a run.
+
+    Args:
+        preset: name of a model size; wins over a `preset:` key in the file.
+        file: YAML with the sections of RunConfig and, optionally, `preset: NAME`.
+        flags: nested settings from the command line.
+        overrides: strings `section.key=value`, the value read as YAML.
+
+    Raises:
+        ConfigError: a file that is absent or not YAML, an unknown key (the nearest name is given) or a bad value.
+    """
+    from_file = _read_yaml(file) if file else {}
+    named = from_file.pop("preset", None)
+    name = preset or named
+    settings: dict[str, Any] = RunConfig().model_dump(exclude_unset=True)
+    settings = merge(settings, preset_settings(str(name)) if name is not None else {})
+    settings = merge(settings, from_file)
+    settings = merge(settings, flags or {})
+    for override in overrides:
+        settings = merge(settings, _parse_override(override))
+    return RunConfig(**_keep_the_default_embedding_form(settings))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved settings, as a file that `load_config` reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `update` laid over it, section by section. A new budget replaces the old one whole."""
+    result = dict(base)
+    for key, value in update.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and key != "budget":
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _keep_the_default_embedding_form(settings: dict[str, Any]) -> dict[str, Any]:
+    # A run ships its embeddings, so it trains them in the form that ships (RunConfig's default), also when the user
+    # wrote a `quant` section that does not speak of them. QuantSpec alone leaves embeddings untouched.
+    if isinstance(settings.get("quant"), Mapping):
+        settings["quant"] = {"embeddings": "bf16"} | dict(settings["quant"])
+    return settings
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ConfigError(f"cannot read the config file {file}: {problem.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"the config file {file} is not valid YAML: {' '.join(str(problem).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"the config file {file} holds a {type(content).__name__}, but sections are expected")
+    return content
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {text!r} cannot be read; write it as --set section.key=value, e.g. --set train.lr=6e-4")
+    try:
+        parsed: Any = _number_or(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text!r}: the value {value!r} is not valid YAML") from None
+    for key in reversed(keys):
+        parsed = {key: parsed}
+    return dict(parsed)
+
+
+def _number_or(value: Any) -> Any:
+    # YAML 1.1 reads 6e-4 (no dot) as a string; people mean a number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

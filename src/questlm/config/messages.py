@@ -1,0 +1,60 @@
+"""Turn a pydantic report into one sentence: what was wrong, the value, what is allowed, the nearest name."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from questlm.errors import nearest_name
+
+__all__ = ["explain"]
+
+
+def explain(problem: ValidationError, root: type[BaseModel]) -> str:
+    """Describe the first error of `problem`, met while building `root`."""
+    error = problem.errors()[0]
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        allowed = sorted(_fields_at(root, path[:-1]))
+        where = ".".join(path[:-1]) or _section(root)
+        return (
+            f"unknown setting {path[-1]!r} in {where}.{nearest_name(path[-1], allowed)}"
+            f" The settings there are: {', '.join(allowed)}."
+        )
+    place = ".".join(_known_prefix(root, path)) or _section(root)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{place}: {message}"
+    return f"{place} = {error['input']!r} cannot be used: {message[0].lower()}{message[1:]}"
+
+
+def _section(root: type[BaseModel]) -> str:
+    return root.__name__
+
+
+def _fields_at(root: type[BaseModel], path: list[str]) -> list[str]:
+    model: type[BaseModel] = root
+    for part in path:
+        model = _section_type(model, part) or model
+    return list(model.model_fields)
+
+
+def _known_prefix(root: type[BaseModel], path: list[str]) -> list[str]:
+    """Drop the trailing union-branch labels that pydantic appends to a location."""
+    known: list[str] = []
+    model: type[BaseModel] | None = root
+    for part in path:
+        if model is None or part not in model.model_fields:
+            break
+        known.append(part)
+        model = _section_type(model, part)
+    return known
+
+
+def _section_type(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = model.model_fields.get(name)
+    if field is None:
+        return None
+    candidates: tuple[Any, ...] = (field.annotation, *get_args(field.annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

@@ -1,0 +1,231 @@
+"""The settings of a run. Everything that decides a result is here, and a run folder keeps the resolved copy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from questlm.config.messages import explain
+from questlm.errors import ConfigError
+
+__all__ = ["Bits", "Budget", "DataConfig", "ModelConfig", "QuantSpec", "RunConfig", "TrainConfig"]
+
+Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "ternary"]
+"""Width of a tensor's codes: 1 to 8 bits, 'ternary' (three levels, log2(3) bits), or 16 for not quantised."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys and explains what is wrong in one sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as problem:
+            raise ConfigError(explain(problem, type(self))) from None
+
+
+class ModelConfig(Section):
+    """Shape of a Llama: RMSNorm, RoPE, SwiGLU, no biases."""
+
+    layers: Annotated[int, Field(ge=1, le=1024)] = 4
+    hidden: Annotated[int, Field(ge=16, le=65_536, description="width of the residual stream")] = 256
+    heads: Annotated[int, Field(ge=1, le=1024, description="attention heads; hidden / heads is the head width")] = 2
+    kv_heads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="heads of keys and values (grouped-query attention); None: as many as heads"
+    )
+    head_dim: Annotated[int, Field(ge=2, le=4096)] | None = Field(default=None, description="None: hidden / heads")
+    mlp_hidden: Annotated[int, Field(ge=16, le=262_144)] | None = Field(
+        default=None, description="width inside the SwiGLU; None: 8/3 hidden, rounded up to a multiple of 256"
+    )
+    vocab_size: Annotated[int, Field(ge=2, le=4_194_304)] | None = Field(
+        default=None, description="None: as many as the tokenizer has"
+    )
+    tied_head: bool = Field(default=False, description="the output head shares the embedding's weight")
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelConfig:
+        if self.head_dim is None and self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        if self.head_width % 2:
+            raise ValueError(f"head width {self.head_width} is odd, but rotary embeddings need pairs")
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.key_value_heads}")
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden // self.heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the SwiGLU."""
+        if self.mlp_hidden:
+            return self.mlp_hidden
+        exact = 8 * self.hidden / 3
+        return 256 * -(-int(exact + 0.5) // 256)
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of all blocks and the final norm: the 'non-embedding' count N of the scaling law."""
+        attention = 2 * self.hidden * self.head_width * (self.heads + self.key_value_heads)
+        block = attention + 3 * self.hidden * self.mlp_width + 2 * self.hidden
+        return self.layers * block + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, embedding and head included. Needs `vocab_size`."""
+        if self.vocab_size is None:
+            raise ConfigError("the number of parameters needs model.vocab_size, which is not set yet")
+        return self.block_parameters + self.vocab_size * self.hidden * (1 if self.tied_head else 2)
+
+
+class QuantSpec(Section):
+    """What is quantised, and how. 16 bits means not quantised, so weight-only is `act_bits=16`."""
+
+    method: str = Field(default="quest", description="name in the table of methods (questlm.quant.METHODS)")
+    weight_bits: Bits = 4
+    act_bits: Bits = 4
+    block_size: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        default=128,
+        description="size of the Hadamard blocks, a power of two; where 128 does not divide a layer's input dimension, "
+        "the largest power of two that does, at least 16, is used",
+    )
+    embeddings: Literal["float", "bf16", "int8"] = Field(
+        default="float",
+        description="form in which embedding and head are trained and shipped: untouched, rounded to bf16, or 8-bit rows",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> QuantSpec:
+        if self.block_size & (self.block_size - 1):
+            raise ValueError(f"block_size {self.block_size} is not a power of two")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any linear layer is quantised."""
+        return self.weight_bits != 16 or self.act_bits != 16
+
+    @property
+    def label(self) -> str:
+        """Short name for tables, such as 'quest-w4a4' or 'bf16'."""
+        if not self.enabled:
+            return "bf16"
+        width = {"ternary": "t"}
+        weight, act = (width.get(str(b), str(b)) for b in (self.weight_bits, self.act_bits))
+        return f"{self.method}-w{weight}a{act}"
+
+
+class DataConfig(Section):
+    """Where text comes from and how it becomes tokens."""
+
+    source: str = Field(
+        default="stdlib",
+        description="'stdlib' (the Python standard library's sources), a file, folder or glob of .txt .md .py .jsonl .parquet "
+        "(plain, .gz, .xz or .zst) or of .bin token shards, or 'hf:NAME[:CONFIG]' for a Hugging Face data set",
+    )
+    val: str | None = Field(default=None, description="validation source, as above; None: documents held out of source")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.02, description="share of tokens held out")
+    tokenizer: str = Field(default="train", description="'train', or the path of a tokenizer.json")
+    vocab_size: Annotated[int, Field(ge=257, le=1_048_576)] = Field(
+        default=4096, description="size of a tokenizer trained here"
+    )
+    text_field: str = Field(default="text", description="field of .jsonl, .parquet and hf: rows that holds the text")
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="stop tokenising after this many; None: all (an hf: source: what the budget needs)"
+    )
+    cache_dir: str | None = Field(default=None, description="None: $QUESTLM_CACHE, else questlm in the user's cache folder")
+
+
+class TrainConfig(Section):
+    """The published protocol by default: AdamW, cosine schedule, 10 % warm-up."""
+
+    seq_len: Annotated[int, Field(ge=2, le=1_048_576)] = 512
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=512, description="sequences per optimizer step")
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="sequences per forward pass; None: the whole batch. The rest is gradient accumulation"
+    )
+    lr: Annotated[float, Field(gt=0)] = 1.2e-3
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="share of the budget spent warming up")
+    warmup_start: Annotated[float, Field(gt=0, le=1)] = Field(default=0.01, description="first lr / lr")
+    final_lr: Annotated[float, Field(ge=0, le=1)] = Field(default=0.1, description="last lr / lr")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.1, description="on the blocks' matrices only")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    device: str = Field(default="auto", description="'auto' (cuda where there is one), 'cpu', 'cuda', 'cuda:1', ...")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; auto: on CUDA")
+    log_every: Annotated[int, Field(ge=1)] = Field(default=10, description="steps between points of the loss curve")
+    eval_every: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="steps between validations; None: at the end only"
+    )
+    eval_tokens: Annotated[int, Field(ge=1)] = Field(
+        default=131_072, description="validation tokens read during training; the final validation reads all"
+    )
+    checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=200, description="steps between checkpoints")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from."""
+        return self.batch_size * self.seq_len
+
+
+class Budget(Section):
+    """How long to train: exactly one of tokens, tokens per non-embedding parameter, or seconds of training."""
+
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_param: Annotated[float, Field(gt=0)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        given = [name for name in ("tokens", "tokens_per_param", "seconds") if getattr(self, name) is not None]
+        if len(given) != 1:
+            named = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of tokens, tokens_per_param and seconds ({named} given)")
+        return self
+
+
+class RunConfig(Section):
+    """All settings of one training run."""
+
+    model: ModelConfig = ModelConfig()
+    quant: QuantSpec = QuantSpec(embeddings="bf16")
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    budget: Budget = Budget(tokens_per_param=100)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    def token_budget(self) -> int | None:
+        """Tokens to train on, or None for a budget in seconds."""
+        if self.budget.tokens is not None:
+            return self.budget.tokens
+        if self.budget.tokens_per_param is not None:
+            return round(self.budget.tokens_per_param * self.model.block_parameters)
+        return None
+
+    def total_steps(self) -> int | None:
+        """Optimizer steps that the token budget pays for (at least one), or None for a budget in seconds."""
+        tokens = self.token_budget()
+        return None if tokens is None else max(1, tokens // self.train.tokens_per_step)

@@ -1,0 +1,74 @@
+"""Every error that questlm raises on purpose.
+
+    QuestError
+    ├── ConfigError             a setting, flag or combination that cannot be used
+    ├── DataError               a corpus, shard or tokenizer that cannot be used
+    ├── CheckpointError         a checkpoint or run folder that cannot be used
+    ├── ArtifactError           a packed model that is damaged, hostile or of another format
+    ├── BackendError            a backend that was asked for by name and cannot run here
+    ├── MissingDependencyError  an optional package that is not installed
+    └── TrainingError           training cannot go on (a non-finite loss, quantisation not in effect)
+
+The message of each is one sentence for the person at the keyboard: what was wrong, the value, what is allowed, and the
+fix. The command line prints it and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MissingDependencyError",
+    "QuestError",
+    "TrainingError",
+    "nearest_name",
+]
+
+
+class QuestError(Exception):
+    """Base class: anything questlm refuses to do, with a message fit for a user."""
+
+
+class ConfigError(QuestError, ValueError):
+    """A setting, flag or combination of them that cannot be used."""
+
+
+class DataError(QuestError):
+    """A corpus, shard or tokenizer that is missing, damaged or does not fit the model."""
+
+
+class CheckpointError(QuestError):
+    """A checkpoint or run folder that is missing, damaged or belongs to another configuration."""
+
+
+class ArtifactError(QuestError):
+    """A packed model that is damaged, hostile, or of a format this version cannot read."""
+
+
+class BackendError(QuestError):
+    """A backend that was requested explicitly and cannot run here."""
+
+
+class MissingDependencyError(QuestError, ImportError):
+    """An optional package is needed; the message names the exact pip command."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed; run: pip install 'questlm[{extra}]'"
+        )
+
+
+class TrainingError(QuestError):
+    """Training cannot go on."""
+
+
+def nearest_name(name: str, allowed: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' with the closest of `allowed`, or '' when nothing is close."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -17,20 +17,13 @@ def explain(problem: ValidationError, root: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(root, path[:-1]))
-        where = ".".join(path[:-1]) or _section(root)
-        return (
-            f"unknown setting {path[-1]!r} in {where}.{nearest_name(path[-1], allowed)}"
-            f" The settings there are: {', '.join(allowed)}."
-        )
-    place = ".".join(_known_prefix(root, path)) or _section(root)
+        near = nearest_name(path[-1], allowed)
+        return f"unknown setting {path[-1]!r}.{near} The settings there are: {', '.join(allowed)}."
+    place = ".".join(_known_prefix(root, path))
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{place}: {message}"
+    if error["type"] == "value_error":  # a nested section has explained itself already: only say where it stands
+        return f"{place}: {message}" if place else message
     return f"{place} = {error['input']!r} cannot be used: {message[0].lower()}{message[1:]}"
-
-
-def _section(root: type[BaseModel]) -> str:
-    return root.__name__
 
 
 def _fields_at(root: type[BaseModel], path: list[str]) -> list[str]:

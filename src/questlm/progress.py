@@ -31,7 +31,14 @@ def progress(description: str, total: float | None = None) -> Iterator[Update]:
 @contextmanager
 def _bar(description: str, total: float | None) -> Iterator[Update]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -87,7 +87,9 @@ def _parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {text!r} cannot be read; write it as --set section.key=value, e.g. --set train.lr=6e-4")
+        raise ConfigError(
+            f"--set {text!r} cannot be read; write it as --set section.key=value, e.g. --set train.lr=6e-4"
+        )
     try:
         parsed: Any = _number_or(yaml.safe_load(value))
     except yaml.YAMLError:

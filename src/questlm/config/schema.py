@@ -103,7 +103,7 @@ class QuantSpec(Section):
     )
     embeddings: Literal["float", "bf16", "int8"] = Field(
         default="float",
-        description="form in which embedding and head are trained and shipped: untouched, rounded to bf16, or 8-bit rows",
+        description="form in which embedding and head are trained and shipped: untouched, bf16, or 8-bit rows",
     )
 
     @model_validator(mode="after")
@@ -132,8 +132,9 @@ class DataConfig(Section):
 
     source: str = Field(
         default="stdlib",
-        description="'stdlib' (the Python standard library's sources), a file, folder or glob of .txt .md .py .jsonl .parquet "
-        "(plain, .gz, .xz or .zst) or of .bin token shards, or 'hf:NAME[:CONFIG]' for a Hugging Face data set",
+        description="'stdlib' (the Python standard library's sources), a file, folder or glob of "
+        ".txt .md .py .jsonl .parquet (plain, .gz, .xz or .zst) or of .bin token shards, "
+        "or 'hf:NAME[:CONFIG]' for a Hugging Face data set",
     )
     val: str | None = Field(default=None, description="validation source, as above; None: documents held out of source")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.02, description="share of tokens held out")
@@ -145,7 +146,9 @@ class DataConfig(Section):
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="stop tokenising after this many; None: all (an hf: source: what the budget needs)"
     )
-    cache_dir: str | None = Field(default=None, description="None: $QUESTLM_CACHE, else questlm in the user's cache folder")
+    cache_dir: str | None = Field(
+        default=None, description="None: $QUESTLM_CACHE, else questlm in the user's cache folder"
+    )
 
 
 class TrainConfig(Section):

@@ -1,0 +1,43 @@
+"""questlm: language models whose weights and activations are born in 1 to 8 bits.
+
+    questlm.prepare(model, QuantSpec(weight_bits=4, act_bits=4))   quantise any model's linear layers, in place
+    questlm.restore(model)                                         plain layers again
+    questlm.load(folder).generate("def ")                          run a packed model
+
+Importing this package reads nothing but its own files; torch is imported with the first function that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from questlm.config import QuantSpec, RunConfig, load_config
+
+if TYPE_CHECKING:
+    from questlm.inference import load
+    from questlm.models import Llama
+    from questlm.quant import prepare, restore
+
+__version__ = "0.1.0"
+__all__ = ["Llama", "QuantSpec", "RunConfig", "load", "load_config", "prepare", "restore"]
+
+_LAZY = {
+    "Llama": "questlm.models",
+    "load": "questlm.inference",
+    "prepare": "questlm.quant",
+    "restore": "questlm.quant",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in {"ops", "quant", "models", "data", "export", "inference", "evaluation", "train"}:
+        return importlib.import_module(f"questlm.{name}")
+    raise AttributeError(f"module 'questlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,43 @@
+"""Keys and values of past tokens, kept so that each new token costs one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questlm.config import ModelConfig
+
+__all__ = ["KVCache"]
+
+
+class KVCache:
+    """Room for `capacity` tokens of `batch` sequences: keys and values (batch, kv_heads, capacity, width) a layer."""
+
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        shape = (config.layers, 2, batch, config.key_value_heads, capacity, config.head_width)
+        self._entries = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens the cache can hold."""
+        return self._entries.shape[-2]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (batch, kv_heads, new, width) to one layer; return its keys and values so far, new ones included.
+
+        `advance` moves on once every layer has been extended.
+        """
+        end = self.length + keys.shape[-2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, but {end} are needed")
+        entries = self._entries[layer]
+        entries[0, :, :, self.length : end] = keys
+        entries[1, :, :, self.length : end] = values
+        return entries[0, :, :, :end], entries[1, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more as seen."""
+        self.length += tokens

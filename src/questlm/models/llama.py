@@ -1,0 +1,141 @@
+"""Llama: RMSNorm before each half of a block, rotary positions, grouped-query attention, SwiGLU, no biases.
+
+Knows nothing of quantisation: `questlm.prepare` swaps its `nn.Linear`s. Weights are (out_features, in_features).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from questlm.config import ModelConfig
+from questlm.errors import ConfigError
+from questlm.models.cache import KVCache
+
+__all__ = ["Llama"]
+
+_INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = config.heads, config.key_value_heads, config.head_width
+        self.q = nn.Linear(config.hidden, self.heads * self.width, bias=False)
+        self.k = nn.Linear(config.hidden, self.kv_heads * self.width, bias=False)
+        self.v = nn.Linear(config.hidden, self.kv_heads * self.width, bias=False)
+        self.o = nn.Linear(self.heads * self.width, config.hidden, bias=False)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, cache: KVCache | None) -> Tensor:
+        """(batch, tokens, hidden) -> the same shape."""
+        batch, tokens, _ = x.shape
+        q = _rotate(self.q(x).view(batch, tokens, self.heads, self.width).transpose(1, 2), angles)
+        k = _rotate(self.k(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2), angles)
+        v = self.v(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        mask = _cache_mask(tokens, k.shape[-2], x.device)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, enable_gqa=self.heads != self.kv_heads
+        )
+        y = y.transpose(1, 2).reshape(batch, tokens, self.heads * self.width)
+        projected: Tensor = self.o(y)
+        return projected
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden, config.mlp_width, bias=False)
+        self.up = nn.Linear(config.hidden, config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, hidden) -> the same shape."""
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y
+
+
+class Block(nn.Module):
+    """One transformer block: attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, cache: KVCache | None) -> Tensor:
+        """(batch, tokens, hidden) -> the same shape."""
+        x = x + self.attention(self.attention_norm(x), angles, layer, cache)
+        y: Tensor = x + self.mlp(self.mlp_norm(x))
+        return y
+
+
+class Llama(nn.Module):
+    """A Llama of the shape `config`, with weights drawn by `initialize` (the constructor leaves torch's defaults)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ConfigError("a model needs model.vocab_size; it is None")
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+        if config.tied_head:
+            self.lm_head.weight = self.embed.weight
+
+    def initialize(self, seed: int) -> Llama:
+        """Draw all weights: N(0, 0.02); projections into the residual stream N(0, 0.02 / sqrt(2 layers)); norms 1."""
+        generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
+        residual_std = _INIT_STD / (2 * self.config.layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                nn.init.ones_(parameter)
+            else:
+                into_residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
+                nn.init.normal_(parameter, std=residual_std if into_residual else _INIT_STD, generator=generator)
+        return self
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (batch, tokens, vocab_size) of token ids (batch, tokens), which continue what `cache` holds."""
+        start = cache.length if cache is not None else 0
+        angles = _rotary_angles(start, ids.shape[1], self.config, ids.device)
+        x = self.embed(ids)
+        for index, block in enumerate(self.layers):
+            x = block(x, angles, index, cache)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        logits: Tensor = self.lm_head(self.norm(x))
+        return logits
+
+
+def _rotary_angles(start: int, tokens: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin, (tokens, width) float32, of the positions start, start + 1, ..."""
+    width = config.head_width
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    positions = torch.arange(start, start + tokens, dtype=torch.float32, device=device)
+    angles = torch.outer(positions, 1.0 / config.rope_theta**exponents).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate entry i with entry i + width/2, as Hugging Face does: (batch, heads, tokens, width)."""
+    cos, sin = angles
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def _cache_mask(queries: int, keys: int, device: torch.device) -> Tensor | None:
+    """Which keys each query sees when older keys come from a cache; None where plain causal masking says the same."""
+    if queries == keys or queries == 1:
+        return None
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

@@ -1,0 +1,78 @@
+"""The same weights under the names of Hugging Face's `LlamaForCausalLM`: shapes are equal, only names differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from questlm.config import ModelConfig
+from questlm.errors import ConfigError
+
+__all__ = ["from_hugging_face", "hugging_face_config", "to_hugging_face"]
+
+_OURS_TO_THEIRS = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "lm_head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+_THEIRS_TO_OURS = {theirs: ours for ours, theirs in _OURS_TO_THEIRS.items()}
+
+
+def to_hugging_face(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our state dict to Hugging Face's. A tied head keeps both of its names."""
+    return {_rename(name, r"layers\.(\d+)\.", "model.layers.{}.", _OURS_TO_THEIRS): t for name, t in weights.items()}
+
+
+def from_hugging_face(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Hugging Face's state dict to ours; a tied checkpoint without `lm_head.weight` gets it from the embedding.
+
+    Raises:
+        ConfigError: a weight that a plain Llama does not have (a bias, an adapter).
+    """
+    pattern = r"model\.layers\.(\d+)\."
+    # Old checkpoints store the rotary frequencies, which follow from the config.
+    kept = {name: t for name, t in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    renamed = {_rename(name, pattern, "layers.{}.", _THEIRS_TO_OURS): t for name, t in kept.items()}
+    if "lm_head.weight" not in renamed and "embed.weight" in renamed:
+        renamed["lm_head.weight"] = renamed["embed.weight"]
+    return renamed
+
+
+def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of transformers' `LlamaConfig` that describe the same model."""
+    return {
+        "hidden_size": config.hidden,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.key_value_heads,
+        "head_dim": config.head_width,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied_head,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "hidden_act": "silu",
+    }
+
+
+def _rename(name: str, layer_pattern: str, layer_prefix: str, table: Mapping[str, str]) -> str:
+    match = re.match(layer_pattern, name)
+    rest = name[match.end() :] if match else name
+    module, _, kind = rest.rpartition(".")
+    if module not in table or kind != "weight":
+        raise ConfigError(f"the weight {name!r} has no place in a plain Llama (biases and adapters are not supported)")
+    return f"{layer_prefix.format(match.group(1)) if match else ''}{table[module]}.{kind}"

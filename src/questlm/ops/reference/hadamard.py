@@ -1,0 +1,66 @@
+"""The blockwise Hadamard transform.
+
+Each contiguous block of B = 2^k entries of the last dimension is multiplied by the Sylvester matrix H_B / sqrt(B),
+H_1 = (1), H_2B = [[H, H], [H, -H]]. It is orthonormal and symmetric, hence its own inverse and its own gradient.
+Row r, column c of H_B is (-1)^popcount(r & c). The product takes B multiplications an entry, whatever the dimension:
+no K x K matrix is ever made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["hadamard", "masked_hadamard"]
+
+_MATRICES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+
+def hadamard(x: Tensor, block_size: int) -> Tensor:
+    """Transform the last dimension, in float32 for 16-bit inputs and in the input's own precision otherwise.
+
+    Args:
+        x: (..., K) floating point, K a multiple of `block_size`.
+        block_size: a power of two; 1 is the identity.
+
+    Returns:
+        (..., K), of the dtype computed in.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if block_size == 1:
+        return x
+    blocks = x.reshape(-1, block_size)
+    return (blocks @ _matrix(block_size, x.dtype, x.device)).reshape(x.shape)
+
+
+def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
+    """Gradient of a masked, rotated tensor: IHT(M * gradient). QuEST (arXiv 2502.05003), section 3, backward pass.
+
+    Args:
+        gradient: (rows, K) floating point, in the rotated domain.
+        mask: (rows, ceil(K / 8)) uint8 bits from `quantize`, or None to let everything pass.
+        block_size: as in the forward pass.
+
+    Returns:
+        (rows, K), float32 for 16-bit gradients.
+    """
+    from questlm.ops.reference.packing import unpack
+
+    if mask is not None:
+        gradient = gradient * unpack(mask, 1, gradient.shape[-1])
+    return hadamard(gradient, block_size)
+
+
+@torch.compiler.assume_constant_result
+def _matrix(block_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    key = (block_size, dtype, device)
+    if key not in _MATRICES:
+        _MATRICES[key] = _sylvester(block_size).to(device=device, dtype=dtype)
+    return _MATRICES[key]
+
+
+def _sylvester(block_size: int) -> Tensor:
+    matrix = torch.ones(1, 1, dtype=torch.float64, device="cpu")
+    while matrix.shape[0] < block_size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device="cpu"), matrix)
+    return matrix / block_size**0.5

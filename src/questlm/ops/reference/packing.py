@@ -1,0 +1,70 @@
+"""Codes as bits. Little-endian throughout: the first code takes the lowest bits of the first byte.
+
+A row of n codes of b bits fills ceil(n b / 8) bytes; rows start on byte boundaries and spare bits are zero. Eight codes
+fill b whole bytes, so packing is a weighted sum over each code's bits. Ternary codes go five to a byte, base 3, first
+code lowest: 3^5 = 243 <= 256, that is 1.6 bits a code where the information-theoretic least is 1.585.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["pack", "pack_ternary", "packed_width", "unpack", "unpack_ternary"]
+
+_TERNARY_PER_BYTE = 5
+
+
+def packed_width(length: int, levels: int) -> int:
+    """Bytes that a row of `length` codes of a grid with `levels` levels takes."""
+    if levels == 3:
+        return -(-length // _TERNARY_PER_BYTE)
+    return -(-length * (levels - 1).bit_length() // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes of `bits` bits each: (..., n) uint8 -> (..., ceil(n * bits / 8)) uint8."""
+    if bits == 8:
+        return codes
+    stream = codes if bits == 1 else _bits(codes, bits).flatten(-2)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8))
+    return _from_bits(stream.unflatten(-1, (-1, 8)))
+
+
+def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
+    """Inverse of `pack`: (..., ceil(length * bits / 8)) uint8 -> (..., length) uint8."""
+    if bits == 8:
+        return packed
+    stream = _bits(packed, 8).flatten(-2)
+    if bits == 1:
+        return stream[..., :length]
+    return _from_bits(stream[..., : length * bits].unflatten(-1, (length, bits)))
+
+
+def pack_ternary(codes: Tensor) -> Tensor:
+    """Pack codes 0, 1, 2: (..., n) uint8 -> (..., ceil(n / 5)) uint8."""
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % _TERNARY_PER_BYTE))
+    digits = padded.unflatten(-1, (-1, _TERNARY_PER_BYTE))
+    return (digits * _powers_of_three(codes.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_ternary(packed: Tensor, length: int) -> Tensor:
+    """Inverse of `pack_ternary`: (..., ceil(length / 5)) uint8 -> (..., length) uint8."""
+    digits = packed.unsqueeze(-1) // _powers_of_three(packed.device) % 3
+    return digits.flatten(-2)[..., :length]
+
+
+def _bits(values: Tensor, width: int) -> Tensor:
+    """The lowest `width` bits of each value, lowest first, in a new last dimension."""
+    shifts = torch.arange(width, dtype=torch.uint8, device=values.device)
+    return (values.unsqueeze(-1) >> shifts) & 1
+
+
+def _from_bits(bits: Tensor) -> Tensor:
+    """Inverse of `_bits` over the last dimension."""
+    shifts = torch.arange(bits.shape[-1], dtype=torch.uint8, device=bits.device)
+    return (bits << shifts).sum(-1, dtype=torch.uint8)
+
+
+def _powers_of_three(device: torch.device) -> Tensor:
+    return torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=device)

@@ -5,6 +5,8 @@ The constants are the published table of exact optima, so this file and the pack
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -28,12 +30,14 @@ def level_count(bits: int | str) -> int:
     return 3 if bits == "ternary" else 2**bits
 
 
+@cache
 def sylvester(size: int) -> Tensor:
     """H[r, c] = (-1)^popcount(r & c) / sqrt(size)."""
     rows = [[(-1.0) ** (r & c).bit_count() for c in range(size)] for r in range(size)]
     return torch.tensor(rows, dtype=torch.float64) / size**0.5
 
 
+@cache
 def rotation(dimension: int, block_size: int | None = None) -> Tensor:
     """The dense block-diagonal matrix; by default the blocks of 128, or the largest power of two that divides."""
     if block_size is None:

@@ -1,0 +1,37 @@
+"""A compiled model is the eager model: one graph, the same logits and gradients, nothing rounded differently."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from questlm import Llama, QuantSpec, prepare
+from questlm.config import ModelConfig
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize("bits", [4, 1])
+def test_compiled_model_equals_the_eager_one(bits):
+    config = ModelConfig(layers=1, hidden=32, heads=2, mlp_hidden=32, vocab_size=48)
+    model = prepare(Llama(config).initialize(0), QuantSpec(weight_bits=bits, act_bits=bits, embeddings="bf16"))
+    with torch.no_grad():  # large enough that a bf16 rounding left out would show
+        model.lm_head.weight.mul_(50)
+    ids = torch.randint(0, 48, (2, 7), generator=torch.Generator().manual_seed(0))
+
+    def run(module: nn.Module) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        logits = module(ids)
+        nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
+        return {"logits": logits.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}}
+
+    eager = run(model)
+    torch._dynamo.reset()
+    compiled = run(torch.compile(model, fullgraph=True))
+    for name, expected in eager.items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    with torch.no_grad():
+        model.embed.form = model.lm_head.form = "float"
+        unrounded = (model(ids) - eager["logits"]).abs().max()
+    assert unrounded > 1e-3  # so the comparison above would have seen it

@@ -15,13 +15,15 @@ Update = Callable[..., None]
 
 
 @contextmanager
-def progress(description: str, total: float | None = None) -> Iterator[Update]:
+def progress(description: str, total: float | None = None, show: bool = True) -> Iterator[Update]:
     """Yield `update(completed, info="")`, to be called as often as convenient.
 
     `completed` counts towards `total` (any unit; None where the end is not known); `info` is a short text shown
-    behind the bar, such as the loss. Everything goes to stderr, so that stdout stays clean for results.
+    behind the bar, such as the loss. With `show` false nothing is printed. Everything goes to stderr, so that stdout stays clean for results.
     """
-    if sys.stderr.isatty():
+    if not show:
+        yield lambda completed, info="": None
+    elif sys.stderr.isatty():
         with _bar(description, total) as update:
             yield update
     else:

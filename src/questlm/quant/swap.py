@@ -78,14 +78,14 @@ def quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
     """Run the model without quantising inside the block: the same weights, plain products."""
-    layers = quantized_layers(model).values()
-    for layer in layers:
+    before = {layer: layer.quantized for layer in quantized_layers(model).values()}
+    for layer in before:
         layer.quantized = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.quantized = True
+        for layer, quantized in before.items():
+            layer.quantized = quantized
 
 
 def _all_but_the_head(model: nn.Module) -> FilterFn:

@@ -1,0 +1,97 @@
+"""`quest eval`: the validation loss of a run or of a packed model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from questlm.cli.options import print_table
+from questlm.cli.train import metric_rows
+from questlm.config import DataConfig
+from questlm.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    from questlm.data import PreparedData
+    from questlm.evaluation import Evaluation
+
+__all__ = ["evaluate", "evaluate_artifact", "evaluate_run"]
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="Artifact or run folder.")],
+    data: Annotated[str | None, typer.Option(help="Other text to evaluate on, all of it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure loss, perplexity and bits per byte in float32, on the run's own validation split unless --data is given.
+
+    An artifact is run by the inference engine; the gap to the loss measured in training is printed beside it.
+
+    Examples:
+
+        quest eval model/
+
+        quest eval model/ --data tests/*.txt
+
+        quest eval runs/nano-quest-w4a4 --json
+    """
+    is_run = (path / "config.yaml").exists()
+    result, training = evaluate_run(path, data) if is_run else evaluate_artifact(path, data)
+    rows = metric_rows(result.as_dict())
+    gap = None
+    if training is not None:
+        gap = result.loss - training["loss"]
+        rows.append(("loss in training", f"{training['loss']:.6f}: gap {gap:+.2e} nats"))
+    if as_json:
+        typer.echo(json.dumps(result.as_dict() | {"gap": gap}))
+    else:
+        print_table(str(path), rows)
+
+
+def evaluate_artifact(path: Path, data: str | None = None) -> tuple[Evaluation, dict[str, Any] | None]:
+    """Evaluate a packed model; also the final metrics of its training, where the validation tokens are the same."""
+    from questlm.inference import load
+
+    model = load(path)
+    training = model.training
+    tokenizer = path / "tokenizer.json"
+    if data is None and "data" not in training:
+        raise ArtifactError(f"{path} does not say what it was validated on; name a text with --data")
+    settings = DataConfig(**training["data"]) if data is None else DataConfig(source=data, val=data)
+    if tokenizer.exists():
+        settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
+    return _measure(model, settings, int(training.get("seq_len", 512)), model.config.vocab_size, training, path)
+
+
+def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[str, Any] | None]:
+    """Evaluate a run's newest checkpoint with the training code; also its final metrics, likewise."""
+    from questlm.records import RunRecord
+    from questlm.train import RunFolder, load_run
+
+    model, config = load_run(path)
+    record = RunRecord.load(path)
+    training = {"final": record.final, "val_hash": record.data["val_hash"]}
+    settings = config.data if data is None else DataConfig(source=data, val=data)
+    tokenizer = RunFolder(path).tokenizer_file
+    if data is not None and tokenizer.exists():
+        settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
+    return _measure(model, settings, config.train.seq_len, config.model.vocab_size, training, path)
+
+
+def _measure(
+    model: Any, settings: DataConfig, seq_len: int, vocab_size: int | None, training: dict[str, Any], path: Path
+) -> tuple[Evaluation, dict[str, Any] | None]:
+    from questlm.data import prepare
+    from questlm.evaluation import evaluate as measure
+
+    try:
+        prepared: PreparedData = prepare(settings, vocab_size)
+    except DataError as problem:
+        raise DataError(
+            f"the validation data of {path} cannot be read ({problem}); name other text with --data"
+        ) from None
+    result = measure(model, prepared.val, seq_len, text_bytes=prepared.val_bytes)
+    same = prepared.val_hash == training.get("val_hash")
+    return result, training["final"] if same and training.get("final") else None

@@ -1,0 +1,58 @@
+"""What several commands share: numbers with suffixes, fresh folders, tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from questlm.errors import ConfigError
+
+__all__ = ["fresh_folder", "parse_bits", "parse_count", "print_table", "size"]
+
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+
+
+def parse_count(text: str, option: str) -> int:
+    """A number of things: 5000, 5e6, 5M, 1.5B.
+
+    Raises:
+        ConfigError: not such a number, or less than one.
+    """
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmbgt]?)\s*", text.lower())
+    value = int(float(re.sub("[_,]", "", match.group(1))) * _SUFFIXES[match.group(2)]) if match else 0
+    if value < 1:
+        raise ConfigError(f"{option} {text!r} is not a number of at least 1; write it like 5000000, 5e6, 5M or 1.5B")
+    return value
+
+
+def parse_bits(text: str | None) -> int | str | None:
+    """A number of bits, or a word such as 'ternary' (the settings decide which are allowed)."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def fresh_folder(name: str) -> Path:
+    """`runs/name`, or `runs/name-2`, -3, ... where that exists."""
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print a table of names and values on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: 1,234,567 bytes (1.23 MB)."""
+    return f"{count:,} bytes ({count / 1e6:.2f} MB)"

@@ -1,0 +1,66 @@
+"""`quest pack`: from a run folder to an artifact that runs without the training code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from questlm.cli.options import print_table, size
+
+if TYPE_CHECKING:
+    from questlm.export.pack import PackReport
+
+__all__ = ["pack", "pack_run", "report_rows"]
+
+
+def pack(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder to make.")],
+    embeddings: Annotated[
+        Literal["bf16", "int8"] | None,
+        typer.Option(help="Form of embedding and head: bf16 or int8 [default: as trained]."),
+    ] = None,
+) -> None:
+    """Pack a run's newest checkpoint into an artifact folder, and check that its codes are those that trained.
+
+    Examples:
+
+        quest pack runs/nano-quest-w4a4 --out model/
+
+        quest pack runs/nano-quest-w4a4 --out model-small/ --embeddings int8
+    """
+    print_table(f"artifact {out}", report_rows(pack_run(run, out, embeddings)))
+    typer.echo(f"Next: quest eval {out}   or   quest generate {out} --prompt 'def '")
+
+
+def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = None) -> PackReport:
+    """Pack the newest checkpoint of `run` into `out`."""
+    from questlm.export.pack import pack as write_artifact
+    from questlm.records import RunRecord
+    from questlm.train import RunFolder, load_run
+
+    model, config = load_run(run)
+    record = RunRecord.load(run)
+    tokenizer = RunFolder(run).tokenizer_file
+    training: dict[str, Any] = {
+        "data": config.data.model_dump(mode="json"),
+        "seq_len": config.train.seq_len,
+        "tokens": record.tokens,
+        "final": record.final,
+        "val_hash": record.data["val_hash"],
+    }
+    text = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
+    return write_artifact(model, out, tokenizer=text, training=training, embeddings=embeddings)
+
+
+def report_rows(report: PackReport) -> list[tuple[str, str]]:
+    """Sizes for a table."""
+    parts = ", ".join(f"{name} {count:,}" for name, count in sorted(report.bytes_by_part.items()))
+    ratio = report.bf16_bytes / report.bytes
+    return [
+        ("packed", size(report.bytes)),
+        ("the same model in BF16", f"{size(report.bf16_bytes)}: {ratio:.2f} times as large"),
+        ("bytes by part", parts),
+    ]

@@ -1,0 +1,140 @@
+"""`quest train`: from text to a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from questlm.cli.options import fresh_folder, parse_bits, parse_count, print_table
+from questlm.config import PRESETS, RunConfig, load_config
+from questlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from questlm.records import RunRecord
+
+__all__ = ["metric_rows", "run_training", "train"]
+
+_HELP = f"""Train a quantised Llama and write a run folder (settings, checkpoints, record).
+
+Examples:
+
+    quest train --preset nano --seconds 120
+
+    quest train --preset 30m --bits 2 --data 'books/*.txt.gz' --tokens 500M --out runs/books-w2a2
+
+    quest train --preset 30m --weight-bits 4 --act-bits 16 --data fineweb/ --set model.vocab_size=50304
+
+    quest train --config runs/books-w2a2/config.yaml --seed 1 --out runs/again
+
+    quest train --resume runs/books-w2a2
+
+Presets: {", ".join(PRESETS)}. Every other setting is reached with --set section.key=value or a YAML file; the file
+config.yaml of any run shows them all.
+"""
+
+
+def train(
+    preset: Annotated[str | None, typer.Option(help="Model size and its learning rate [default: nano].")] = None,
+    method: Annotated[str | None, typer.Option(help="Quantisation method [default: quest].")] = None,
+    bits: Annotated[str | None, typer.Option(help="Bits of weights and activations: 1-8, ternary, 16 (off).")] = None,
+    weight_bits: Annotated[str | None, typer.Option(help="Bits of weights alone.")] = None,
+    act_bits: Annotated[str | None, typer.Option(help="Bits of activations alone.")] = None,
+    data: Annotated[str | None, typer.Option(help="stdlib, a file, folder or glob, or hf:NAME[:CONFIG].")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Budget in tokens, such as 500M.")] = None,
+    tokens_per_param: Annotated[float | None, typer.Option(help="Budget in tokens per block parameter.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Budget in seconds of training.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data order.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
+) -> None:
+    flags = _flags(method, bits, weight_bits, act_bits, data, tokens, tokens_per_param, seconds, seed)
+    if resume is not None:
+        _continue(resume, preset, out, config, flags, set_ or [])
+        return
+    settings = load_config(preset or (None if config else "nano"), config, flags, set_ or [])
+    name = preset or ("nano" if config is None else config.stem)
+    run_training(settings, out or fresh_folder(f"{name}-{settings.quant.label}"))
+
+
+train.__doc__ = _HELP
+
+
+def run_training(config: RunConfig, out: Path) -> RunRecord:
+    """Train, print the result, and say what to type next."""
+    from questlm.train import train as train_run
+
+    record = _stoppable(lambda: train_run(config, out))
+    _report(record, out)
+    return record
+
+
+def metric_rows(final: dict[str, Any]) -> list[tuple[str, str]]:
+    """Loss, perplexity and bits per byte for a table."""
+    per_byte = final["bits_per_byte"]
+    return [
+        ("validation loss", f"{final['loss']:.6f} nats/token over {final['tokens']:,} tokens"),
+        ("perplexity", f"{final['perplexity']:.3f}"),
+        ("bits per byte", f"{per_byte:.4f}" if per_byte is not None else "unknown (no tokenizer, so no byte count)"),
+    ]
+
+
+def _continue(
+    run: Path, preset: str | None, out: Path | None, config: Path | None, flags: dict[str, Any], overrides: list[str]
+) -> None:
+    from questlm.train import RunFolder
+    from questlm.train import resume as resume_run
+
+    if out is not None:
+        raise ConfigError(f"--resume continues in its own folder {run}; leave --out away")
+    folder = RunFolder(run)
+    folder.read_config()
+    settings = load_config(preset, config or folder.config_file, flags, overrides)
+    _report(_stoppable(lambda: resume_run(run, settings)), run)
+
+
+def _stoppable(work: Any) -> Any:
+    from questlm.train import Interrupted
+
+    try:
+        return work()
+    except Interrupted as stop:
+        typer.echo(f"quest: {stop}", err=True)
+        raise typer.Exit(128 + stop.signal_number) from None
+
+
+def _report(record: RunRecord, out: Path) -> None:
+    assert record.final is not None
+    speed = f"{record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
+    rows = [
+        *metric_rows(record.final),
+        ("trained on", f"{record.tokens:,} tokens in {record.seconds:.1f} s ({speed}, {record.device})"),
+        ("parameters", f"{record.parameters['all']:,} ({record.parameters['non_embedding']:,} in blocks)"),
+    ]
+    print_table(f"run {out}", rows)
+    typer.echo(f"Next: quest pack {out} --out {out}/packed")
+
+
+def _flags(
+    method: str | None, bits: str | None, weight_bits: str | None, act_bits: str | None, data: str | None,
+    tokens: str | None, tokens_per_param: float | None, seconds: float | None, seed: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The flags given, as nested settings."""
+    quant = {"method": method, "weight_bits": weight_bits or bits, "act_bits": act_bits or bits}
+    given = {name: parse_bits(value) if name != "method" else value for name, value in quant.items() if value}
+    flags: dict[str, Any] = {"quant": given} if given else {}
+    if data is not None:
+        flags["data"] = {"source": data}
+    budget = {
+        "tokens": parse_count(tokens, "--tokens") if tokens is not None else None,
+        "tokens_per_param": tokens_per_param,
+        "seconds": seconds,
+    }
+    if any(value is not None for value in budget.values()):
+        flags["budget"] = {name: value for name, value in budget.items() if value is not None}
+    if seed is not None:
+        flags["seed"] = seed
+    return flags

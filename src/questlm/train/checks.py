@@ -1,0 +1,109 @@
+"""Proof, before the first step, that quantisation is really on: also in the compiled path.
+
+Everything can be in place and the model still train dense: a filter that matches nothing, a compiler that drops a
+round trip as if it changed nothing, an estimator whose mask is inverted. So the first batch is run once and measured:
+
+1. each quantised layer's product differs from the plain product, by about as much as its grids promise;
+2. the loss of the compiled path is the loss of the quantised model run plainly, not that of the dense one;
+3. in every quantised weight's gradient, brought to the rotated domain, the entries outside the trust mask are zero and
+   the others are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.errors import TrainingError
+from questlm.quant import FakeQuantLinear, dense, quantized_layers
+
+__all__ = ["check_quantization"]
+
+_LossFn = Callable[[Tensor, Tensor], Tensor]
+_ROUNDING = {"cpu": 1e-4}
+_ROUNDING_16_BIT = 5e-3
+_ZERO = 1e-3  # of the gradient's rms: what the two transforms' rounding may leave of an exact zero
+
+
+def check_quantization(
+    model: nn.Module, loss_fn: _LossFn, eager_loss_fn: _LossFn, batch: tuple[Tensor, Tensor]
+) -> dict[str, Any]:
+    """Run the check on one batch of (inputs, targets), each (batch, tokens) int64; gradients are cleared afterwards.
+
+    Args:
+        loss_fn: the path that trains, compiled or not.
+        eager_loss_fn: the same computation, never compiled.
+
+    Returns:
+        What was measured, for the run record.
+
+    Raises:
+        TrainingError: quantisation is not in effect; says where.
+    """
+    layers = quantized_layers(model)
+    if not layers:
+        return {"quantized_layers": 0}
+    model.zero_grad(set_to_none=True)
+    first = loss_fn(*batch)
+    first.backward()
+    loss = float(first.detach())
+    with torch.no_grad():
+        quantized_loss = float(eager_loss_fn(*batch))
+        with dense(model):
+            dense_loss = float(eager_loss_fn(*batch))
+        differences = {name: _product_difference(layer) for name, layer in layers.items()}
+        leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items()}
+    model.zero_grad(set_to_none=True)
+
+    same = [name for name, difference in differences.items() if difference == 0]
+    if same:
+        raise TrainingError(f"quantisation is not in effect: the layer {same[0]!r} computes the plain product")
+    tolerance = _ROUNDING.get(batch[0].device.type, _ROUNDING_16_BIT)
+    if not abs(loss - quantized_loss) <= tolerance * max(1.0, abs(quantized_loss)):
+        raise TrainingError(
+            f"the compiled path does not compute the quantised model: its loss on the first batch is {loss:.6f}, "
+            f"the quantised model's {quantized_loss:.6f}, the dense model's {dense_loss:.6f}; "
+            f"train with --set train.compile=off and report this"
+        )
+    leaking = [name for name, leak in leaks.items() if leak is not None and not leak <= _ZERO]
+    if leaking:
+        raise TrainingError(f"the trust mask is not in effect: gradient passes outside it in the layer {leaking[0]!r}")
+    return {
+        "quantized_layers": len(layers),
+        "loss": loss,
+        "loss_eager": quantized_loss,
+        "loss_dense": dense_loss,
+        "largest_gradient_outside_mask": max((leak for leak in leaks.values() if leak is not None), default=None),
+    }
+
+
+def _product_difference(layer: FakeQuantLinear) -> float:
+    """Relative distance between a layer's quantised and plain product on random rows."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    x = torch.randn(16, layer.in_features, generator=generator).to(layer.weight.device, layer.weight.dtype)
+    plain = nn.functional.linear(x, layer.weight, layer.bias)
+    return float((layer(x) - plain).norm() / plain.norm())
+
+
+def _gradient_outside_mask(layer: FakeQuantLinear) -> float | None:
+    """Largest gradient that a masked entry received, over the rms of the others; None where nothing is masked.
+
+    Raises:
+        TrainingError: the layer has no gradient, or only zeros.
+    """
+    gradient, bound = layer.weight.grad, layer.mask_bounds[1]
+    if gradient is None or not bool(gradient.abs().sum() > 0):
+        raise TrainingError("a quantised layer receives no gradient; the estimator lets nothing pass")
+    if layer.form.weight is None or bound is None:
+        return None
+    mask = ops.quantize(layer.weight, layer.form.weight, layer.form.block_size, bound).mask
+    assert mask is not None
+    passes = ops.unpack(mask, 2, layer.in_features).bool()
+    rotated = ops.hadamard(gradient.float(), layer.form.block_size)
+    if bool(passes.all()):
+        return None
+    return float(rotated[~passes].abs().max() / rotated[passes].square().mean().sqrt())

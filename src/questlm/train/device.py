@@ -1,0 +1,61 @@
+"""The device a run trains on, and what follows from it."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from questlm.config import TrainConfig
+from questlm.errors import ConfigError
+
+__all__ = ["autocast", "device_name", "peak_memory", "pick_device", "should_compile"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name` stands for; 'auto' is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"train.device = {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"train.device = {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"train.device = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
+    return device
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast on CUDA, float32 on the CPU."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def should_compile(train: TrainConfig, device: torch.device) -> bool:
+    """Whether to use torch.compile. By default on CUDA only: on a CPU it costs a minute and the native kernels win."""
+    return train.compile == "on" or (train.compile == "auto" and device.type == "cuda")
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or of the processor and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: most ever allocated on the GPU, or most resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,333 @@
+"""The training loop: batches in, a run folder out.
+
+The state of a run is the model, the optimizer, the loader's position and the counters in `_Progress`. All of it is in
+every checkpoint, and nothing else decides what comes next, so a run that is killed at any moment and resumed ends where
+the uninterrupted one ends (bit for bit on a CPU, for budgets in tokens; a budget in seconds depends on the clock).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from questlm.config import RunConfig
+from questlm.data import PreparedData, WindowLoader, prepare, require_window
+from questlm.errors import CheckpointError, TrainingError
+from questlm.evaluation import Evaluation, evaluate
+from questlm.models import Llama
+from questlm.progress import progress
+from questlm.records import RunRecord, package_versions
+from questlm.train.checkpoint import (
+    latest_checkpoint,
+    load_model_tensors,
+    model_tensors,
+    prune,
+    read_checkpoint,
+    write_checkpoint,
+)
+from questlm.train.checks import check_quantization
+from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
+from questlm.train.interrupt import Interrupt
+from questlm.train.loggers import Log, open_loggers
+from questlm.train.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from questlm.train.run_folder import RunFolder, build_model, require_same_config
+from questlm.train.schedule import learning_rate
+
+__all__ = ["Interrupted", "Trainer", "resume", "train"]
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and is saved
+    """Training stopped on a signal, after saving. Carries the signal's number and the run folder."""
+
+    def __init__(self, signal_number: int, run: Path) -> None:
+        super().__init__(f"stopped by signal {signal_number}; continue with: quest train --resume {run}")
+        self.signal_number, self.run = signal_number, run
+
+
+@dataclass
+class _Progress:
+    """Counters of a run, saved with each checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0  # of `seconds`, those spent in training steps
+    recent_losses: list[float] = field(default_factory=list)  # since the last point of the curve
+    curve: list[dict[str, float]] = field(default_factory=list)
+    validations: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(config: RunConfig, out: Path) -> RunRecord:
+    """Train a new run in the folder `out`, which must not exist or be empty.
+
+    Raises:
+        ConfigError, DataError: bad settings or data; nothing is written then.
+        TrainingError: a non-finite loss, or quantisation not in effect.
+        Interrupted: SIGINT or SIGTERM; the run is saved.
+    """
+    folder = RunFolder(out)
+    folder.require_absent()
+    data, config = _prepare_data(config)
+    trainer = Trainer(config, folder, data)
+    folder.create(config, data.tokenizer.to_str() if data.tokenizer is not None else None)
+    return trainer.run()
+
+
+def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
+    """Continue the run in the folder `out` from its newest checkpoint, or from the start if it has none.
+
+    Args:
+        config: settings to continue with; None: the run's own. They may differ in when to log, validate, save and
+            where to compute, in nothing else.
+
+    Raises:
+        CheckpointError: not a run folder, other settings, or a damaged checkpoint.
+    """
+    folder = RunFolder(out)
+    saved = folder.read_config()
+    if config is not None and config.model.vocab_size is None:  # resolved from the tokenizer when the run began
+        config = config.model_copy(update={"model": saved.model})
+    require_same_config(saved.model_dump(mode="json"), config or saved, folder.config_file)
+    data, config = _prepare_data(config or saved)
+    trainer = Trainer(config, folder, data)
+    trainer.restore()
+    return trainer.run()
+
+
+def _prepare_data(config: RunConfig) -> tuple[PreparedData, RunConfig]:
+    """Tokens for the run, and its settings with the vocabulary filled in."""
+    streamed = config.data.source.startswith("hf:") and config.data.max_tokens is None
+    data = prepare(config.data, config.model.vocab_size, config.token_budget() if streamed else None)
+    require_window(data.val, 1, "validation")
+    model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or data.vocab_size})
+    return data, config.model_copy(update={"model": model})
+
+
+class Trainer:
+    """One run: model, optimizer, loader and counters. `run` trains to the end of the budget."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, data: PreparedData) -> None:
+        self.config, self.folder, self.data = config, folder, data
+        self.device = pick_device(config.train.device)
+        self.loader = WindowLoader(data.train, config.train.seq_len, config.train.batch_size, config.seed)
+        self.model: Llama = build_model(config).to(self.device)
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.loss_fn: Callable[[Tensor, Tensor], Tensor] = self._loss
+        if should_compile(config.train, self.device):
+            self.loss_fn = torch.compile(self._loss, dynamic=False)
+        self.state = _Progress()
+        self.checks: dict[str, Any] = {}
+        self._pending: list[Tensor] = []  # losses of steps whose value nobody has looked at yet
+        self._grad_norm: Tensor = torch.zeros((), device=self.device)
+
+    def run(self) -> RunRecord:
+        """Train until the budget is spent, validate on the whole split in float32, and return the record."""
+        with ExitStack() as stack:
+            log = open_loggers(self.config.train.loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
+            self.checks = check_quantization(self.model, self.loss_fn, self._loss, self._first_micro_batch())
+            interrupt = stack.enter_context(Interrupt())
+            with progress("training", 1.0) as update:
+                self._loop(log, interrupt, update)
+            self._save()
+            if interrupt.received is not None:
+                raise Interrupted(interrupt.received, self.folder.path)
+        return self._finish()
+
+    def restore(self) -> None:
+        """Take up the newest checkpoint; a run killed before its first one starts over.
+
+        Raises:
+            CheckpointError: damaged, or made with other settings or data.
+        """
+        path = latest_checkpoint(self.folder.checkpoints)
+        if path is None:
+            return
+        tensors, state = read_checkpoint(path)
+        require_same_config(state.get("config", {}), self.config, path)
+        if state.get("data_hash") != self.data.data_hash:
+            raise CheckpointError(f"{path} was trained on other data than {self.config.data.source!r} holds now")
+        try:
+            load_model_tensors(self.model, tensors["model"], path)
+            load_optimizer_tensors(self.optimizer, self.model, tensors["optimizer"])
+            self.loader.load_state_dict(state["loader"])
+            self.state = _Progress(**state["progress"])
+        except (KeyError, TypeError) as problem:
+            raise CheckpointError(f"{path} lacks {problem}; it is not a checkpoint of this version") from None
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def _loop(self, log: Log, interrupt: Interrupt, update: Callable[..., None]) -> None:
+        train = self.config.train
+        clock = time.monotonic() - self.state.seconds
+        while (share := self._share_done()) < 1.0 and interrupt.received is None:
+            started = time.monotonic()
+            self._step(learning_rate(train, share))
+            if self.device.type == "cpu" or self.state.step % train.log_every == 0:
+                self._look_at_losses()
+            self.state.step_seconds += time.monotonic() - started
+            if self.state.step % train.log_every == 0:
+                self._add_to_curve(learning_rate(train, share), log)
+            if train.eval_every and self.state.step % train.eval_every == 0:
+                self._validate(log)
+            self.state.seconds = time.monotonic() - clock
+            if self.state.step % train.checkpoint_every == 0:
+                self._save()
+            update(self._share_done(), self._status())
+        self._look_at_losses()
+
+    def _step(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
+        total = torch.zeros((), device=self.device)
+        micro_batches = self._micro_batches(inputs, targets)
+        for batch in micro_batches:
+            loss = self.loss_fn(*batch) / len(micro_batches)
+            loss.backward()
+            total += loss.detach()
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._pending.append(total)
+        self.state.step += 1
+        self.state.tokens += inputs.numel()
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        with autocast(self.device):
+            logits = self.model(inputs)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def _micro_batches(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        size = self.config.train.micro_batch_size or self.config.train.batch_size
+        pairs = zip(inputs.split(size), targets.split(size), strict=True)
+        return [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in pairs]
+
+    def _first_micro_batch(self) -> tuple[Tensor, Tensor]:
+        position = self.loader.state_dict()
+        inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
+        self.loader.load_state_dict(position)
+        return self._micro_batches(inputs, targets)[0]
+
+    def _share_done(self) -> float:
+        """Share of the budget that is spent."""
+        seconds = self.config.budget.seconds
+        if seconds is not None:
+            return self.state.seconds / seconds
+        return self.state.step / (self.config.total_steps() or 1)
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def _look_at_losses(self) -> None:
+        """Fetch the losses of the last steps; on CUDA this waits for the device, so it is not done every step.
+
+        Raises:
+            TrainingError: one is not finite.
+        """
+        if not self._pending:
+            return
+        losses = torch.stack(self._pending).tolist()
+        first_step = self.state.step - len(losses) + 1
+        self._pending.clear()
+        for step, loss in enumerate(losses, first_step):
+            if not abs(loss) < float("inf"):
+                raise TrainingError(self._non_finite_message(step, loss))
+        if not bool(torch.isfinite(self._grad_norm)):
+            raise TrainingError(self._non_finite_message(self.state.step, losses[-1]))
+        self.state.recent_losses.extend(losses)
+
+    def _non_finite_message(self, step: int, loss: float) -> str:
+        broken = next((name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+        good = latest_checkpoint(self.folder.checkpoints)
+        what = f"the loss became {loss}" if not abs(loss) < float("inf") else "the gradient became non-finite"
+        where = f" (first non-finite parameter: {broken})" if broken else ""
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        return f"{what} at step {step}{where}; {kept}; start a run with a lower train.lr, or look at the data there"
+
+    def _add_to_curve(self, lr: float, log: Log) -> None:
+        losses = self.state.recent_losses
+        point = {
+            "step": self.state.step,
+            "tokens": self.state.tokens,
+            "loss": sum(losses) / len(losses),
+            "lr": lr,
+            "grad_norm": float(self._grad_norm),
+        }
+        self.state.recent_losses = []
+        self.state.curve.append(point)
+        log(self.state.step, {"train/loss": point["loss"], "train/lr": lr, "train/grad_norm": point["grad_norm"]})
+
+    def _validate(self, log: Log) -> None:
+        train = self.config.train
+        with autocast(self.device):
+            result = evaluate(
+                self.model, self.data.val, train.seq_len, max_tokens=train.eval_tokens, device=self.device,
+                show_progress=False,
+            )  # fmt: skip
+        self.state.validations.append({"step": self.state.step, "tokens": self.state.tokens, "loss": result.loss})
+        log(self.state.step, {"val/loss": result.loss})
+
+    def _status(self) -> str:
+        loss = self.state.recent_losses[-1] if self.state.recent_losses else None
+        if loss is None and self.state.curve:
+            loss = self.state.curve[-1]["loss"]
+        speed = self.state.tokens / max(self.state.step_seconds, 1e-9)
+        return f"loss {loss:.3f}  {speed:,.0f} tokens/s" if loss is not None else f"{speed:,.0f} tokens/s"
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._look_at_losses()  # never save a model whose loss is not finite
+        state = {
+            "config": self.config.model_dump(mode="json"),
+            "data_hash": self.data.data_hash,
+            "loader": self.loader.state_dict(),
+            "progress": asdict(self.state),
+        }
+        tensors = {"model": model_tensors(self.model), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        write_checkpoint(self.folder.checkpoints, self.state.step, tensors, state)
+        prune(self.folder.checkpoints, self.config.train.keep_checkpoints)
+        self._record(None).save(self.folder.path)
+
+    def _finish(self) -> RunRecord:
+        result = evaluate(
+            self.model, self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes, device=self.device
+        )
+        record = self._record(result)
+        record.save(self.folder.path)
+        return record
+
+    def _record(self, final: Evaluation | None) -> RunRecord:
+        state, speed = self.state, None
+        if state.step_seconds > 0:
+            speed = state.tokens / state.step_seconds
+        return RunRecord(
+            config=self.config.model_dump(mode="json"),
+            versions=package_versions(),
+            device=device_name(self.device),
+            data={
+                "description": self.data.description,
+                "hash": self.data.data_hash,
+                "val_hash": self.data.val_hash,
+                "train_tokens": len(self.data.train),
+                "val_tokens": len(self.data.val),
+                "val_bytes": self.data.val_bytes,
+            },
+            parameters={"all": self.config.model.parameters, "non_embedding": self.config.model.block_parameters},
+            curve=state.curve,
+            validations=state.validations,
+            final=final.as_dict() if final else None,
+            steps=state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            tokens_per_second=speed,
+            peak_memory_bytes=peak_memory(self.device),
+            checks=self.checks,
+        )

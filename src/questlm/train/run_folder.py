@@ -1,0 +1,132 @@
+"""A run folder: `config.yaml`, `tokenizer.json`, `record.json` and `checkpoints/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from questlm.config import RunConfig, load_config, to_yaml
+from questlm.errors import CheckpointError, ConfigError
+from questlm.files import atomic_write
+from questlm.models import Llama
+from questlm.quant import prepare
+from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
+
+__all__ = ["RunFolder", "build_model", "load_run"]
+
+_MAY_CHANGE = (
+    "train.device",
+    "train.compile",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.loggers",
+    "data.cache_dir",
+)
+"""Settings that a resumed run may have otherwise than before: they decide when to look, not what is learned."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Resolved settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer trained with; absent for token shards that came without one."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def require_absent(self) -> None:
+        """Refuse to write into a folder that holds anything.
+
+        Raises:
+            ConfigError: it does.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"the run folder {self.path} exists already; continue that run with "
+                f"`quest train --resume {self.path}`, or name another folder with --out"
+            )
+
+    def create(self, config: RunConfig, tokenizer: str | None) -> None:
+        """Make the folder and write what identifies the run."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            atomic_write(self.tokenizer_file, tokenizer)
+        atomic_write(self.config_file, to_yaml(config))
+
+    def read_config(self) -> RunConfig:
+        """The run's resolved settings.
+
+        Raises:
+            CheckpointError: this is not a run folder.
+        """
+        if not self.config_file.is_file():
+            raise CheckpointError(f"{self.path} is not a run folder: it has no {self.config_file.name}")
+        return load_config(file=self.config_file)
+
+    def latest_checkpoint(self) -> Path:
+        """The run's newest checkpoint.
+
+        Raises:
+            CheckpointError: it has none yet.
+        """
+        found = latest_checkpoint(self.checkpoints)
+        if found is None:
+            raise CheckpointError(f"the run {self.path} has no checkpoint yet")
+        return found
+
+
+def require_same_config(saved: dict[str, Any], config: RunConfig, source: Path) -> None:
+    """Refuse a checkpoint that was made under other settings.
+
+    Raises:
+        CheckpointError: naming the first setting that differs, and both values.
+    """
+    current = config.model_dump(mode="json")
+    for section in sorted(set(saved) | set(current)):
+        old, new = saved.get(section), current.get(section)
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            old, new = {"": old}, {"": new}
+        for key in sorted(set(old) | set(new)):
+            name = f"{section}.{key}".rstrip(".")
+            if old.get(key) != new.get(key) and name not in _MAY_CHANGE:
+                raise CheckpointError(
+                    f"{source} was made with {name} = {old.get(key)!r}, but the settings now say {new.get(key)!r}; "
+                    f"resume with the same settings, or start a new run"
+                )
+
+
+def build_model(config: RunConfig) -> Llama:
+    """The model of a run, with fresh weights drawn from its seed, quantised as the settings say."""
+    return prepare(Llama(config.model).initialize(config.seed), config.quant)
+
+
+def load_run(path: Path) -> tuple[Llama, RunConfig]:
+    """The model of a run folder at its newest checkpoint, and its settings. For packing and evaluating.
+
+    Raises:
+        CheckpointError: not a run folder, no checkpoint, or a damaged one.
+    """
+    folder = RunFolder(path)
+    config = folder.read_config()
+    checkpoint = folder.latest_checkpoint()
+    tensors, state = read_checkpoint(checkpoint)
+    require_same_config(state.get("config", {}), config, checkpoint)
+    model = build_model(config)
+    load_model_tensors(model, tensors.get("model", {}), checkpoint)
+    return model, config

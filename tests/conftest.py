@@ -1,0 +1,61 @@
+"""Shared by all tests: tiny texts, tiny settings, and a cache of their own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from questlm.config import RunConfig, load_config
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUESTLM_CACHE", str(tmp_path_factory.getbasetemp() / "questlm-cache"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 60 documents in which words follow one another by a rule, so that a model can learn something."""
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("<|endoftext|>\n".join(_document(number) for number in range(60)), encoding="utf-8")
+    return path
+
+
+def _document(number: int) -> str:
+    draw = random.Random(number)
+    text = "the quick brown fox jumps over a lazy dog while seven wizards quietly bake naïve cakes"
+    words = text.split()
+    sentences = []
+    for _ in range(12):
+        start = draw.randrange(len(words))
+        length = draw.randrange(5, 12)
+        sentences.append(" ".join(words[(start + step) % len(words)] for step in range(length)) + ".")
+    return "\n".join(sentences) + "\n"
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(corpus: Path) -> Callable[..., RunConfig]:
+    """Settings of a run of seconds (one block of width 32, twelve steps), with sections changed as named."""
+
+    def settings(**sections: Any) -> RunConfig:
+        flags: dict[str, Any] = {
+            "model": {"layers": 1, "hidden": 32, "heads": 2, "mlp_hidden": 64},
+            "data": {"source": str(corpus), "vocab_size": 300, "val_fraction": 0.1},
+            "train": {"seq_len": 32, "batch_size": 4, "lr": 1e-2, "log_every": 3, "checkpoint_every": 4},
+            "budget": {"tokens": 12 * 4 * 32},
+        }
+        for name, values in sections.items():
+            flags[name] = values if name == "budget" else {**flags.get(name, {}), **values}
+        return load_config(flags=flags)
+
+    return settings
+
+
+@pytest.fixture
+def tiny(tiny_settings: Callable[..., RunConfig]) -> RunConfig:
+    """The same, unchanged."""
+    return tiny_settings()

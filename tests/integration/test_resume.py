@@ -1,0 +1,166 @@
+"""A run stopped at any moment and resumed ends exactly where an uninterrupted run ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from questlm.config import RunConfig, to_yaml
+from questlm.errors import CheckpointError
+from questlm.records import RunRecord
+from questlm.train import resume, train
+from questlm.train.checkpoint import latest_checkpoint
+
+Settings = Callable[..., RunConfig]
+
+
+def _outcome(run: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, float | None] | None]:
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    tensors = {name: t.numpy().tobytes() for name, t in load_file(newest / "model.safetensors").items()}
+    record = RunRecord.load(run)
+    return tensors, record.curve, record.final
+
+
+def _start(config_file: Path, run: Path, *, fresh: bool) -> subprocess.Popen[bytes]:
+    # Once the run folder exists, going on is `--resume`.
+    how = ["--config", str(config_file), "--out", str(run)] if fresh else ["--resume", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "questlm", "train", *how],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.fixture(scope="module")
+def long_settings(tiny_settings: Settings) -> RunConfig:
+    return tiny_settings(train={"checkpoint_every": 5, "log_every": 7}, budget={"tokens": 150 * 4 * 32})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(long_settings: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "settings.yaml").write_text(to_yaml(long_settings))
+    process = _start(folder / "settings.yaml", folder / "run", fresh=True)
+    output = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_moments_it_ends_bit_identical(
+    seed: int, long_settings: RunConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    draw, run = random.Random(seed), tmp_path / "run"
+    (tmp_path / "settings.yaml").write_text(to_yaml(long_settings))
+    kills = 0
+    while True:
+        process = _start(tmp_path / "settings.yaml", run, fresh=not (run / "config.yaml").exists())
+        if kills < 3:
+            deadline = time.monotonic() + 60
+            target = draw.randrange(kills * 40 + 1, kills * 40 + 40)
+            while process.poll() is None and time.monotonic() < deadline and _steps_saved(run) < target:
+                time.sleep(draw.uniform(0.0, 0.02))
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        output = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        break
+    assert _outcome(run) == _outcome(uninterrupted)
+    assert not list(run.rglob(".tmp-*"))
+
+
+def _steps_saved(run: Path) -> int:
+    newest = latest_checkpoint(run / "checkpoints")
+    return int(newest.name.removeprefix("step-")) if newest else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_cleanly(
+    number: signal.Signals, long_settings: RunConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "settings.yaml").write_text(to_yaml(long_settings))
+    process = _start(tmp_path / "settings.yaml", run, fresh=True)
+    while process.poll() is None and _steps_saved(run) < 5:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + number, errors
+    assert b"quest train --resume" in errors
+    assert b"Traceback" not in errors
+    process = _start(tmp_path / "settings.yaml", run, fresh=False)
+    output = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert _outcome(run) == _outcome(uninterrupted)
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(tiny: RunConfig, tmp_path: Path) -> None:
+    train(tiny, tmp_path / "run")
+    before = _outcome(tmp_path / "run")
+    resume(tmp_path / "run")
+    assert _outcome(tmp_path / "run") == before
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tiny: RunConfig, tiny_settings: Settings, tmp_path: Path) -> None:
+    train(tiny, tmp_path / "run")
+    other = tiny_settings(train={"lr": 2e-2})
+    with pytest.raises(CheckpointError, match=r"train\.lr = 0\.01, but the settings now say 0\.02"):
+        resume(tmp_path / "run", other)
+
+
+def test_a_damaged_checkpoint_is_refused(tiny: RunConfig, tmp_path: Path) -> None:
+    train(tiny, tmp_path / "run")
+    newest = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    for file in newest.iterdir():
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        original = file.read_bytes()
+        file.write_bytes(bytes(content))
+        with pytest.raises(CheckpointError, match=r"damaged|digest|SHA-256"):
+            resume(tmp_path / "run")
+        file.write_bytes(original)
+    resume(tmp_path / "run")
+
+
+def test_only_the_last_checkpoints_are_kept(tiny: RunConfig, tmp_path: Path) -> None:
+    train(tiny, tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000008", "step-00000012"]
+
+
+def test_a_full_disk_stops_with_one_sentence_and_keeps_the_last_checkpoint(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from questlm.train import checkpoint
+
+    save, saved = checkpoint.save_file, []
+
+    def full_after_two(tensors: dict[str, object], path: Path) -> None:
+        if len(saved) >= 2:
+            raise OSError(28, "No space left on device", str(path))
+        saved.append(path)
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_after_two)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        train(tiny, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    monkeypatch.undo()
+    assert resume(tmp_path / "run").steps == 12

@@ -1,0 +1,126 @@
+"""The training loop: budgets, accumulation, records, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from questlm.config import RunConfig
+from questlm.errors import ConfigError, TrainingError
+from questlm.models import Llama
+from questlm.records import RunRecord
+from questlm.train import Trainer, checks, load_run, train
+
+Settings = Callable[..., RunConfig]
+
+
+def test_the_record_says_what_happened(tiny: RunConfig, tmp_path: Path) -> None:
+    record = train(tiny, tmp_path / "run")
+    assert record == RunRecord.load(tmp_path / "run")
+    assert record.steps == 12
+    assert record.tokens == 12 * 4 * 32
+    assert [point["step"] for point in record.curve] == [3, 6, 9, 12]
+    assert record.curve[-1]["loss"] < record.curve[0]["loss"]
+    assert record.final is not None
+    assert record.final["tokens"] == record.data["val_tokens"] - 1
+    assert record.config["model"]["vocab_size"] == 300
+    assert record.checks["quantized_layers"] == 7
+
+
+def test_bits_per_byte_is_total_bits_over_true_bytes(tiny: RunConfig, tmp_path: Path) -> None:
+    import math
+
+    record = train(tiny, tmp_path / "run")
+    assert record.final is not None
+    bits = record.final["loss"] * record.final["tokens"] / math.log(2)  # type: ignore[operator]
+    assert record.final["bits_per_byte"] == pytest.approx(bits / record.data["val_bytes"], rel=1e-12)
+
+
+def test_accumulated_gradients_train_like_the_whole_batch(tiny_settings: Settings, tmp_path: Path) -> None:
+    whole = train(tiny_settings(quant={"weight_bits": 16, "act_bits": 16}), tmp_path / "whole")
+    settings = tiny_settings(quant={"weight_bits": 16, "act_bits": 16}, train={"micro_batch_size": 1})
+    parts = train(settings, tmp_path / "parts")
+    for a, b in zip(whole.curve, parts.curve, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_a_budget_in_seconds_ends_in_time(tiny_settings: Settings, tmp_path: Path) -> None:
+    record = train(tiny_settings(budget={"seconds": 1.0}), tmp_path / "run")
+    assert 1.0 <= record.seconds < 10.0
+    assert record.curve[-1]["lr"] < record.curve[0]["lr"] * 100
+
+
+def test_tokens_per_parameter_counts_block_parameters(tiny_settings: Settings) -> None:
+    settings = tiny_settings(budget={"tokens_per_param": 0.5})
+    assert settings.total_steps() == round(0.5 * settings.model.block_parameters) // 128
+
+
+def test_an_existing_run_folder_is_refused_and_left_alone(tiny: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("x")
+    with pytest.raises(ConfigError, match="exists already"):
+        train(tiny, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_non_finite_step_stops_and_names_the_last_good_checkpoint(
+    what: str, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer._step
+
+    def poisoned(self: Trainer, lr: float) -> None:
+        if self.state.step == 6 and what == "loss":
+            with torch.no_grad():
+                self.model.layers[0].mlp.up.weight[0, 0] = float("nan")  # type: ignore[union-attr, operator, index]
+        if self.state.step == 6 and what == "gradient":
+            self.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+        original(self, lr)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    with pytest.raises(TrainingError, match=r"step 7.*last good checkpoint is .*step-00000004") as caught:
+        train(tiny, tmp_path / "run")
+    assert what in str(caught.value)
+    model, _ = load_run(tmp_path / "run")
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_a_model_trained_dense_by_mistake_is_caught(tiny: RunConfig, tmp_path: Path, monkeypatch: Any) -> None:
+    from questlm.train import loop
+
+    def dense_build(config: RunConfig) -> Llama:
+        model = original(config)
+        for layer in checks.quantized_layers(model).values():
+            layer.quantized = False
+        return model
+
+    original = loop.build_model
+    monkeypatch.setattr(loop, "build_model", dense_build)
+    with pytest.raises(TrainingError, match="quantisation is not in effect"):
+        train(tiny, tmp_path / "run")
+
+
+def test_a_mask_that_lets_everything_pass_is_caught(tiny: RunConfig, tmp_path: Path, monkeypatch: Any) -> None:
+    from questlm import ops
+
+    monkeypatch.setattr(ops, "masked_hadamard", lambda gradient, mask, block: ops.hadamard(gradient, block))
+    with pytest.raises(TrainingError, match="trust mask is not in effect"):
+        train(tiny, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_compiled_path_trains_the_same_and_is_checked(tiny_settings: Settings, tmp_path: Path) -> None:
+    plain = train(tiny_settings(train={"compile": "off"}), tmp_path / "plain")
+    compiled = train(tiny_settings(train={"compile": "on"}), tmp_path / "compiled")
+    assert compiled.checks["largest_gradient_outside_mask"] < 1e-3
+    assert compiled.curve[0]["loss"] == pytest.approx(plain.curve[0]["loss"], abs=1e-3)
+    assert compiled.curve[-1]["loss"] == pytest.approx(plain.curve[-1]["loss"], abs=0.05)
+
+
+def test_tensorboard_gets_the_curve(tiny_settings: Settings, tmp_path: Path) -> None:
+    train(tiny_settings(train={"loggers": ["tensorboard"]}), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").iterdir())

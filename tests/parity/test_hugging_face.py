@@ -1,0 +1,131 @@
+"""Our Llama is transformers' LlamaForCausalLM under other names: logits, gradients, quantised layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from questlm import Llama, QuantSpec, prepare
+from questlm.config import ModelConfig
+from questlm.errors import ConfigError
+from questlm.models import from_hugging_face, to_hugging_face
+from questlm.models.names import hugging_face_config
+from questlm.quant import quantized_layers
+
+transformers = pytest.importorskip("transformers")
+
+BASE = {"layers": 2, "hidden": 64, "heads": 4, "mlp_hidden": 96, "vocab_size": 50}
+SHAPES = {
+    "multi-head": {},
+    "grouped-query": {"kv_heads": 2},
+    "multi-query": {"kv_heads": 1},
+    "tied": {"tied_head": True},
+    "head-dim": {"head_dim": 32, "kv_heads": 2},
+    "odd-constants": {"rope_theta": 500.0, "norm_eps": 1e-2},
+    "default-mlp": {"mlp_hidden": None},
+}
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
+def config(request) -> ModelConfig:
+    return ModelConfig(**BASE | request.param)
+
+
+def theirs(config: ModelConfig) -> nn.Module:
+    torch.manual_seed(0)
+    settings = transformers.LlamaConfig(**hugging_face_config(config), attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(settings)
+    with torch.no_grad():
+        for parameter in model.parameters():  # large enough for attention to be far from uniform
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model.eval()
+
+
+def ours(config: ModelConfig) -> Llama:
+    model = Llama(config).initialize(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.15)
+    return model
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(0, 50, (3, 17), generator=torch.Generator().manual_seed(3))
+
+
+def gradients(model: nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids()[:, 1:].flatten()).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_their_weights_in_our_model_give_their_logits(config):
+    reference, model = theirs(config), Llama(config)
+    model.load_state_dict(from_hugging_face(reference.state_dict()))
+    expected = reference(ids()).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(model(ids()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_our_weights_in_their_model_give_our_logits(config):
+    model, reference = ours(config), theirs(config)
+    reference.load_state_dict(to_hugging_face(model.state_dict()))
+    torch.testing.assert_close(reference(ids()).logits, model(ids()), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_equal(config):
+    reference, model = theirs(config), Llama(config)
+    model.load_state_dict(from_hugging_face(reference.state_dict()))
+    got = gradients(model, model(ids()))
+    want = from_hugging_face(gradients(reference, reference(ids()).logits))
+    assert got.keys() | {"lm_head.weight"} == want.keys()
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, want[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_names_go_there_and_back(config):
+    weights = ours(config).state_dict()
+    again = from_hugging_face(to_hugging_face(weights))
+    assert again.keys() == weights.keys()
+    assert all(again[name] is weights[name] for name in weights)
+    assert to_hugging_face(weights).keys() == theirs(config).state_dict().keys()
+
+
+def test_a_tied_checkpoint_without_a_head_and_with_rotary_buffers_loads():
+    config = ModelConfig(**BASE, tied_head=True)
+    weights = dict(theirs(config).state_dict())
+    head = weights.pop("lm_head.weight")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+    renamed = from_hugging_face(weights)
+    assert torch.equal(renamed["lm_head.weight"], head)
+    Llama(config).load_state_dict(renamed)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.0.mlp.router.weight", "model.embed_tokens.lora_A"]
+)
+def test_weights_without_a_place_are_named(name):
+    with pytest.raises(ConfigError, match=name):
+        from_hugging_face({name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(("weight_bits", "act_bits"), [(4, 4), (1, 1), ("ternary", 8), (4, 16)], ids=str)
+@pytest.mark.parametrize("shape", ["multi-head", "grouped-query", "tied"])
+def test_prepare_quantizes_the_blocks_of_their_model_as_of_ours(shape, weight_bits, act_bits):
+    config = ModelConfig(**BASE | SHAPES[shape] | {"layers": 1})
+    spec = QuantSpec(weight_bits=weight_bits, act_bits=act_bits)
+    reference, model = theirs(config), Llama(config)
+    model.load_state_dict(from_hugging_face(reference.state_dict()))
+    plain = model(ids())
+    prepare(reference, spec)
+    prepare(model, spec)
+    assert set(quantized_layers(reference)) == {
+        f"model.layers.0.{part}_proj"
+        for part in [*(f"self_attn.{p}" for p in "qkvo"), *(f"mlp.{p}" for p in ("gate", "up", "down"))]
+    }
+    expected = model(ids())
+    assert (expected - plain).norm() / plain.norm() > 0.01
+    # The median over tokens: one whose activation lies within rounding of a cell's edge may fall on either side of it.
+    error = (reference(ids()).logits - expected).abs().amax(-1).median()
+    assert error < 1e-5 * expected.abs().max()

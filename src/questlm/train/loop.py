@@ -22,6 +22,7 @@ from questlm.config import RunConfig
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
 from questlm.errors import CheckpointError, TrainingError
 from questlm.evaluation import Evaluation, evaluate
+from questlm.files import remove_leftovers
 from questlm.models import Llama
 from questlm.progress import progress
 from questlm.records import RunRecord, package_versions
@@ -93,6 +94,7 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
     """
     folder = RunFolder(out)
     saved = folder.read_config()
+    remove_leftovers(out)
     if config is not None and config.model.vocab_size is None:  # resolved from the tokenizer when the run began
         config = config.model_copy(update={"model": saved.model})
     require_same_config(saved.model_dump(mode="json"), config or saved, folder.config_file)

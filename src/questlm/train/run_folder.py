@@ -8,7 +8,7 @@ from typing import Any
 
 from questlm.config import RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
-from questlm.files import atomic_write
+from questlm.files import atomic_folder
 from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
@@ -63,11 +63,13 @@ class RunFolder:
             )
 
     def create(self, config: RunConfig, tokenizer: str | None) -> None:
-        """Make the folder and write what identifies the run."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if tokenizer is not None:
-            atomic_write(self.tokenizer_file, tokenizer)
-        atomic_write(self.config_file, to_yaml(config))
+        """Make the folder, whole or not at all, with what identifies the run."""
+        with atomic_folder(self.path) as temporary:
+            draft = RunFolder(temporary)
+            draft.checkpoints.mkdir()
+            draft.config_file.write_text(to_yaml(config), encoding="utf-8")
+            if tokenizer is not None:
+                draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
 
     def read_config(self) -> RunConfig:
         """The run's resolved settings.

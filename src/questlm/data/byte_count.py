@@ -1,0 +1,56 @@
+"""How many bytes of UTF-8 text a stream of tokens stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from questlm.data.stream import TokenStream
+from questlm.data.tokenizer import end_of_text_id, tokenizer_size
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["count_bytes"]
+
+_LONGEST_DOCUMENT = 2**20
+
+
+def count_bytes(tokenizer: Tokenizer, stream: TokenStream) -> int:
+    """UTF-8 bytes of the text in `stream`, special tokens not counted. All ids must be the tokenizer's.
+
+    Exact for byte-level tokenizers, wherever the stream begins and ends. Others decode document by document; a
+    document of more than 1 Mi tokens in parts, where a part may begin inside a word (a few bytes in a million).
+    """
+    from tokenizers.decoders import ByteLevel
+
+    if isinstance(tokenizer.decoder, ByteLevel):
+        lengths = _byte_level_lengths(tokenizer)
+        return sum(int(lengths[chunk].sum()) for chunk in stream.chunks())
+    end = end_of_text_id(tokenizer)
+    return sum(len(tokenizer.decode(document.tolist()).encode()) for document in _documents(stream, end))
+
+
+def _byte_level_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Bytes of each id: a byte-level token is spelt with one character for each of its bytes."""
+    lengths = np.zeros(tokenizer_size(tokenizer), dtype=np.int64)
+    for token, index in tokenizer.get_vocab().items():
+        lengths[index] = len(token)
+    for index, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[index] = 0 if added.special else len(added.content.encode())
+    return lengths
+
+
+def _documents(stream: TokenStream, end: int) -> Iterator[NDArray[np.int64]]:
+    held = np.empty(0, dtype=np.int64)
+    for chunk in stream.chunks(_LONGEST_DOCUMENT):
+        held = np.concatenate([held, chunk])
+        *documents, held = np.split(held, np.flatnonzero(held == end) + 1)
+        yield from documents
+        if len(held) >= _LONGEST_DOCUMENT:
+            yield held
+            held = held[:0]
+    yield held

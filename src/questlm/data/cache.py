@@ -1,0 +1,90 @@
+"""The folder where prepared tokens are kept, and small facts about files that are slow to find out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from questlm.config import DataConfig
+from questlm.data.shards import largest_id
+from questlm.errors import DataError
+from questlm.files import MANIFEST_NAME, canonical_json, read_json, sha256_file, write_json
+
+__all__ = ["cache_folder", "check_sealed", "file_digest", "largest_id_of", "remember", "value_hash"]
+
+_SMALL_BYTES = 32 * 2**20  # read in a few hundredths of a second, so neither remembered nor spared
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """`data.cache_dir`, else `$QUESTLM_CACHE`, else `questlm` in the user's cache folder."""
+    given = config.cache_dir or os.environ.get("QUESTLM_CACHE")
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "questlm"
+
+
+def value_hash(value: Any) -> str:
+    """Hex SHA-256 of a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def remember(cache: Path, key: list[Any], compute: Callable[[], Any]) -> Any:
+    """The JSON value that `compute()` gives, kept in `cache` under the JSON list `key` from the first call on."""
+    path = cache / "facts" / f"{value_hash(key)}.json"
+    with suppress(DataError):
+        fact = read_json(path, DataError)
+        if isinstance(fact, dict) and fact.get("key") == key and "value" in fact:
+            return fact["value"]
+    value = compute()
+    with suppress(OSError):  # a cache that cannot be written costs time, not the run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "value": value})
+    return value
+
+
+def file_digest(path: Path, cache: Path) -> str:
+    """Hex SHA-256 of a file; that of a large one is remembered until its size or time of change differ."""
+    return str(_of_file("sha256", path, cache, lambda: sha256_file(path)))
+
+
+def largest_id_of(path: Path, cache: Path) -> tuple[int, int]:
+    """`shards.largest_id`, remembered like `file_digest`."""
+    largest, position = _of_file("largest id", path, cache, lambda: list(largest_id(path)))
+    return largest, position
+
+
+def _of_file(fact: str, path: Path, cache: Path, compute: Callable[[], Any]) -> Any:
+    status = path.stat()
+    if status.st_size <= _SMALL_BYTES:
+        return compute()
+    return remember(cache, [fact, str(path.resolve()), status.st_size, status.st_mtime_ns], compute)
+
+
+def check_sealed(folder: Path, kind: str, version: int) -> dict[str, Any]:
+    """Like `files.verify`, but quick on any size: return the manifest's details or raise DataError.
+
+    Checked: the manifest, every file's size, and the SHA-256 of files up to 32 MiB. A flipped bit inside a larger shard
+    is not found here: reading all of a 10 GB cache would delay every start by many seconds.
+    """
+    manifest = read_json(folder / MANIFEST_NAME, DataError)
+    try:
+        whole = isinstance(manifest, dict) and manifest.pop("digest", None) == value_hash(manifest)
+    except ValueError:  # it holds a NaN, which `seal` never writes
+        whole = False
+    if not whole:
+        raise DataError(f"{folder / MANIFEST_NAME} does not match its own digest; it is damaged")
+    if (manifest["kind"], manifest["version"]) != (kind, version):
+        raise DataError(f"{folder} holds {manifest['kind']!r} version {manifest['version']}, not {kind!r} {version}")
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise DataError(f"{path} is missing or not {entry['bytes']} bytes long; it is damaged")
+        if entry["bytes"] <= _SMALL_BYTES and sha256_file(path) != entry["sha256"]:
+            raise DataError(f"{path} does not match its SHA-256 in the manifest; it is damaged")
+    details: dict[str, Any] = manifest["details"]
+    return details

@@ -1,0 +1,38 @@
+"""Which part of a corpus validates, when nothing was set aside for it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from questlm.errors import DataError
+
+__all__ = ["choose_documents", "tail_start"]
+
+_SEED = 0
+
+
+def choose_documents(lengths: NDArray[np.int64], total: int, fraction: float) -> NDArray[np.bool_] | None:
+    """Mark whole documents that hold at least `fraction` of `total` tokens and at most twice that, never all tokens.
+
+    `lengths` are the tokens of each document. Documents are taken in a shuffled order that depends on their number
+    only; one that would make it too much is passed over. None when no such choice is found.
+    """
+    chosen = np.zeros(len(lengths), dtype=np.bool_)
+    target = fraction * total
+    held = 0
+    for document in np.random.default_rng(_SEED).permutation(len(lengths)):
+        together = held + int(lengths[document])
+        if together <= 2 * target and together < total:
+            chosen[document] = True
+            held = together
+            if held >= target:
+                return chosen
+    return None
+
+
+def tail_start(total: int, fraction: float) -> int:
+    """Position from which the last `fraction` of `total` tokens validates: at least one token on either side."""
+    if total < 2:
+        raise DataError(f"the corpus has {total} tokens, too few to hold some out; use more text")
+    return min(max(1, total - round(fraction * total)), total - 1)

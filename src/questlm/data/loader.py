@@ -1,0 +1,104 @@
+"""Windows of a token stream: in a shuffled order that can be resumed to train on, in sequence to validate on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from questlm.data.stream import TokenStream, require_window
+from questlm.errors import ConfigError, DataError
+
+__all__ = ["Batch", "WindowLoader", "windows"]
+
+Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Inputs and targets, each (sequences, tokens); the target of a position is the token after it."""
+
+
+class WindowLoader:
+    """Endless batches of windows of `seq_len` tokens, each window once per epoch in an order drawn from `seed`.
+
+    Window i has the inputs `stream[i*L : i*L + L]` and the targets one further on. A batch may begin in one epoch and
+    end in the next. `batch_size` counts the windows of all ranks: rank r of `world_size` gets the r-th equal share of
+    each batch. Raises DataError when the stream is shorter than one window, ConfigError when the share is not whole.
+    """
+
+    def __init__(
+        self, stream: TokenStream, seq_len: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        require_window(stream, seq_len, "training")
+        if batch_size % world_size:
+            raise ConfigError(f"train.batch_size {batch_size} is not a multiple of the {world_size} processes")
+        self._stream = stream
+        self._seq_len = seq_len
+        self._batch_size = batch_size
+        self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._seed = seed
+        self._windows = (len(stream) - 1) // seq_len
+        self._start_epoch(0)
+
+    def next_batch(self) -> Batch:
+        """Inputs and targets, int64, each (batch_size / world_size, seq_len)."""
+        numbers = self._take(self._batch_size)[self._share]
+        length = self._seq_len
+        return _batch([self._stream.read(n * length, n * length + length + 1) for n in numbers])
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands, the same on every rank, and what it reads, as JSON."""
+        return {"epoch": self._epoch, "position": self._position, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where the loader that gave `state` stood; DataError when that one read something else."""
+        for name, mine in self._identity().items():
+            if state.get(name) != mine:
+                raise DataError(
+                    f"the saved position is for {name} {state.get(name)!r}, but this run has {mine}; "
+                    "resume with the settings and the data of the saved run"
+                )
+        epoch, position = state.get("epoch"), state.get("position")
+        if not (isinstance(epoch, int) and epoch >= 0 and isinstance(position, int) and 0 <= position < self._windows):
+            raise DataError(f"the saved position (epoch {epoch!r}, window {position!r}) is none of this data's")
+        self._start_epoch(epoch)
+        self._position = position
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self._seed, "windows": self._windows, "seq_len": self._seq_len}
+
+    def _start_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._position = 0
+        self._order = np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(self._windows)
+
+    def _take(self, count: int) -> list[int]:
+        numbers: list[int] = []
+        while len(numbers) < count:
+            stop = self._position + count - len(numbers)
+            numbers += self._order[self._position : stop].tolist()
+            self._position = min(stop, self._windows)
+            if self._position == self._windows:
+                self._start_epoch(self._epoch + 1)
+        return numbers
+
+
+def windows(stream: TokenStream, seq_len: int, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+    """Yield batches that predict every token but the first exactly once, in order.
+
+    Each batch is (up to `batch_size`, seq_len); what is left over comes last, as (1, rest). With `max_tokens`, only the
+    whole windows among the first so many predictions come, but at least one.
+    """
+    predictions = len(stream) - 1
+    whole = max(predictions, 0) // seq_len
+    if max_tokens is not None:
+        whole = min(whole, max(1, max_tokens // seq_len))
+    for start in range(0, whole, batch_size):
+        numbers = range(start, min(start + batch_size, whole))
+        yield _batch([stream.read(n * seq_len, n * seq_len + seq_len + 1) for n in numbers])
+    if max_tokens is None and whole * seq_len < predictions:
+        yield _batch([stream.read(whole * seq_len, len(stream))])
+
+
+def _batch(rows: list[NDArray[np.int64]]) -> Batch:
+    tokens = np.stack(rows)
+    return tokens[:, :-1], tokens[:, 1:]

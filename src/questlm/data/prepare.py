@@ -1,0 +1,93 @@
+"""One call from the settings of a run to the tokens it trains and validates on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from questlm.config import DataConfig
+from questlm.data.byte_count import count_bytes
+from questlm.data.cache import cache_folder, largest_id_of, remember, value_hash
+from questlm.data.corpus import prepare_text
+from questlm.data.holdout import tail_start
+from questlm.data.prepared import PreparedData, require_fit, stream_hash
+from questlm.data.shards import check_vocabulary, open_shards
+from questlm.data.sources import Shards, resolve
+from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size
+from questlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["prepare"]
+
+
+def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int | None = None) -> PreparedData:
+    """Find the source, tokenise it unless that was done before, and set validation tokens apart.
+
+    `vocab_size` is the model's, None to take the tokenizer's. No more than `max_tokens` tokens of the source are used,
+    and no more than `config.max_tokens`; what is held out is taken from these. A validation source of its own is read
+    whole, except that of a hub data set: its first 10 Mi tokens, whatever the limit. Token shards are used where they
+    lie; text is tokenised into the cache, and a second call only opens that.
+
+    Raises DataError for a source, tokenizer or shard that cannot be used or does not fit the model, ConfigError where
+    the size of the vocabulary cannot be known, MissingDependencyError where reading needs a package that is absent.
+    """
+    cache = cache_folder(config)
+    limit = min((given for given in (config.max_tokens, max_tokens) if given is not None), default=None)
+    tokenizer = None if config.tokenizer == "train" else load_tokenizer(Path(config.tokenizer).expanduser())
+    if tokenizer is not None:
+        require_fit(tokenizer, vocab_size)
+    train, val = resolve(config, cache)
+    if isinstance(train, Shards):
+        assert val is None or isinstance(val, Shards)
+        return _prepare_shards(config, train, val, tokenizer, vocab_size, limit, cache)
+    assert not isinstance(val, Shards)
+    return prepare_text(config, train, val, tokenizer, vocab_size, limit, cache)
+
+
+def _prepare_shards(
+    config: DataConfig,
+    train: Shards,
+    val: Shards | None,
+    tokenizer: Tokenizer | None,
+    vocab_size: int | None,
+    limit: int | None,
+    cache: Path,
+) -> PreparedData:
+    if tokenizer is None and vocab_size is None:
+        raise ConfigError(
+            f"the token shards {config.source!r} do not say how large their vocabulary is; "
+            "add --set model.vocab_size=N or --set data.tokenizer=PATH"
+        )
+    entries = tokenizer_size(tokenizer) if tokenizer else vocab_size or 0
+    paths = train.paths + (val.paths if val else ())
+    check_vocabulary(paths, entries, lambda path: largest_id_of(path, cache))
+
+    stream = open_shards(train.paths)
+    stream = stream.cut(0, min(limit or len(stream), len(stream)))
+    if val:
+        train_stream, val_stream = stream, open_shards(val.paths)
+    else:
+        start = tail_start(len(stream), config.val_fraction)
+        train_stream, val_stream = stream.cut(0, start), stream.cut(start, len(stream))
+
+    # As everywhere, what decides the tokens: a limit and a held-out tail do, the size of the model does not.
+    source = [train.content_hash(cache), val.content_hash(cache) if val else config.val_fraction, limit]
+    val_hash = remember(cache, ["val_hash", source], lambda: stream_hash(val_stream))
+    val_bytes = None
+    if tokenizer:
+        coder = tokenizer
+        key = ["val_bytes", source, tokenizer_hash(tokenizer)]
+        val_bytes = remember(cache, key, lambda: count_bytes(coder, val_stream))
+    return PreparedData(
+        train=train_stream,
+        val=val_stream,
+        val_bytes=val_bytes,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size or entries,
+        data_hash=value_hash(source),
+        val_hash=val_hash,
+        description=f"{config.source}: {len(train_stream):,} training and {len(val_stream):,} validation tokens "
+        f"({'shards of their own' if val else 'the last of the shards'})",
+    )

@@ -1,0 +1,53 @@
+"""What every source becomes: two streams of tokens and what is known about them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from questlm.data.stream import TokenStream
+from questlm.data.tokenizer import tokenizer_size
+from questlm.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["PreparedData", "require_fit", "stream_hash"]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokens to train and to validate on; the two are disjoint.
+
+    `val_bytes` are the UTF-8 bytes of the validation text (end-of-text not counted), None where no tokenizer is known.
+    `data_hash` names what was read and how it became tokens; `val_hash` is the SHA-256 of the validation tokens as
+    little-endian uint32, the same for the same tokens however they are stored.
+    """
+
+    train: TokenStream
+    val: TokenStream
+    val_bytes: int | None
+    tokenizer: Tokenizer | None = field(repr=False)
+    vocab_size: int
+    data_hash: str
+    val_hash: str
+    description: str
+
+
+def stream_hash(stream: TokenStream) -> str:
+    """Hex SHA-256 of the tokens as little-endian uint32."""
+    digest = hashlib.sha256()
+    for chunk in stream.chunks():
+        digest.update(chunk.astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+def require_fit(tokenizer: Tokenizer, vocab_size: int | None) -> None:
+    """Raise DataError when the model's `vocab_size` is given and smaller than the tokenizer."""
+    entries = tokenizer_size(tokenizer)
+    if vocab_size is not None and vocab_size < entries:
+        raise DataError(
+            f"the tokenizer has {entries} entries but the model only {vocab_size}; "
+            f"use --set model.vocab_size={entries} or leave it out"
+        )

@@ -1,0 +1,272 @@
+"""From the string in `data.source` to something that can be read: files of text, a hub data set, or token shards."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from questlm.config import DataConfig
+from questlm.data.cache import file_digest, remember, value_hash
+from questlm.data.readers import (
+    ALLOWED,
+    Piece,
+    file_kind,
+    read_pieces,
+    split_document,
+)
+from questlm.errors import DataError, MissingDependencyError
+from questlm.progress import progress
+
+__all__ = ["Files", "Hub", "Shards", "Source", "resolve"]
+
+_LEAST_STDLIB_BYTES = 10**6
+_SLOW_BYTES = 2**30
+_NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+
+Report = Callable[[int], None]
+
+
+def _no_report(done: int) -> None:
+    """Where nobody watches."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of text below `root`, in the order they are read."""
+
+    name: str
+    root: Path
+    paths: tuple[Path, ...]
+    text_field: str
+
+    def size(self) -> int:
+        """Bytes of all files as they lie on the disk."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def content_hash(self, cache: Path) -> str:
+        """SHA-256 over the names below `root` and the bytes of all files."""
+        return _hash_files(self.name, self.root, self.paths, cache)
+
+    def pieces(self, report: Report = _no_report) -> Iterator[Piece]:
+        """Read all documents; `report(bytes)` hears how much of `size()` has been read."""
+        before = 0
+        for path in self.paths:
+            try:
+                file = path.open("rb")
+            except OSError as problem:
+                raise DataError(f"{path} cannot be read: {problem.strerror}") from None
+            with file:
+                for piece in read_pieces(file, path, self.text_field):
+                    report(before + file.tell())
+                    yield piece
+            before += path.stat().st_size
+
+
+@dataclass(frozen=True)
+class Hub:
+    """One split of a Hugging Face data set, or of a folder in a form that the `datasets` library reads."""
+
+    name: str
+    configuration: str | None
+    split: str
+    text_field: str
+
+    def size(self) -> None:
+        """Not known before the end."""
+
+    def splits(self, cache: Path) -> list[str]:
+        """Names of the splits; those of a remote data set are remembered, so that prepared data opens offline."""
+        if self._folder.is_dir():
+            return sorted(self._load())
+        names: list[str] = remember(cache, ["splits", self.name, self.configuration], lambda: sorted(self._load()))
+        return names
+
+    def content_hash(self, cache: Path) -> str:
+        """SHA-256 over name, configuration and split: what a remote data set holds is not looked at."""
+        local = self._folder.is_dir()
+        files = [path for path in sorted(self._folder.rglob("*")) if path.is_file()] if local else []
+        content = _hash_files(self.name, self._folder, files, cache)
+        return value_hash(["hf", self.name, self.configuration, self.split, content])
+
+    def pieces(self, report: Report = _no_report) -> Iterator[Piece]:
+        """Stream all documents; `report(characters)` hears how much text has been read."""
+        rows = iter(self._load()[self.split])
+        number = characters = 0
+        while (row := self._call(next, rows, None)) is not None:
+            if not isinstance(text := row.get(self.text_field), str):
+                raise DataError(
+                    f"row {number} of the data set {self.name!r} holds no text in {self.text_field!r}, only the "
+                    f"columns {sorted(row)}; set data.text_field to one that holds strings"
+                )
+            number += 1
+            characters += len(text)
+            report(characters)
+            if text and not text.isspace():
+                yield from split_document(text)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.name).expanduser()
+
+    def _load(self) -> Any:
+        try:
+            from datasets import load_dataset
+        except ImportError:
+            raise MissingDependencyError("datasets", "hf", "an hf: source") from None
+        name = str(self._folder) if self._folder.is_dir() else self.name
+        return self._call(load_dataset, name, self.configuration, streaming=True)
+
+    def _call(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        try:
+            return function(*values, **options)
+        except Exception as problem:  # whatever goes wrong on the way to the hub is one sentence to the user
+            reason = (str(problem).strip().splitlines() or [""])[0]
+            raise DataError(
+                f"the data set {self.name!r} cannot be read ({type(problem).__name__}: {reason}); check its name and "
+                "configuration ('hf:NAME:CONFIG') and the network"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Token shards, in the order they are read."""
+
+    name: str
+    root: Path
+    paths: tuple[Path, ...]
+
+    def content_hash(self, cache: Path) -> str:
+        """SHA-256 over the names below `root` and the bytes of all files."""
+        return _hash_files(self.name, self.root, self.paths, cache)
+
+
+Source = Files | Hub | Shards
+
+
+def resolve(config: DataConfig, cache: Path) -> tuple[Source, Source | None]:
+    """The training source and the validation source; None where the latter must be held out of the former.
+
+    Without `config.val`, the `*_val_*.bin` files beside `*_train_*.bin` files validate, and the `validation` split of a
+    hub data set does. What validates never trains: files that are in both sources are taken out of the first.
+    """
+    train, own = _with_validation(_open(config.source, config.text_field), cache)
+    if config.val is None:
+        return train, own
+    val, own = _with_validation(_open(config.val, config.text_field), cache)
+    if own is not None:
+        val = own
+    if isinstance(train, Shards) != isinstance(val, Shards):
+        raise DataError(
+            f"data.source {config.source!r} and data.val {config.val!r} must both be text or both be token shards"
+        )
+    return _without(train, val), val
+
+
+def _open(source: str, text_field: str) -> Source:
+    if source == "stdlib":
+        return _standard_library()
+    if source.startswith("hf:"):
+        name, _, configuration = source.removeprefix("hf:").partition(":")
+        if not name:
+            raise DataError(f"the source {source!r} names no data set; write 'hf:NAME' or 'hf:NAME:CONFIG'")
+        return Hub(name, configuration or None, "train", text_field)
+    root, paths = _find(source)
+    kinds = {file_kind(path) for path in paths}
+    if kinds == {".bin"}:
+        return Shards(source, root, paths)
+    if ".bin" in kinds:
+        raise DataError(f"{source!r} holds token shards (.bin) beside text; name one or the other, such as '*.bin'")
+    return Files(source, root, paths, text_field)
+
+
+def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
+    """Files that `source` names and we can read, sorted, and the folder that they are below."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        found, root = [path], path.parent
+    elif path.is_dir():
+        # Hidden files are no part of a corpus: .git, .ipynb_checkpoints, our own temporary files.
+        found = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        root = path
+    elif glob.has_magic(source):
+        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
+        root = Path(os.path.commonpath([file.parent for file in found])) if found else path
+    else:
+        raise DataError(f"{source!r} does not exist; a source is 'stdlib', a file, folder or glob, or 'hf:NAME'")
+    files = [file for file in found if file.is_file()]
+    if not files:
+        raise DataError(f"{source!r} holds no files; it must lead to {ALLOWED}")
+    readable = sorted((file for file in files if file_kind(file)), key=lambda file: file.relative_to(root).as_posix())
+    if not readable:
+        raise DataError(f"{source!r} leads to no file that can be read, such as {files[0].name!r}; allowed: {ALLOWED}")
+    return root, tuple(readable)
+
+
+def _standard_library() -> Files:
+    root = Path(sysconfig.get_path("stdlib"))
+    found = sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix())
+    paths = tuple(file for file in found if _is_library_source(file, root))
+    source = Files("stdlib", root, paths, text_field="")
+    if source.size() < _LEAST_STDLIB_BYTES:
+        raise DataError(
+            f"this Python comes with only {source.size()} bytes of library sources, too few to train on; "
+            "set data.source to text of your own"
+        )
+    return source
+
+
+def _is_library_source(path: Path, root: Path) -> bool:
+    # _sysconfigdata_* says how this very Python was built: it is not code and differs on every machine.
+    if _NOT_STDLIB.intersection(path.relative_to(root).parts) or path.name.startswith("_sysconfigdata"):
+        return False
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # a few are in Latin-1 on purpose
+        return False
+    return True
+
+
+def _with_validation(source: Source, cache: Path) -> tuple[Source, Source | None]:
+    """`source` without the part that says of itself that it validates, and that part."""
+    if isinstance(source, Hub):
+        names = source.splits(cache)
+        if "train" not in names:
+            raise DataError(f"the data set {source.name!r} has no split 'train', only {names}")
+        return source, replace(source, split="validation") if "validation" in names else None
+    if isinstance(source, Shards):
+        train = tuple(path for path in source.paths if "_train_" in path.name)
+        val = tuple(path for path in source.paths if "_val_" in path.name)
+        if train and val:
+            return replace(source, paths=train), replace(source, paths=val)
+    return source, None
+
+
+def _without(train: Source, val: Source) -> Source:
+    """`train` less the files of `val`."""
+    if isinstance(train, Hub) or isinstance(val, Hub):
+        if train == val:
+            raise DataError(f"data.source and data.val are the same split of the data set {val.name!r}")
+        return train
+    held_out = {path.resolve() for path in val.paths}
+    paths = tuple(path for path in train.paths if path.resolve() not in held_out)
+    if not paths:
+        raise DataError(f"every file of data.source is in data.val {val.name!r} too, so nothing is left to train on")
+    return replace(train, paths=paths)
+
+
+def _hash_files(name: str, root: Path, paths: Sequence[Path], cache: Path) -> str:
+    total = sum(path.stat().st_size for path in paths)
+    digests = []
+    done = 0
+    with progress(f"checking {name}", total) if total > _SLOW_BYTES else nullcontext(_no_report) as update:
+        for path in paths:
+            digests.append([path.relative_to(root).as_posix(), file_digest(path, cache)])
+            done += path.stat().st_size
+            update(done)
+    return value_hash(digests)

@@ -1,0 +1,96 @@
+"""Training, loading and identifying tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from questlm.data.readers import END_OF_TEXT
+from questlm.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["end_of_text_id", "load_tokenizer", "sample", "tokenizer_hash", "tokenizer_size", "train_tokenizer"]
+
+_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
+_SAMPLE_CHARACTERS = 16 * 2**20
+_BLOCK_CHARACTERS = 8192
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of `vocab_size` entries (fewer on a tiny corpus); `<|endoftext|>` is 0. Deterministic.
+
+    It is lossless (all 256 bytes are in the alphabet) and learns from a `sample` of `texts`, at most 16 Mi characters:
+    more hardly changes a vocabulary of ordinary size, and training takes seconds.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample(texts), trainer)
+    return tokenizer
+
+
+def sample(texts: Iterable[str]) -> list[str]:
+    """At most 16 Mi characters of `texts`, taken evenly over their whole length in one pass.
+
+    Texts are cut into blocks of 8,192 characters. Every block is kept until there are too many; then every other one
+    goes, and of what follows only every second is kept, then every fourth, and so on.
+    """
+    kept: list[str] = []
+    size = number = 0
+    stride = 1
+    for text in texts:
+        for start in range(0, len(text), _BLOCK_CHARACTERS):
+            if number % stride == 0:
+                kept.append(text[start : start + _BLOCK_CHARACTERS])
+                size += len(kept[-1])
+            number += 1
+            while size > _SAMPLE_CHARACTERS:
+                kept, stride = kept[::2], 2 * stride
+                size = sum(map(len, kept))
+    return kept
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`. Truncation and padding, which would cut or stretch documents, are switched off."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; data.tokenizer must be 'train' or the path of a tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as problem:  # the library raises nothing more particular
+        raise DataError(f"{path} is not a tokenizer.json of the tokenizers library: {problem}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def end_of_text_id(tokenizer: Tokenizer) -> int:
+    """Id of the token that ends a document; DataError when the tokenizer has none under a usual name."""
+    for name in _ENDS:
+        token = tokenizer.token_to_id(name)
+        if token is not None:
+            return token
+    raise DataError(f"the tokenizer has no token that ends a document; add one of {', '.join(_ENDS)} to it")
+
+
+def tokenizer_size(tokenizer: Tokenizer) -> int:
+    """Entries that a model needs for it: the largest id plus one, which gaps may make more than its entries."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """Hex SHA-256 of the tokenizer's JSON."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()

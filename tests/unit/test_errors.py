@@ -1,0 +1,39 @@
+"""The exception tree."""
+
+from __future__ import annotations
+
+import pytest
+
+from questlm import errors
+from questlm.errors import MissingDependencyError, QuestError, nearest_name
+
+
+def test_all_exports_every_public_name():
+    public = {name for name, value in vars(errors).items() if getattr(value, "__module__", None) == errors.__name__}
+    assert set(errors.__all__) == public
+
+
+def test_every_error_is_a_quest_error_and_stands_in_the_drawing():
+    found = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)}
+    assert len(found) == 8
+    for error in found:
+        assert issubclass(error, QuestError)
+        assert error.__name__ in errors.__doc__
+
+
+@pytest.mark.parametrize(("error", "builtin"), [("ConfigError", ValueError), ("MissingDependencyError", ImportError)])
+def test_errors_are_also_what_plain_python_would_raise(error, builtin):
+    assert issubclass(getattr(errors, error), builtin)
+
+
+def test_a_missing_package_names_the_exact_command():
+    message = str(MissingDependencyError("datasets", "hf", "reading 'hf:c4'"))
+    assert message.startswith("reading 'hf:c4' needs the package 'datasets'")
+    assert "pip install 'questlm[hf]'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("qest", " Did you mean 'quest'?"), ("lsqq", " Did you mean 'lsq'?"), ("zzz", ""), ("", "")]
+)
+def test_nearest_name_helps_only_when_something_is_near(name, hint):
+    assert nearest_name(name, ["quest", "lsq", "pact"]) == hint

@@ -1,0 +1,46 @@
+"""Importing is quick and brings no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import questlm
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["questlm", "questlm.config", "questlm.errors", "questlm.files", "questlm.ops.grid"])
+def test_these_import_no_torch(module):
+    heavy = "{'torch', 'numpy', 'transformers', 'datasets', 'triton', 'pyarrow', 'tokenizers', 'safetensors'}"
+    # The parent package of ops.grid needs torch, so the file is run by itself.
+    load = (
+        f"import {module}"
+        if module != "questlm.ops.grid"
+        else f"import runpy; runpy.run_path({questlm.__path__[0] + '/ops/grid.py'!r})"
+    )
+    assert run(f"import sys; {load}; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_import_takes_less_than_a_second_of_cpu_time():
+    code = "import time; start = time.process_time(); import questlm; print(time.process_time() - start)"
+    assert float(run(code)) < 1.0
+
+
+def test_the_public_names_are_all_there():
+    for name in ("Llama", "prepare", "restore", "QuantSpec", "RunConfig", "load_config"):
+        assert name in questlm.__all__
+        assert getattr(questlm, name).__name__ == name
+    assert set(questlm.__all__) <= set(dir(questlm))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        questlm.nothing  # noqa: B018
+
+
+def test_every_package_lists_names_that_exist():
+    for package in ("config", "ops", "quant", "models"):
+        module = getattr(questlm, package)
+        assert [name for name in module.__all__ if not hasattr(module, name)] == []

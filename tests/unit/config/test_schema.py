@@ -1,0 +1,197 @@
+"""What the settings allow, and the one sentence for what they do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from questlm.config import PRESETS, Budget, DataConfig, ModelConfig, QuantSpec, RunConfig, TrainConfig, preset
+from questlm.errors import ConfigError
+
+SECTIONS = [ModelConfig, QuantSpec, DataConfig, TrainConfig, RunConfig]
+
+
+def sentence(caught: pytest.ExceptionInfo) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "pydantic" not in message.lower()
+    assert "validation error" not in message.lower()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "nearest"),
+    [
+        (ModelConfig, "layer", "layers"),
+        (ModelConfig, "kv_head", "kv_heads"),
+        (QuantSpec, "weights_bits", "weight_bits"),
+        (QuantSpec, "embedding", "embeddings"),
+        (DataConfig, "tokeniser", "tokenizer"),
+        (TrainConfig, "learning_rate", None),
+        (TrainConfig, "batchsize", "batch_size"),
+        (Budget, "token", "tokens"),
+        (RunConfig, "trian", "train"),
+        (RunConfig, "zzzz", None),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_name_and_all_names(section, key, nearest):
+    with pytest.raises(ConfigError) as caught:
+        section(**{key: 1})
+    message = sentence(caught)
+    assert repr(key) in message
+    assert (f"Did you mean {nearest!r}?" in message) == (nearest is not None)
+    assert all(name in message for name in section.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        (ModelConfig, "layers", 0),
+        (ModelConfig, "layers", 2.5),
+        (ModelConfig, "layers", "many"),
+        (ModelConfig, "hidden", 8),
+        (ModelConfig, "norm_eps", 0),
+        (ModelConfig, "rope_theta", -1.0),
+        (ModelConfig, "rope_theta", float("inf")),
+        (ModelConfig, "tied_head", "perhaps"),
+        (QuantSpec, "weight_bits", 0),
+        (QuantSpec, "weight_bits", 9),
+        (QuantSpec, "act_bits", "tenary"),
+        (QuantSpec, "act_bits", None),
+        (QuantSpec, "block_size", 0),
+        (QuantSpec, "embeddings", "int4"),
+        (DataConfig, "val_fraction", 0),
+        (DataConfig, "vocab_size", 256),
+        (TrainConfig, "lr", 0),
+        (TrainConfig, "lr", float("nan")),
+        (TrainConfig, "beta1", 1),
+        (TrainConfig, "compile", "yes"),
+        (TrainConfig, "loggers", ["tensorbord"]),
+        (TrainConfig, "seq_len", [512]),
+        (Budget, "tokens", 0),
+        (Budget, "seconds", -1),
+        (RunConfig, "seed", -1),
+        (RunConfig, "seed", 2**63),
+        (RunConfig, "model", None),
+        (RunConfig, "model", 3),
+    ],
+)
+def test_bad_values_are_refused_with_their_name_and_the_value(section, key, value):
+    with pytest.raises(ConfigError) as caught:
+        section(**{key: value})
+    message = sentence(caught)
+    assert key in message
+    assert repr(value if key != "loggers" else value[0]) in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden": 100, "heads": 3}, "hidden 100 is not a multiple of heads 3"),
+        ({"hidden": 66, "heads": 2}, "33 is odd"),
+        ({"head_dim": 5}, "5 is odd"),
+        ({"heads": 2, "kv_heads": 4}, "heads 2 is not a multiple of kv_heads 4"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_explained(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        ModelConfig(**settings)
+
+
+@pytest.mark.parametrize("block_size", [3, 48, 127, 1000])
+def test_a_block_size_is_a_power_of_two(block_size):
+    with pytest.raises(ConfigError, match=f"block_size {block_size} is not a power of two"):
+        QuantSpec(block_size=block_size)
+
+
+def test_a_micro_batch_divides_the_batch():
+    with pytest.raises(ConfigError, match="batch_size 512 is not a multiple of micro_batch_size 100"):
+        TrainConfig(micro_batch_size=100)
+    assert TrainConfig(batch_size=12, micro_batch_size=4).micro_batch_size == 4
+
+
+def test_errors_in_a_section_say_where():
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(model={"layers": 0})
+    assert "model" in sentence(caught)
+    assert "layers = 0" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"train.*'lrr'.*Did you mean 'lr'"):
+        RunConfig(train={"lrr": 1})
+
+
+@pytest.mark.parametrize("given", [{}, {"tokens": 1, "seconds": 2}, {"tokens": 1, "tokens_per_param": 2, "seconds": 3}])
+def test_a_budget_is_exactly_one_thing(given):
+    with pytest.raises(ConfigError, match="exactly one of tokens, tokens_per_param and seconds") as caught:
+        Budget(**given)
+    assert all(name in str(caught.value) for name in given)
+    with pytest.raises(ConfigError, match=r"budget.*exactly one"):
+        RunConfig(budget=given)
+
+
+def test_steps_follow_from_the_budget():
+    train = TrainConfig(batch_size=4, seq_len=100)
+    assert RunConfig(train=train, budget={"tokens": 4_399}).total_steps() == 10
+    assert RunConfig(train=train, budget={"tokens": 1}).total_steps() == 1
+    assert RunConfig(train=train, budget={"seconds": 60}).total_steps() is None
+    per_param = RunConfig(budget={"tokens_per_param": 2.5})
+    assert per_param.token_budget() == round(2.5 * per_param.model.block_parameters)
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, Budget])
+def test_settings_are_frozen(section):
+    config = section(**({"tokens": 5} if section is Budget else {}))
+    name = next(iter(section.model_fields))
+    with pytest.raises(Exception, match="frozen"):
+        setattr(config, name, getattr(config, name))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8, 16, "ternary"])
+def test_every_width_is_accepted(bits):
+    spec = QuantSpec(weight_bits=bits, act_bits=bits)
+    assert spec.enabled == (bits != 16)
+    assert QuantSpec(weight_bits=bits, act_bits=16).enabled == (bits != 16)
+
+
+@pytest.mark.parametrize(
+    ("weight", "act", "label"),
+    [(4, 4, "quest-w4a4"), ("ternary", 8, "quest-wta8"), (4, 16, "quest-w4a16"), (16, 16, "bf16")],
+)
+def test_labels(weight, act, label):
+    assert QuantSpec(weight_bits=weight, act_bits=act).label == label
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(640, 1792), (768, 2048), (1024, 2816), (1280, 3584), (96, 256)])
+def test_mlp_width_is_eight_thirds_rounded_up_to_256(hidden, width):
+    assert ModelConfig(hidden=hidden, heads=2).mlp_width == width
+
+
+PUBLISHED = {  # blocks, hidden, heads, learning rate
+    "30m": (6, 640, 5, 1.2e-3),
+    "50m": (7, 768, 6, 1.2e-3),
+    "100m": (8, 1024, 8, 6e-4),
+    "200m": (10, 1280, 10, 3e-4),
+    "430m": (13, 1664, 13, 1.5e-4),
+    "800m": (16, 2048, 16, 7.5e-5),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_published_runs(name):
+    config = RunConfig(**preset(name))
+    assert (config.model.layers, config.model.hidden, config.model.heads, config.train.lr) == PUBLISHED[name]
+    assert (config.train.batch_size, config.train.seq_len, config.train.warmup) == (512, 512, 0.1)
+    assert (config.train.beta1, config.train.beta2, config.train.weight_decay) == (0.9, 0.95, 0.1)
+    assert (config.train.grad_clip, config.train.warmup_start, config.train.final_lr) == (1.0, 0.01, 0.1)
+    assert (config.model.norm_eps, config.model.rope_theta, config.model.tied_head) == (1e-5, 1e4, False)
+    assert config.budget.tokens_per_param == 100
+
+
+def test_preset_names():
+    assert set(PRESETS) == {"nano", *PUBLISHED}
+    assert preset("30M") == preset("30m")
+    with pytest.raises(ConfigError, match=r"'30mm'.*Did you mean '30m'.*800m"):
+        preset("30mm")
+
+
+def test_changing_what_preset_returns_changes_no_preset():
+    preset("30m")["model"]["layers"] = 1
+    assert preset("30m")["model"]["layers"] == 6

@@ -1,0 +1,56 @@
+"""The table of methods, and how a spec becomes a layer's format."""
+
+from __future__ import annotations
+
+import pytest
+
+from questlm.config import QuantSpec
+from questlm.errors import ConfigError
+from questlm.ops import Grid
+from questlm.quant import METHODS, find_method, gaussian_grid
+from questlm.quant.estimators import trust_bound
+from questlm.quant.methods import linear_format
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_what_it_is_and_where_it_is_from(name):
+    method = find_method(name)
+    assert method is METHODS[name]
+    assert method.summary
+    assert "\n" not in method.summary
+    assert "arXiv" in method.source
+
+
+def test_quest_is_hadamard_gaussian_grid_and_trust():
+    method = find_method("quest")
+    assert method.rotates
+    assert method.grid(4) == gaussian_grid(4)
+    assert method.mask_bound is trust_bound
+
+
+@pytest.mark.parametrize("name", ["", "Quest", "qest"])
+def test_an_unknown_method_lists_those_there_are(name):
+    with pytest.raises(ConfigError, match=r"There are: .*quest"):
+        find_method(name)
+
+
+def test_a_spec_becomes_a_block_and_two_grids():
+    form = linear_format(QuantSpec(weight_bits=3, act_bits="ternary"), 640)
+    assert (form.block_size, form.weight, form.act) == (128, gaussian_grid(3), gaussian_grid("ternary"))
+    assert linear_format(QuantSpec(weight_bits=16), 640).weight is None
+    assert linear_format(QuantSpec(act_bits=16), 640).act is None
+    assert linear_format(QuantSpec(block_size=32), 640).block_size == 32
+    assert linear_format(QuantSpec(), 48).block_size == 16
+
+
+@pytest.mark.parametrize("spec", [QuantSpec(), QuantSpec(block_size=16)])
+def test_an_input_dimension_without_a_block_is_refused(spec):
+    with pytest.raises(ConfigError, match="40"):
+        linear_format(spec, 40)
+
+
+@pytest.mark.parametrize("levels", range(2, 257))
+def test_trust_ends_half_a_step_beyond_the_outermost_level(levels):
+    for rotates, one_bit in ((True, 0.65), (False, 0.625)):
+        expected = one_bit if levels == 2 else (levels - 1) / 2 + 1 / 2
+        assert trust_bound(Grid(levels, 1.0), rotates) == expected

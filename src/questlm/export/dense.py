@@ -1,0 +1,82 @@
+"""The artifact's weights as plain matrices, for programs that know nothing of codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from questlm import ops
+from questlm.errors import ConfigError
+from questlm.export.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME, GridConfig, matrix_shapes, norm_names
+from questlm.export.load import Artifact, end_of_text
+from questlm.files import atomic_folder, write_json
+from questlm.models import names
+
+__all__ = ["dense_state_dict", "to_hugging_face"]
+
+
+def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
+    """Weights of a plain `questlm.models.Llama`, all float32: quantised ones as W = IHT(w_q).
+
+    A tied head is listed too, as the same tensor as the embedding.
+    """
+    config = artifact.config
+    weights = {f"{name}.weight": _dense_weight(artifact, name) for name in matrix_shapes(config.model)}
+    weights |= {f"{name}.weight": artifact.tensors[f"{name}.weight"] for name in norm_names(config.model)}
+    if config.model.tied_head:
+        weights["lm_head.weight"] = weights["embed.weight"]
+    return weights
+
+
+def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
+    """Write a folder that transformers' `LlamaForCausalLM.from_pretrained` and `AutoTokenizer` read.
+
+    Weights are stored dequantised, in float32, and activations are not quantised by transformers: a model trained with
+    `act_bits` below 16 gives other logits there than it does here.
+
+    Raises:
+        ConfigError: `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
+    weights = names.to_hugging_face(dense_state_dict(artifact))
+    if artifact.config.model.tied_head:
+        del weights["lm_head.weight"]
+    with atomic_folder(out) as folder:
+        save_file(weights, folder / TENSORS_NAME, metadata={"format": "pt"})
+        write_json(folder / CONFIG_NAME, _config(artifact))
+        if artifact.tokenizer_json is not None:
+            (folder / TOKENIZER_NAME).write_text(artifact.tokenizer_json, encoding="utf-8", newline="")
+            write_json(folder / "tokenizer_config.json", _tokenizer_config(artifact))
+
+
+def _dense_weight(artifact: Artifact, name: str) -> Tensor:
+    form = artifact.config.weight_format(name)
+    if not isinstance(form.weight, GridConfig):
+        return artifact.stored_weight(name)
+    columns = matrix_shapes(artifact.config.model)[name][1]
+    codes = ops.unpack(artifact.tensors[f"{name}.codes"], form.weight.levels, columns)
+    rotated = ops.dequantize(codes, artifact.tensors[f"{name}.step"], form.weight.grid)
+    return ops.hadamard(rotated, form.block_size)
+
+
+def _config(artifact: Artifact) -> dict[str, Any]:
+    end = end_of_text(artifact.tokenizer) if artifact.tokenizer else None
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "float32",
+        "bos_token_id": None,
+        "eos_token_id": end,
+        **names.hugging_face_config(artifact.config.model),
+    }
+
+
+def _tokenizer_config(artifact: Artifact) -> dict[str, Any]:
+    end = end_of_text(artifact.tokenizer) if artifact.tokenizer else None
+    eos = artifact.tokenizer.id_to_token(end) if artifact.tokenizer and end is not None else None
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "eos_token": eos}

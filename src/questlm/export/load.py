@@ -1,0 +1,203 @@
+"""Read an artifact, trusting nothing.
+
+Checked in this order, each before the next is looked at: the manifest and every file's SHA-256; config.json; names,
+shapes and dtypes in the header of model.safetensors against what the config implies; only then are tensors read, so no
+memory is taken on the word of a config. Codes must lie on their grid and floats be finite. Any fault is an
+ArtifactError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from questlm.errors import ArtifactError
+from questlm.export.format import (
+    CONFIG_NAME,
+    FORMAT,
+    TENSORS_NAME,
+    TOKENIZER_NAME,
+    VERSION,
+    ArtifactConfig,
+    GridConfig,
+    TensorSpec,
+    expected_tensors,
+    matrix_shapes,
+)
+from questlm.files import MANIFEST_NAME, read_json, verify
+from questlm.ops.reference.storage import from_int8_rows
+
+__all__ = ["Artifact", "end_of_text", "load_artifact", "parse_tokenizer"]
+
+_MAX_CONFIG_BYTES = 4 * 2**20
+_MAX_TOKENIZER_BYTES = 128 * 2**20
+_MAX_MESSAGE = 300
+_ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A packed model in memory.
+
+    Attributes:
+        config: shape, formats and provenance.
+        tensors: by name, as `questlm.export.format` lists them, on the CPU.
+        tokenizer: with truncation and padding off, or None.
+        tokenizer_json: its file, unchanged.
+        details: what the manifest records beside hashes: bytes by part.
+        bytes: size of all its files.
+    """
+
+    config: ArtifactConfig
+    tensors: dict[str, Tensor]
+    tokenizer: Tokenizer | None
+    tokenizer_json: str | None
+    details: dict[str, Any]
+    bytes: int
+
+    def stored_weight(self, name: str) -> Tensor:
+        """A matrix stored as float32, bf16 or int8: (out, in) float32."""
+        if f"{name}.scale" in self.tensors:
+            return from_int8_rows(self.tensors[f"{name}.codes"], self.tensors[f"{name}.scale"])
+        return self.tensors[f"{name}.weight"].to(torch.float32)
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """Check and read the artifact in the folder `path`.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, hostile, or of another format or version.
+    """
+    folder = Path(path)
+    try:
+        return _load(folder)
+    except (ArithmeticError, OSError, RuntimeError, ValueError, SafetensorError) as problem:
+        raise ArtifactError(f"{folder} is not a usable artifact: {_brief(problem)}") from None
+
+
+def parse_tokenizer(text: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, with truncation and padding off.
+
+    Raises:
+        ArtifactError: it is not one, or has ids that a model of `vocab_size` does not know.
+    """
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_str(text)
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+    except Exception as problem:  # the library raises nothing more particular
+        raise ArtifactError(f"{TOKENIZER_NAME} is not one of the tokenizers library: {_brief(problem)}") from None
+    if largest >= vocab_size:
+        raise ArtifactError(
+            f"{TOKENIZER_NAME} has the id {largest}, but the model's vocabulary has {vocab_size} entries"
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def end_of_text(tokenizer: Tokenizer) -> int | None:
+    """Id of the token that ends a document, or None where the tokenizer has none under a usual name."""
+    return next((token for name in _ENDS if (token := tokenizer.token_to_id(name)) is not None), None)
+
+
+def _load(folder: Path) -> Artifact:
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder; give the folder of a packed model")
+    _refuse_oversized(folder / MANIFEST_NAME, _MAX_CONFIG_BYTES)
+    details = verify(folder, FORMAT, VERSION, ArtifactError)
+    files = read_json(folder / MANIFEST_NAME, ArtifactError)["files"]
+    for name in (CONFIG_NAME, TENSORS_NAME):
+        if name not in files:
+            raise ArtifactError(f"{folder} has no {name} in its manifest; it is not complete")
+    config = _read_config(folder / CONFIG_NAME)
+    tensors = _read_tensors(folder / TENSORS_NAME, expected_tensors(config))
+    _check_values(config, tensors)
+    # A tokenizer.json that the manifest does not list has not been verified, so it is not read.
+    text = _read_tokenizer(folder / TOKENIZER_NAME) if TOKENIZER_NAME in files else None
+    return Artifact(
+        config=config,
+        tensors=tensors,
+        tokenizer=None if text is None else parse_tokenizer(text, config.model.vocab_size or 0),
+        tokenizer_json=text,
+        details=details,
+        bytes=sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *files)),
+    )
+
+
+def _read_config(path: Path) -> ArtifactConfig:
+    _refuse_oversized(path, _MAX_CONFIG_BYTES)
+    values = read_json(path, ArtifactError)
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path} holds a {type(values).__name__}, not an object")
+    try:
+        return ArtifactConfig(**values)
+    except (ArithmeticError, RuntimeError, ValueError) as problem:
+        raise ArtifactError(f"{path} cannot be used: {_brief(problem)}") from None
+
+
+def _read_tokenizer(path: Path) -> str:
+    _refuse_oversized(path, _MAX_TOKENIZER_BYTES)
+    return path.read_bytes().decode()
+
+
+def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        for name in (*expected.keys() - names, *names - expected.keys()):
+            relation = "lacks" if name in expected else "has an unexpected"
+            raise ArtifactError(f"{path} {relation} tensor {_brief(name)!r}, by its config")
+        for name, spec in expected.items():
+            header = file.get_slice(name)
+            dtype, shape = header.get_dtype(), tuple(header.get_shape())
+            if (dtype, shape) != (spec.dtype, spec.shape):
+                raise ArtifactError(
+                    f"{path}: {name} is {dtype} {shape}, but by its config it must be {spec.dtype} {spec.shape}"
+                )
+        # Copies, because the file is mapped: whoever changed it later would change the model.
+        return {name: file.get_tensor(name).clone() for name in expected}
+
+
+def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{name} holds a value that is not finite; the artifact is damaged")
+        if name.endswith((".step", ".scale")) and (tensor < 0).any():
+            raise ArtifactError(f"{name} holds a negative size; the artifact is damaged")
+        if tensor.dtype is torch.int8 and (tensor == -128).any():
+            raise ArtifactError(f"{name} holds the code -128, but the smallest is -127; the artifact is damaged")
+    shapes = matrix_shapes(config.model)
+    for name, form in config.weight_formats():
+        if isinstance(form.weight, GridConfig) and not _on_grid(
+            tensors[f"{name}.codes"], form.weight.levels, shapes[name][1]
+        ):
+            raise ArtifactError(f"{name}.codes holds a code that is not on its grid; the artifact is damaged")
+
+
+def _on_grid(packed: Tensor, levels: int, length: int) -> bool:
+    """Whether `packed` (rows, packed_width) is what packing rows of `length` codes can give."""
+    last = packed[:, -1]
+    if levels == 3:
+        digits_of_last = length % 5 or 5
+        return bool((packed < 3**5).all() and (last < 3**digits_of_last).all())
+    bits_of_last = length * (levels - 1).bit_length() % 8 or 8
+    return bits_of_last == 8 or not (last >> bits_of_last).any()
+
+
+def _refuse_oversized(path: Path, limit: int) -> None:
+    """Refuse what is not a plain file (a pipe, a device) or is larger than `limit`, before reading it."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; the folder is not a complete artifact")
+    if path.stat().st_size > limit:
+        raise ArtifactError(f"{path} is {path.stat().st_size} bytes long, but at most {limit} are allowed")
+
+
+def _brief(problem: object) -> str:
+    """One line of bounded length."""
+    text = " ".join(str(problem).split())
+    return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + " ..."

@@ -1,0 +1,219 @@
+"""Turn a prepared model into an artifact: the codes that its forward pass uses, as bits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.config import QuantSpec
+from questlm.errors import ArtifactError, ConfigError
+from questlm.export.format import (
+    CONFIG_NAME,
+    FORMAT,
+    TENSORS_NAME,
+    TOKENIZER_NAME,
+    VERSION,
+    ArtifactConfig,
+    GridConfig,
+    QuantizationConfig,
+    StoredForm,
+    WeightFormat,
+    expected_tensors,
+    matrix_shapes,
+    norm_names,
+)
+from questlm.export.load import Artifact, load_artifact, parse_tokenizer
+from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, seal
+from questlm.models import Llama
+from questlm.ops import Grid
+from questlm.ops.reference.storage import to_int8_rows
+from questlm.quant import FakeQuantLinear, StoredEmbedding, StoredLinear, quantized_layers
+
+__all__ = ["PackReport", "pack"]
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What packing gave.
+
+    Attributes:
+        path: the artifact's folder.
+        bytes: size of all its files.
+        bytes_by_part: of codes, steps, weights, embedding, head, norms, config, tokenizer, header and manifest; they
+            add up to `bytes`.
+        parameters: all parameters of the model.
+    """
+
+    path: Path
+    bytes: int
+    bytes_by_part: dict[str, int]
+    parameters: int
+
+    @property
+    def bf16_bytes(self) -> int:
+        """What the weights alone take in a BF16 checkpoint."""
+        return 2 * self.parameters
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Of the whole folder, tokenizer included."""
+        return 8 * self.bytes / self.parameters
+
+
+def pack(
+    model: Llama,
+    out: str | Path,
+    *,
+    tokenizer: str | bytes | None = None,
+    training: Mapping[str, Any] | None = None,
+    embeddings: Literal["bf16", "int8"] | None = None,
+) -> PackReport:
+    """Write `model` as an artifact to the new folder `out`, load it back, and check that the codes are the model's own.
+
+    Layers with 16-bit weights but quantised activations keep their float32 weights, which is what training used.
+    Layers left out of quantisation take the form they were trained in, or bf16 if that was float.
+
+    Args:
+        model: a Llama after `questlm.prepare`, with float32 parameters, on any device.
+        out: must not exist.
+        tokenizer: content of a tokenizer.json.
+        training: JSON to record: validation loss, data, sequence length.
+        embeddings: form of embedding and head; None: the form they were trained in, or bf16 if that was float (the
+            artifact then differs from the model by that rounding).
+
+    Raises:
+        ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights), or the
+            tokenizer or provenance is unusable.
+        ArtifactError: what was written does not read back as the same codes.
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
+    _check_model(model)
+    config = _describe(model, dict(training or {}), embeddings)
+    files = {CONFIG_NAME: _config_bytes(config)}
+    if tokenizer is not None:
+        files[TOKENIZER_NAME] = _tokenizer_bytes(tokenizer, config.model.vocab_size or 0)
+    with atomic_folder(out) as folder:
+        tensors = _tensors(model, config)
+        save_file(tensors, folder / TENSORS_NAME)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        parts = _bytes_by_part(config, folder)
+        seal(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
+        parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
+        _check_codes(model, load_artifact(folder))
+    return PackReport(out, sum(parts.values()), parts, config.model.parameters)
+
+
+def _check_model(model: Llama) -> None:
+    if not isinstance(model, Llama):
+        raise ConfigError(f"only a questlm Llama can be packed, not a {type(model).__name__}")
+    matrices = matrix_shapes(model.config)
+    expected = {f"{name}.weight" for name in (*matrices, *norm_names(model.config))}
+    parameters = dict(model.named_parameters())  # lists a tied head once
+    for name in (*expected - parameters.keys(), *parameters.keys() - expected):
+        raise ConfigError(f"the parameter {name!r} does not belong to a Llama of this config, so it cannot be packed")
+    if model.config.tied_head and isinstance(model.lm_head, FakeQuantLinear):
+        raise ConfigError("a tied head is stored as the embedding, so it cannot be quantised; leave lm_head out")
+    for name, parameter in parameters.items():
+        if parameter.dtype is not torch.float32:
+            raise ConfigError(f"{name} is {parameter.dtype}; pack the float32 weights that training keeps")
+        if not torch.isfinite(parameter).all():
+            raise ConfigError(f"{name} holds a value that is not finite; the model has diverged and cannot be packed")
+
+
+def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | None) -> ArtifactConfig:
+    forms = {name: _format(model.get_submodule(name), name, embeddings) for name in matrix_shapes(model.config)}
+    distinct = tuple(dict.fromkeys(forms.values()))
+    layers = list(quantized_layers(model).values())
+    spec = layers[0].spec if layers else QuantSpec(weight_bits=16, act_bits=16)
+    quantization = QuantizationConfig(
+        method=spec.method,
+        weight_bits=spec.weight_bits,
+        act_bits=spec.act_bits,
+        formats=distinct,
+        layers={name: distinct.index(form) for name, form in forms.items()},
+    )
+    return ArtifactConfig(
+        format=FORMAT, version=VERSION, model=model.config, quantization_config=quantization, training=training
+    )
+
+
+def _format(module: nn.Module, name: str, embeddings: StoredForm | None) -> WeightFormat:
+    if isinstance(module, FakeQuantLinear):
+        form = module.form
+        return WeightFormat(block_size=form.block_size, weight=_grid(form.weight) or "float32", act=_grid(form.act))
+    trained = cast(StoredForm, module.form) if isinstance(module, StoredEmbedding | StoredLinear) else "bf16"
+    chosen = embeddings if name in ("embed", "lm_head") else None
+    return WeightFormat(block_size=1, weight=chosen or trained, act=None)
+
+
+def _grid(grid: Grid | None) -> GridConfig | None:
+    return None if grid is None else GridConfig(levels=grid.levels, step_per_rms=grid.step_per_rms)
+
+
+def _config_bytes(config: ArtifactConfig) -> bytes:
+    try:
+        return canonical_json(config.model_dump(mode="python")).encode()
+    except (RecursionError, TypeError, ValueError) as problem:
+        raise ConfigError(f"training cannot be recorded, because it is not plain JSON: {problem}") from None
+
+
+def _tokenizer_bytes(tokenizer: str | bytes, vocab_size: int) -> bytes:
+    try:
+        text = tokenizer if isinstance(tokenizer, str) else tokenizer.decode()
+        parse_tokenizer(text, vocab_size)
+        return text.encode()
+    except (ArtifactError, UnicodeError) as problem:
+        raise ConfigError(f"the tokenizer cannot be packed: {problem}") from None
+
+
+def _tensors(model: Llama, config: ArtifactConfig) -> dict[str, Tensor]:
+    tensors = {
+        f"{name}.{kind}": tensor.detach().cpu().contiguous()
+        for name, form in config.weight_formats()
+        for kind, tensor in _matrix_tensors(model.get_submodule(name), form).items()
+    }
+    norms = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in norm_names(config.model)}
+    return tensors | {name: weight.detach().cpu() for name, weight in norms.items()}
+
+
+def _matrix_tensors(module: nn.Module, form: WeightFormat) -> dict[str, Tensor]:
+    weight: Tensor = module.get_parameter("weight")
+    if isinstance(module, FakeQuantLinear) and isinstance(form.weight, GridConfig):
+        codes, step, _ = module.quantized_weight()
+        return {"codes": ops.pack(codes, form.weight.levels), "step": step}
+    if form.weight == "int8":
+        rows, scale = to_int8_rows(weight)
+        return {"codes": rows, "scale": scale}
+    return {"weight": weight.to(torch.bfloat16) if form.weight == "bf16" else weight}
+
+
+def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
+    parts: Counter[str] = Counter()
+    for spec in expected_tensors(config).values():
+        parts[spec.part] += spec.bytes
+    parts["header"] = (folder / TENSORS_NAME).stat().st_size - parts.total()
+    for part, name in (("config", CONFIG_NAME), ("tokenizer", TOKENIZER_NAME)):
+        if (folder / name).exists():
+            parts[part] = (folder / name).stat().st_size
+    return dict(parts)
+
+
+def _check_codes(model: Llama, artifact: Artifact) -> None:
+    for name, layer in quantized_layers(model).items():
+        if layer.form.weight is None:
+            continue
+        codes, step, _ = layer.quantized_weight()
+        read = ops.unpack(artifact.tensors[f"{name}.codes"], layer.form.weight.levels, layer.in_features)
+        if not (torch.equal(read, codes.cpu()) and torch.equal(artifact.tensors[f"{name}.step"], step.cpu())):
+            raise ArtifactError(f"the codes of {name} did not read back as they were written; nothing was kept")

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from questlm import ops
+from questlm.errors import ArtifactError
+from questlm.export.load import _on_grid, end_of_text, parse_tokenizer
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 16, 32, 64, 128, 256])
+def test_what_packing_gives_is_on_the_grid_and_spare_bits_are_not(levels: int) -> None:
+    for length in range(1, 20):
+        packed = ops.pack(torch.full((3, length), levels - 1, dtype=torch.uint8), levels)
+        assert _on_grid(packed, levels, length)
+        spare = length % 5 if levels == 3 else length * (levels - 1).bit_length() % 8
+        if spare:
+            packed[1, -1] = 255
+            assert not _on_grid(packed, levels, length)
+
+
+def test_five_ternary_codes_make_at_most_242() -> None:
+    packed = torch.tensor([[242, 0], [0, 242]], dtype=torch.uint8)
+    assert _on_grid(packed, 3, 10)
+    packed[0, 0] = 243
+    assert not _on_grid(packed, 3, 10)
+
+
+def test_a_tokenizer_neither_cuts_nor_pads(tokenizer_json: str) -> None:
+    cutting = Tokenizer.from_str(tokenizer_json)
+    cutting.enable_truncation(4)
+    cutting.enable_padding(length=12)
+    assert len(parse_tokenizer(cutting.to_str(), 257).encode("abcdefgh").ids) == 8
+    with pytest.raises(ArtifactError, match="has the id 256"):
+        parse_tokenizer(tokenizer_json, 256)
+
+
+def test_the_end_of_text_is_found_by_its_usual_names(tokenizer_json: str) -> None:
+    assert end_of_text(Tokenizer.from_str(tokenizer_json)) == 0
+    assert end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "</s>"))) == 0
+    assert end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "stop"))) is None

@@ -72,6 +72,7 @@ def backend_for(operation: str, x: Tensor) -> str:
     return _requested
 
 
+@torch.compiler.assume_constant_result  # imports a module and loads a library, which torch.compile cannot trace
 def unavailable(backend: str) -> str | None:
     """Why `backend` cannot run on this machine, or None if it can."""
     if backend not in _reasons:

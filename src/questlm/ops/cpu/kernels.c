@@ -13,7 +13,7 @@
    transforms the lowest bit of the index and moves it to the top; after log2(G) passes every bit has been transformed
    and is back in its place, so the result is in Sylvester's order. A pass is two shuffles, an addition and a
    subtraction. The factor 1 / sqrt(B) is applied as entries are read. A block of 128 is thus read and written twice,
-   the second time in cache, and that is 3 times as fast as what compilers make of plain loops.
+   the second time in cache: 2 to 3 times as fast as what compilers make of plain loops.
 
    A row is rotated block by block into a buffer that stays in cache. There it is squared and summed, which gives the
    step size, and divided by it, which gives the codes and the mask bits. Memory sees one read of x and one write of

@@ -284,6 +284,15 @@ def test_dense_runs_plain_products_inside_the_block_only():
     assert torch.equal(model(ids()), quantized)
 
 
+def test_dense_blocks_nest():
+    model = prepare(make_llama(), QuantSpec())
+    with dense(model):
+        plain = model(ids())
+        with dense(model):
+            pass
+        assert torch.equal(model(ids()), plain)
+
+
 def test_a_prepared_llama_runs_under_bfloat16_autocast():
     model = prepare(make_llama(), QuantSpec(weight_bits=8, act_bits=8, embeddings="bf16"))
     exact = model(ids())

@@ -35,7 +35,7 @@ __all__ = [
 
 MANIFEST_NAME = "MANIFEST.json"
 _TEMPORARY_PREFIX = ".tmp-"
-_MAX_JSON_BYTES = 256 * 1024 * 1024
+_MAX_JSON_BYTES = 64 * 1024 * 1024
 _MAX_MANIFEST_FILES = 10_000
 
 
@@ -47,6 +47,8 @@ def canonical_json(value: Any) -> str:
 def read_json(path: Path, error: type[QuestError]) -> Any:
     """Parse a JSON file; any fault (absent, too large, not UTF-8, not JSON, nested absurdly) raises `error`."""
     try:
+        if path.exists() and not path.is_file():  # a pipe or device could be read without end
+            raise error(f"{path} cannot be read: it is not a plain file")
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise error(f"{path} is larger than {_MAX_JSON_BYTES} bytes, which no file of ours is; it is damaged")
         return json.loads(path.read_bytes())
@@ -124,7 +126,7 @@ def seal(folder: Path, kind: str, version: int, details: Mapping[str, Any] | Non
     files = {
         item.name: {"bytes": item.stat().st_size, "sha256": sha256_file(item)}
         for item in sorted(folder.iterdir())
-        if item.name != MANIFEST_NAME
+        if item.is_file() and item.name != MANIFEST_NAME
     }
     manifest = {"kind": kind, "version": version, "files": files, "details": dict(details or {})}
     manifest["digest"] = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
@@ -152,14 +154,20 @@ def verify(folder: Path, kind: str, version: int, error: type[QuestError]) -> di
     try:
         expected = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
         same_bytes = path.read_bytes() == canonical_json(manifest | {"digest": digest}).encode()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise error(f"{path} holds a value that no manifest can; it is damaged") from None
     if digest != expected or not same_bytes:
         raise error(f"{path} does not match its own digest; it is damaged")
     if len(manifest["files"]) > _MAX_MANIFEST_FILES:
         raise error(f"{path} lists {len(manifest['files'])} files, more than any folder of ours has")
     for name, entry in manifest["files"].items():
-        _verify_file(folder, name, entry, error)
+        try:
+            _verify_file(folder, name, entry, error)
+        except (
+            OSError,
+            RuntimeError,
+        ) as problem:  # too long a name, a link to itself, no permission
+            raise error(f"{path} lists {name[:80]!r}, which cannot be read ({type(problem).__name__})") from None
     details = manifest.get("details")
     return details if isinstance(details, dict) else {}
 

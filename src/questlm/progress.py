@@ -19,7 +19,8 @@ def progress(description: str, total: float | None = None, show: bool = True) ->
     """Yield `update(completed, info="")`, to be called as often as convenient.
 
     `completed` counts towards `total` (any unit; None where the end is not known); `info` is a short text shown
-    behind the bar, such as the loss. With `show` false nothing is printed. Everything goes to stderr, so that stdout stays clean for results.
+    behind the bar, such as the loss. With `show` false nothing is printed. Everything goes to stderr, so that stdout
+    stays clean for results.
     """
     if not show:
         yield lambda completed, info="": None

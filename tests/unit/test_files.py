@@ -342,3 +342,20 @@ def test_more_files_than_any_folder_has_are_refused(folder):
 def test_the_error_is_the_callers():
     with pytest.raises(CheckpointError):
         verify(Path("no-such-folder"), "thing", 3, CheckpointError)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "loop"])
+def test_verify_refuses_names_the_system_cannot_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    manifest = {"kind": "k", "version": 1, "files": {name: {"bytes": 1, "sha256": ""}}, "details": {}}
+    manifest["digest"] = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
+    (tmp_path / "MANIFEST.json").write_text(canonical_json(manifest))
+    with pytest.raises(ArtifactError, match=r"MANIFEST\.json|loop"):
+        verify(tmp_path, "k", 1, ArtifactError)
+
+
+def test_seal_leaves_subfolders_out(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "sub").mkdir()
+    seal(tmp_path, "k", 1)
+    verify(tmp_path, "k", 1, ArtifactError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,34 @@ import yaml
 
 from questlm.config.presets import preset as preset_settings
 from questlm.config.schema import RunConfig
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, nearest_name
 
 __all__ = ["load_config", "merge", "to_yaml"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `off` is a word, 6e-4 is a number (YAML 1.1 has it the other way round)."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: quotes what that would take for something else."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+    ),
+    list("-+.0123456789"),
+)
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def load_config(
@@ -46,7 +72,7 @@ def load_config(
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved settings, as a file that `load_config` reads back to the same value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,15 +97,19 @@ def _keep_the_default_embedding_form(settings: dict[str, Any]) -> dict[str, Any]
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as problem:
         raise ConfigError(f"cannot read the config file {file}: {problem.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise ConfigError(f"the config file {file} is not valid YAML: {' '.join(str(problem).split())}") from None
-    if content is None:
-        return {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"the config file {file} holds a {type(content).__name__}, but sections are expected")
+    allowed = [*RunConfig.model_fields, "preset"]
+    for key in content:
+        if key not in allowed:
+            near = nearest_name(str(key), allowed)
+            raise ConfigError(f"unknown section {key!r} in {file}.{near} There are: {', '.join(allowed)}.")
     return content
 
 
@@ -91,19 +121,9 @@ def _parse_override(text: str) -> dict[str, Any]:
             f"--set {text!r} cannot be read; write it as --set section.key=value, e.g. --set train.lr=6e-4"
         )
     try:
-        parsed: Any = _number_or(yaml.safe_load(value))
+        parsed: Any = yaml.load(value, _Loader)
     except yaml.YAMLError:
         raise ConfigError(f"--set {text!r}: the value {value!r} is not valid YAML") from None
     for key in reversed(keys):
         parsed = {key: parsed}
     return dict(parsed)
-
-
-def _number_or(value: Any) -> Any:
-    # YAML 1.1 reads 6e-4 (no dot) as a string; people mean a number.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -25,6 +25,16 @@ class Section(BaseModel):
             super().__init__(**values)
         except ValidationError as problem:
             raise ConfigError(explain(problem, type(self))) from None
+        except TypeError:  # keywords that are not text
+            raise ConfigError("the names of settings must be text") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values_for_numbers(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name} = {value!r} cannot be used: a number or a word is expected")
+        return values
 
 
 class ModelConfig(Section):

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from questlm.errors import DataError
+from questlm.vocabulary import END_OF_TEXT
 
-__all__ = ["ALLOWED", "END_OF_TEXT", "Piece", "file_kind", "read_pieces", "split_document"]
+__all__ = ["ALLOWED", "Piece", "file_kind", "read_pieces", "split_document"]
 
-END_OF_TEXT = "<|endoftext|>"
 ALLOWED = ".txt, .md, .py, .jsonl or .parquet (each plain or with .gz, .xz or .zst appended), or .bin token shards"
 
 _TEXT_KINDS = frozenset({".txt", ".md", ".py", ".jsonl", ".parquet"})

@@ -27,7 +27,7 @@ __all__ = ["Files", "Hub", "Shards", "Source", "resolve"]
 
 _LEAST_STDLIB_BYTES = 10**6
 _SLOW_BYTES = 2**30
-_NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+_NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "encodings"})
 
 Report = Callable[[int], None]
 
@@ -222,7 +222,7 @@ def _standard_library() -> Files:
 
 
 def _is_library_source(path: Path, root: Path) -> bool:
-    # _sysconfigdata_* says how this very Python was built: it is not code and differs on every machine.
+    # _sysconfigdata_* says how this very Python was built, and encodings/ is tables of character names: not code.
     if _NOT_STDLIB.intersection(path.relative_to(root).parts) or path.name.startswith("_sysconfigdata"):
         return False
     try:

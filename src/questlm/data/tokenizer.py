@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questlm.data.readers import END_OF_TEXT
 from questlm.errors import DataError
+from questlm.vocabulary import END_OF_TEXT, END_OF_TEXT_NAMES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["end_of_text_id", "load_tokenizer", "sample", "tokenizer_hash", "tokenizer_size", "train_tokenizer"]
 
-_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 _SAMPLE_CHARACTERS = 16 * 2**20
 _BLOCK_CHARACTERS = 8192
 
@@ -79,11 +78,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:
     """Id of the token that ends a document; DataError when the tokenizer has none under a usual name."""
-    for name in _ENDS:
+    for name in END_OF_TEXT_NAMES:
         token = tokenizer.token_to_id(name)
         if token is not None:
             return token
-    raise DataError(f"the tokenizer has no token that ends a document; add one of {', '.join(_ENDS)} to it")
+    raise DataError(f"the tokenizer has no token that ends a document; add one of {', '.join(END_OF_TEXT_NAMES)} to it")
 
 
 def tokenizer_size(tokenizer: Tokenizer) -> int:

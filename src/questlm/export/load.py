@@ -32,13 +32,13 @@ from questlm.export.format import (
 )
 from questlm.files import MANIFEST_NAME, read_json, verify
 from questlm.ops.reference.storage import from_int8_rows
+from questlm.vocabulary import END_OF_TEXT_NAMES
 
 __all__ = ["Artifact", "end_of_text", "load_artifact", "parse_tokenizer"]
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_TOKENIZER_BYTES = 128 * 2**20
 _MAX_MESSAGE = 300
-_ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def parse_tokenizer(text: str, vocab_size: int) -> Tokenizer:
 
 def end_of_text(tokenizer: Tokenizer) -> int | None:
     """Id of the token that ends a document, or None where the tokenizer has none under a usual name."""
-    return next((token for name in _ENDS if (token := tokenizer.token_to_id(name)) is not None), None)
+    return next((token for name in END_OF_TEXT_NAMES if (token := tokenizer.token_to_id(name)) is not None), None)
 
 
 def _load(folder: Path) -> Artifact:

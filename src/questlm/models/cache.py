@@ -30,6 +30,8 @@ class KVCache:
 
         `advance` moves on once every layer has been extended.
         """
+        if keys.shape[0] != self._entries.shape[2]:
+            raise ValueError(f"the cache is for {self._entries.shape[2]} sequences, but {keys.shape[0]} were given")
         end = self.length + keys.shape[-2]
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, but {end} are needed")

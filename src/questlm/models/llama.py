@@ -95,6 +95,8 @@ class Llama(nn.Module):
 
     def initialize(self, seed: int) -> Llama:
         """Draw all weights: N(0, 0.02); projections into the residual stream N(0, 0.02 / sqrt(2 layers)); norms 1."""
+        if self.embed.weight.is_meta:
+            raise ConfigError("a model on the meta device has no memory for weights; call to_empty(device=...) first")
         generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
         residual_std = _INIT_STD / (2 * self.config.layers) ** 0.5
         for name, parameter in self.named_parameters():

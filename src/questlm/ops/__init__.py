@@ -17,6 +17,7 @@ from questlm.ops.reference import hadamard as _hadamard
 from questlm.ops.reference import matmul as _matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
+from questlm.ops.reference.hadamard import without_autocast
 from questlm.ops.reference.matmul import factor
 from questlm.ops.reference.packing import packed_width
 
@@ -40,6 +41,7 @@ __all__ = [
     "unavailable",
     "unpack",
     "using_backend",
+    "without_autocast",
 ]
 
 

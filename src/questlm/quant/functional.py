@@ -63,7 +63,7 @@ def fake_quantize(
         values = ops.hadamard(x, block)
     else:
         chosen = find_method(method)
-        bound = chosen.mask_bound(grid, chosen.rotates)
+        bound = chosen.mask_bound(grid, block > 1)
         values = _FakeQuantize.apply(x.reshape(-1, x.shape[-1]), grid, block, bound).reshape(x.shape)
     return ops.hadamard(values, block) if rotate_back else values
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.config import QuantSpec
-from questlm.ops import Grid, LinearFormat, Quantized
+from questlm.ops import Grid, LinearFormat, Quantized, without_autocast
 from questlm.quant.methods import find_method, linear_format
 
 __all__ = ["FakeQuantLinear"]
@@ -35,7 +35,7 @@ class _QuantizedProduct(torch.autograd.Function):
         bounds: tuple[float | None, float | None],
         dtype: torch.dtype,
     ) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # every dtype below is chosen, none left to autocast
+        with without_autocast(x):  # every dtype below is chosen, none left to autocast
             qx = _encode(x, form.act, form.block_size, bounds[0] if ctx.needs_input_grad[0] else None)
             qw = _encode(w, form.weight, form.block_size, bounds[1] if ctx.needs_input_grad[1] else None)
             if form.act is None:
@@ -55,7 +55,7 @@ class _QuantizedProduct(torch.autograd.Function):
         form: LinearFormat = ctx.form
         x_dtype, w_dtype, dtype = ctx.dtypes
         dx = dw = None
-        with torch.autocast(qx.codes.device.type, enabled=False):
+        with without_autocast(qx.codes):
             if ctx.needs_input_grad[0]:
                 dy = _times_step(gradients[0], qw.step.T, form.weight, dtype)
                 product = dy @ ops.factor(qw.codes, form.weight, dtype)
@@ -86,7 +86,7 @@ class FakeQuantLinear(nn.Linear):
     """An `nn.Linear` whose product is quantised by `spec`; same parameters, same state dict.
 
     Input (..., in_features), output (..., out_features). Computes in the autocast dtype if one is on, else in the
-    weight's dtype; float16 is computed in float32, because a product of codes can leave its range.
+    weight's dtype; float16 is computed in float32 and cast back, because a product of codes can leave its range.
     """
 
     spec: QuantSpec
@@ -106,7 +106,8 @@ class FakeQuantLinear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.spec, layer.form, layer.quantized = spec, form, True
         method = find_method(spec.method)
-        act, weight = (None if g is None else method.mask_bound(g, method.rotates) for g in (form.act, form.weight))
+        rotated = form.block_size > 1
+        act, weight = (None if g is None else method.mask_bound(g, rotated) for g in (form.act, form.weight))
         layer.mask_bounds = (act, weight)
         return layer.train(linear.training)
 
@@ -131,16 +132,17 @@ class FakeQuantLinear(nn.Linear):
         if not self.quantized:
             return super().forward(input)
         rows = input.reshape(-1, self.in_features)
-        dtype = _compute_dtype(input.device.type, self.weight.dtype)
-        y: Tensor = _QuantizedProduct.apply(rows, self.weight, self.form, self.mask_bounds, dtype)
+        dtype = _autocast_dtype(input.device.type) or self.weight.dtype
+        computed = torch.float32 if dtype is torch.float16 else dtype
+        y: Tensor = _QuantizedProduct.apply(rows, self.weight, self.form, self.mask_bounds, computed)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
-        return y.reshape(*input.shape[:-1], self.out_features)
+        return y.to(dtype).reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.label}, block_size={self.form.block_size}"
 
 
-def _compute_dtype(device_type: str, weight_dtype: torch.dtype) -> torch.dtype:
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight_dtype
-    return torch.float32 if dtype is torch.float16 else dtype
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    available = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if available else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from questlm.config import QuantSpec
@@ -35,12 +36,18 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
         `model` (or its replacement, where `model` itself is a single linear layer).
 
     Raises:
-        ConfigError: an unknown method, a model prepared already, a layer that no Hadamard block divides, or nothing
-            to quantise. The model is then unchanged.
+        ConfigError: an unknown method, a model prepared already, a layer that no Hadamard block divides, nothing to
+            quantise, or a module that would go past its quantised layers. The model is then unchanged.
     """
     find_method(spec.method)
     if any(isinstance(m, FakeQuantLinear | StoredEmbedding | StoredLinear) for m in model.modules()):
         raise ConfigError("this model is prepared already; call questlm.restore(model) first")
+    encoders = any(isinstance(m, nn.TransformerEncoderLayer) for m in model.modules())
+    if encoders and torch.backends.mha.get_fastpath_enabled():
+        raise ConfigError(
+            "the fast path of nn.TransformerEncoderLayer goes past its linear layers in evaluation, so they would not "
+            "be quantised there; call torch.backends.mha.set_fastpath_enabled(False) first"
+        )
     chosen = filter_fn or _all_but_the_head(model)
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
@@ -94,6 +101,8 @@ def _all_but_the_head(model: nn.Module) -> FilterFn:
 
 
 def _replace(model: M, replacements: dict[nn.Module, nn.Module]) -> M:
+    for old, new in replacements.items():
+        vars(new).update({name: value for name, value in vars(old).items() if "hooks" in name})
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children would skip a layer used twice
             if child in replacements:

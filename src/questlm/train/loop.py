@@ -8,8 +8,9 @@ the uninterrupted one ends (bit for bit on a CPU, for budgets in tokens; a budge
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,14 @@ def _prepare_data(config: RunConfig) -> tuple[PreparedData, RunConfig]:
     return data, config.model_copy(update={"model": model})
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silence torch.compile's advice to use TF32: it would round the Hadamard transform to ten bits."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        yield
+
+
 class Trainer:
     """One run: model, optimizer, loader and counters. `run` trains to the end of the budget."""
 
@@ -134,6 +143,7 @@ class Trainer:
         """Train until the budget is spent, validate on the whole split in float32, and return the record."""
         with ExitStack() as stack:
             log = open_loggers(self.config.train.loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
+            stack.enter_context(_without_advice())
             self.checks = check_quantization(self.model, self.loss_fn, self._loss, self._first_micro_batch())
             interrupt = stack.enter_context(Interrupt())
             with progress("training", 1.0) as update:

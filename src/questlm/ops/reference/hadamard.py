@@ -8,10 +8,13 @@ no K x K matrix is ever made.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["hadamard", "masked_hadamard"]
+__all__ = ["hadamard", "masked_hadamard", "without_autocast"]
 
 _MATRICES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
@@ -30,7 +33,14 @@ def hadamard(x: Tensor, block_size: int) -> Tensor:
     if block_size == 1:
         return x
     blocks = x.reshape(-1, block_size)
-    return (blocks @ _matrix(block_size, x.dtype, x.device)).reshape(x.shape)
+    with without_autocast(x):
+        return (blocks @ _matrix(block_size, x.dtype, x.device)).reshape(x.shape)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products of tensors on `x`'s device keep the dtypes they are written in."""
+    available = torch.amp.is_autocast_available(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if available else nullcontext()
 
 
 def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
@@ -54,9 +64,13 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> T
 @torch.compiler.assume_constant_result
 def _matrix(block_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     key = (block_size, dtype, device)
-    if key not in _MATRICES:
-        _MATRICES[key] = _sylvester(block_size).to(device=device, dtype=dtype)
-    return _MATRICES[key]
+    if key in _MATRICES:
+        return _MATRICES[key]
+    with torch.inference_mode(False):  # an inference tensor could not be used for training later
+        matrix = _sylvester(block_size).to(device=device, dtype=dtype)
+    if type(matrix) is Tensor:  # a fake tensor, made while tracing, must not outlive the trace
+        _MATRICES[key] = matrix
+    return matrix
 
 
 def _sylvester(block_size: int) -> Tensor:

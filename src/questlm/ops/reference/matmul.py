@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from questlm.ops.grid import Grid
+from questlm.ops.reference.hadamard import without_autocast
 from questlm.ops.reference.quantize import levels
 
 __all__ = ["factor", "scaled_matmul"]
@@ -31,7 +32,8 @@ def scaled_matmul(
     Returns:
         (tokens, out) of `dtype`.
     """
-    y = factor(x, x_grid, dtype) @ factor(w, w_grid, dtype).T
+    with without_autocast(x):
+        y = factor(x, x_grid, dtype) @ factor(w, w_grid, dtype).T
     if x_step is not None:
         y = y * x_step
     if w_step is not None:

@@ -1,0 +1,67 @@
+"""On a CUDA device: the quantised layer agrees with the CPU's float64 result, compiled or not, and a run trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from questlm.config import QuantSpec, RunConfig
+from questlm.quant import prepare
+from questlm.train import train
+
+pytestmark = pytest.mark.gpu
+BITS = [1, 2, 3, 4, 5, 6, 7, 8, "ternary"]
+
+
+def _both(bits: int | str, *, in_features: int = 256) -> tuple[nn.Linear, nn.Linear, torch.Tensor]:
+    torch.manual_seed(torch.seed() % 2**31)
+    spec = QuantSpec(weight_bits=bits, act_bits=bits)
+    exact = prepare(nn.Linear(in_features, 96, bias=False, dtype=torch.float64), spec)
+    tested = prepare(nn.Linear(in_features, 96, bias=False, device="cuda"), spec)
+    with torch.no_grad():
+        tested.weight.copy_(exact.weight)
+    return exact, tested, torch.randn(33, in_features, dtype=torch.float64)
+
+
+def _error(result: torch.Tensor | None, exact: torch.Tensor | None) -> float:
+    assert result is not None and exact is not None
+    return float((result.detach().double().cpu() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("in_features", [256, 640, 48])
+def test_float32_products_and_gradients_agree_with_float64(bits: int | str, in_features: int) -> None:
+    exact, tested, x = _both(bits, in_features=in_features)
+    x_exact, x_cuda = x.clone().requires_grad_(), x.float().cuda().requires_grad_()
+    y_exact, y_cuda = exact(x_exact), tested(x_cuda)
+    dy = torch.randn_like(y_exact)
+    y_exact.backward(dy)
+    y_cuda.backward(dy.float().cuda())
+    # A code on the edge of its cell may fall to the other side in float32; at 8 bits such a step is small.
+    assert _error(y_cuda, y_exact.detach()) < 2e-2
+    assert _error(x_cuda.grad, x_exact.grad) < 2e-2
+    assert _error(tested.weight.grad, exact.weight.grad) < 2e-2
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_autocast_computes_in_bf16_within_its_rounding(bits: int | str) -> None:
+    exact, tested, x = _both(bits)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        y = tested(x.float().cuda())
+    assert y.dtype is torch.bfloat16
+    assert _error(y, exact(x).detach()) < 2e-2
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_a_compiled_run_trains_and_passes_its_own_check(
+    bits: int, tiny_settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    settings = tiny_settings(quant={"weight_bits": bits, "act_bits": bits}, train={"device": "cuda", "compile": "on"})
+    record = train(settings, tmp_path / "run")
+    assert record.checks["largest_gradient_outside_mask"] < 1e-3
+    assert record.curve[-1]["loss"] < record.curve[0]["loss"]
+    assert record.peak_memory_bytes

@@ -1,0 +1,103 @@
+"""Run records: what is written is what is read, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from questlm import records
+from questlm.config import RunConfig
+from questlm.errors import CheckpointError
+from questlm.records import RECORD_NAME, RunRecord, package_versions
+
+
+@pytest.fixture
+def record() -> RunRecord:
+    return RunRecord(
+        config=RunConfig().model_dump(mode="json"),
+        versions=package_versions(),
+        device="a CPU",
+        data={"description": "text", "hash": "0" * 64, "train_tokens": 10},
+        parameters={"all": 20, "non_embedding": 10},
+        curve=[{"step": 1, "tokens": 2, "loss": 0.1 + 0.2, "lr": 1e-3, "grad_norm": 1.0}],
+        final={"loss": 1 / 3, "perplexity": 2.0, "bits_per_byte": None, "tokens": 9},
+        steps=1,
+    )
+
+
+def test_a_record_survives_the_disk_to_the_last_digit(record: RunRecord, tmp_path: Path) -> None:
+    record.save(tmp_path)
+    assert RunRecord.load(tmp_path) == record
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD_NAME]
+
+
+def test_saving_again_replaces_the_whole_file(record: RunRecord, tmp_path: Path) -> None:
+    record.save(tmp_path)
+    record.steps, record.curve = 2, []
+    record.save(tmp_path)
+    assert RunRecord.load(tmp_path) == record
+
+
+def test_its_config_builds_the_settings_again(record: RunRecord) -> None:
+    assert RunConfig(**record.config) == RunConfig()
+
+
+def test_a_number_that_json_does_not_know_is_not_written(record: RunRecord, tmp_path: Path) -> None:
+    record.save(tmp_path)
+    before = (tmp_path / RECORD_NAME).read_bytes()
+    record.seconds = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        record.save(tmp_path)
+    assert (tmp_path / RECORD_NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD_NAME]
+
+
+def _edit(**changes: Any) -> Any:
+    return lambda content: json.dumps(json.loads(content) | changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda content: "", "not valid JSON"),
+        (lambda content: content[:-20], "not valid JSON"),
+        (lambda content: "[]", "not a run record"),
+        (lambda content: "{}", "not a run record"),
+        (_edit(format=2), "not a run record of format 1"),
+        (_edit(more=1), "not a run record"),
+        (lambda content: json.dumps({k: v for k, v in json.loads(content).items() if k != "data"}), "not a run record"),
+    ],
+)
+def test_a_damaged_record_is_refused(damage: Any, expected: str, record: RunRecord, tmp_path: Path) -> None:
+    record.save(tmp_path)
+    path = tmp_path / RECORD_NAME
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        RunRecord.load(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_absent_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        RunRecord.load(tmp_path)
+
+
+def test_versions_name_what_decides_results() -> None:
+    versions = package_versions()
+    assert {"python", "platform", "questlm", "torch", "numpy", "tokenizers", "safetensors"} <= set(versions)
+    assert all(versions.values())
+
+
+def test_the_commit_is_that_of_our_own_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert records._git_commit(tmp_path) is None
+    (tmp_path / ".git").mkdir()  # not a repository: git fails, and we do without
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise subprocess.CalledProcessError(128, "git")
+
+    monkeypatch.setattr(subprocess, "run", broken)
+    assert records._git_commit(tmp_path) is None

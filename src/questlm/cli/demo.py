@@ -51,7 +51,7 @@ def demo(
 
     typer.echo(f"3. Let it write. Prompt: {_PROMPT!r}\n")
     typer.echo(_PROMPT, nl=False)
-    for piece in load(packed).stream(_PROMPT, max_new_tokens=120, seed=0):
+    for piece in load(packed).stream(_PROMPT, max_new_tokens=120, temperature=0.6, seed=0):
         typer.echo(piece, nl=False)
     typer.echo(
         f"\n\nNext: quest generate {packed} --prompt 'class '\n"

@@ -21,7 +21,8 @@ def _nano() -> dict[str, Any]:
     """A few million parameters: minutes on two CPU cores."""
     return {
         "model": {"layers": 4, "hidden": 256, "heads": 2},
-        "train": {"lr": 2e-3, "seq_len": 256, "batch_size": 8, "eval_tokens": 32_768},
+        "data": {"vocab_size": 2048},
+        "train": {"lr": 3e-3, "seq_len": 256, "batch_size": 4, "eval_tokens": 32_768},
     }
 
 

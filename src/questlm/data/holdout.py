@@ -16,14 +16,20 @@ def choose_documents(lengths: NDArray[np.int64], total: int, fraction: float) ->
     """Mark whole documents that hold at least `fraction` of `total` tokens and at most twice that, never all tokens.
 
     `lengths` are the tokens of each document. Documents are taken in a shuffled order that depends on their number
-    only; one that would make it too much is passed over. None when no such choice is found.
+    only. Many small ones say more about a corpus than one large, so no document may be more than an eighth of what is
+    wanted, or, where such do not suffice, a half, or all that fits. None when no such choice is found.
     """
-    chosen = np.zeros(len(lengths), dtype=np.bool_)
     target = fraction * total
+    choices = (_choose(lengths, target, min(2 * target, total - 1), most) for most in (target / 8, target / 2, total))
+    return next((chosen for chosen in choices if chosen is not None), None)
+
+
+def _choose(lengths: NDArray[np.int64], target: float, limit: float, most: float) -> NDArray[np.bool_] | None:
+    chosen = np.zeros(len(lengths), dtype=np.bool_)
     held = 0
     for document in np.random.default_rng(_SEED).permutation(len(lengths)):
         together = held + int(lengths[document])
-        if together <= 2 * target and together < total:
+        if lengths[document] <= most and together <= limit:
             chosen[document] = True
             held = together
             if held >= target:

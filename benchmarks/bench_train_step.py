@@ -78,6 +78,7 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seconds_median": median,
         "seconds_rounds": medians,
+        "seconds_spread_within_rounds": [run["seconds_spread"] for run in runs],
         "tokens_per_second": round(runs[0]["tokens"] / median, 1),
         "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
         "backend": runs[0]["backend"],
@@ -140,6 +141,7 @@ def measure(arguments: argparse.Namespace, bits: str) -> dict[str, Any]:
         backend = backend_for("quantize", torch.empty(1, 16, device=device))
     return {
         "seconds_median": statistics.median(seconds),
+        "seconds_spread": max(seconds) - min(seconds),
         "tokens": batch[0].numel(),
         "peak_memory_bytes": peak_memory(device),
         "device": device_name(device),

@@ -57,7 +57,8 @@ class _Hadamard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block_size: int) -> Tensor:
         ctx.block_size = block_size
-        return _hadamard.hadamard(x, block_size).to(x.dtype)
+        rotated = _hadamard.hadamard(x, block_size)
+        return rotated if rotated.dtype is x.dtype and rotated is not x else rotated.to(x.dtype, copy=True)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # symmetric, so its own gradient

@@ -26,7 +26,8 @@ class _FakeQuantize(torch.autograd.Function):
         quantized = ops.quantize(x, grid, block_size, mask_bound)
         ctx.save_for_backward(quantized.mask)
         ctx.block_size = block_size
-        return ops.dequantize(quantized.codes, quantized.step, grid).to(x.dtype)
+        values = ops.dequantize(quantized.codes, quantized.step, grid)
+        return values if values.dtype is x.dtype else values.to(x.dtype)  # see ops.reference.matmul
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -58,7 +59,7 @@ def fake_quantize(
     Raises:
         ConfigError: unknown method or role, bits out of range, no block divides K.
     """
-    grid, block = _grid_and_block(x, method, bits, role, block_size)
+    grid, block = _grid_and_block(x.shape[-1], method, bits, role, block_size)
     if grid is None:
         values = ops.hadamard(x, block)
     else:
@@ -76,7 +77,7 @@ def quantize(
     Raises:
         ConfigError: as `fake_quantize`; also for 16 bits, which have no codes.
     """
-    grid, block = _grid_and_block(x, method, bits, role, block_size)
+    grid, block = _grid_and_block(x.shape[-1], method, bits, role, block_size)
     codes, step, _ = ops.quantize(x.detach().reshape(-1, x.shape[-1]), _require(grid, bits), block)
     return codes.reshape(x.shape), step.reshape(*x.shape[:-1], 1)
 
@@ -91,16 +92,16 @@ def dequantize(
     block_size: int = 128,
 ) -> Tensor:
     """Values (..., K) that `codes` (..., K) and `scales` (..., 1) stand for, of the dtype of `scales`."""
-    grid, block = _grid_and_block(codes, method, bits, role, block_size)
+    grid, block = _grid_and_block(codes.shape[-1], method, bits, role, block_size)
     values = ops.dequantize(codes, scales, _require(grid, bits))
     return ops.hadamard(values, block) if rotate_back else values
 
 
-def _grid_and_block(x: Tensor, method: str, bits: int | str, role: str, block_size: int) -> tuple[Grid | None, int]:
+def _grid_and_block(row: int, method: str, bits: int | str, role: str, block_size: int) -> tuple[Grid | None, int]:
     if role not in ("weight", "activation"):
         raise ConfigError(f"role = {role!r}; allowed are 'weight' and 'activation'")
     spec = QuantSpec(method=method, weight_bits=bits, act_bits=bits, block_size=block_size)  # type: ignore[arg-type]
-    form = linear_format(spec, x.shape[-1])
+    form = linear_format(spec, row)
     return (form.weight if role == "weight" else form.act), form.block_size
 
 

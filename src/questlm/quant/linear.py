@@ -144,5 +144,5 @@ class FakeQuantLinear(nn.Linear):
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    available = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if available else None
+    enabled = device_type != "meta" and torch.is_autocast_enabled(device_type)  # there is no autocast for meta
+    return torch.get_autocast_dtype(device_type) if enabled else None

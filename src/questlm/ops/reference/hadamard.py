@@ -8,9 +8,6 @@ no K x K matrix is ever made.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -37,10 +34,9 @@ def hadamard(x: Tensor, block_size: int) -> Tensor:
         return (blocks @ _matrix(block_size, x.dtype, x.device)).reshape(x.shape)
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+def without_autocast(x: Tensor) -> torch.autocast:
     """A context in which products of tensors on `x`'s device keep the dtypes they are written in."""
-    available = torch.amp.is_autocast_available(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if available else nullcontext()
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)  # there is no autocast for meta
 
 
 def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> Tensor:

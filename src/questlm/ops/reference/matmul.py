@@ -38,7 +38,9 @@ def scaled_matmul(
         y = y * x_step
     if w_step is not None:
         y = y * w_step.T
-    return y.to(dtype)
+    # Where `.to` has nothing to do it returns y itself, and torch.compile (seen in 2.11) then loses the gradient of the
+    # autograd.Function around it.
+    return y if y.dtype is dtype else y.to(dtype)
 
 
 def factor(matrix: Tensor, grid: Grid | None, dtype: torch.dtype) -> Tensor:

@@ -47,7 +47,7 @@ def to_codes(rotated: Tensor, step: Tensor, grid: Grid) -> Tensor:
 
 def levels(codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
     """Codes as multiples of the step: half-integers or integers up to 127.5, exact in bfloat16 and wider."""
-    return codes.to(dtype).sub_(grid.zero_point)
+    return codes.to(dtype) - grid.zero_point
 
 
 def dequantize(codes: Tensor, step: Tensor, grid: Grid) -> Tensor:

@@ -73,6 +73,6 @@ def _lines(description: str, total: float | None) -> Update:
         share = min(completed / total, 1.0) if total else 0.0
         left = f", {(now - start) * (1 - share) / share:.0f} s left" if share > 0 else ""
         done = f"{share:.0%}" if total else f"{now - start:.0f} s"
-        print(f"{description}: {done} {info}{left}", file=sys.stderr, flush=True)
+        print(f"{description}: {done}{' ' * bool(info)}{info}{left}", file=sys.stderr, flush=True)
 
     return update

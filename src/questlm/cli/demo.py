@@ -32,11 +32,14 @@ def demo(
         quest demo --bits 2 --seconds 60
     """
     from questlm.inference import load
+    from questlm.train import RunFolder
 
     run = out or fresh_folder("demo")
     flags = {"quant": {"weight_bits": bits, "act_bits": bits}, "budget": {"seconds": seconds}}
+    config = load_config("nano", flags=flags)
+    RunFolder(run).require_absent()
     typer.echo(f"1. Train a W{bits}A{bits} model for {seconds:g} s on the Python standard library's sources.")
-    record = run_training(load_config("nano", flags=flags), run)
+    record = run_training(config, run)
     assert record.final is not None
 
     packed = run / "packed"

@@ -14,7 +14,12 @@ _EXTRAS = {"datasets": "hf", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def doctor() -> None:
-    """Say what this machine has, which backend each operation would use, and the command to get what is missing."""
+    """Say what this machine has, which backend each operation would use, and the command to get what is missing.
+
+    Example:
+
+        quest doctor
+    """
     import torch
 
     from questlm.ops import BACKENDS, OPERATIONS, backend_for, unavailable

@@ -14,7 +14,6 @@ from questlm.config import DataConfig
 from questlm.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
-    from questlm.data import PreparedData
     from questlm.evaluation import Evaluation
 
 __all__ = ["evaluate", "evaluate_artifact", "evaluate_run"]
@@ -33,7 +32,7 @@ def evaluate(
 
         quest eval model/
 
-        quest eval model/ --data tests/*.txt
+        quest eval model/ --data 'tests/*.txt'
 
         quest eval runs/nano-quest-w4a4 --json
     """
@@ -59,10 +58,11 @@ def evaluate_artifact(path: Path, data: str | None = None) -> tuple[Evaluation, 
     tokenizer = path / "tokenizer.json"
     if data is None and "data" not in training:
         raise ArtifactError(f"{path} does not say what it was validated on; name a text with --data")
-    settings = DataConfig(**training["data"]) if data is None else DataConfig(source=data, val=data)
+    settings = DataConfig(**training["data"]) if data is None else DataConfig(source=data)
     if tokenizer.exists():
         settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
-    return _measure(model, settings, int(training.get("seq_len", 512)), model.config.vocab_size, training, path)
+    seq_len = int(training.get("seq_len", 512))
+    return _measure(model, settings, data is not None, seq_len, model.config.vocab_size, training)
 
 
 def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[str, Any] | None]:
@@ -73,25 +73,29 @@ def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[
     model, config = load_run(path)
     record = RunRecord.load(path)
     training = {"final": record.final, "val_hash": record.data["val_hash"]}
-    settings = config.data if data is None else DataConfig(source=data, val=data)
+    settings = config.data if data is None else DataConfig(source=data)
     tokenizer = RunFolder(path).tokenizer_file
     if data is not None and tokenizer.exists():
         settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
-    return _measure(model, settings, config.train.seq_len, config.model.vocab_size, training, path)
+    return _measure(model, settings, data is not None, config.train.seq_len, config.model.vocab_size, training)
 
 
 def _measure(
-    model: Any, settings: DataConfig, seq_len: int, vocab_size: int | None, training: dict[str, Any], path: Path
+    model: Any, settings: DataConfig, whole: bool, seq_len: int, vocab_size: int | None, training: dict[str, Any]
 ) -> tuple[Evaluation, dict[str, Any] | None]:
-    from questlm.data import prepare
+    """Evaluate on the validation split of `settings`, or on the whole of other text, of which training knows nothing."""
+    from questlm.data import prepare, prepare_all
     from questlm.evaluation import evaluate as measure
 
+    if whole:
+        stream, text_bytes = prepare_all(settings, vocab_size)
+        return measure(model, stream, seq_len, text_bytes=text_bytes), None
     try:
-        prepared: PreparedData = prepare(settings, vocab_size)
+        data = prepare(settings, vocab_size)
     except DataError as problem:
         raise DataError(
-            f"the validation data of {path} cannot be read ({problem}); name other text with --data"
+            f"the validation data of training cannot be read ({problem}); name other text with --data"
         ) from None
-    result = measure(model, prepared.val, seq_len, text_bytes=prepared.val_bytes)
-    same = prepared.val_hash == training.get("val_hash")
+    result = measure(model, data.val, seq_len, text_bytes=data.val_bytes)
+    same = data.val_hash == training.get("val_hash")
     return result, training["final"] if same and training.get("final") else None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from questlm.errors import ConfigError
 
 __all__ = ["generate"]
 
@@ -13,7 +17,7 @@ __all__ = ["generate"]
 def generate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, made by quest pack.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1, max=1_000_000)] = 200,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest.")] = 50,
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that hold this much.")] = None,
@@ -29,11 +33,18 @@ def generate(
     """
     from questlm.inference import load
 
+    if (artifact / "config.yaml").exists():
+        raise ConfigError(
+            f"{artifact} is a run folder, not an artifact; pack it first: quest pack {artifact} --out {artifact}/packed"
+        )
     model = load(artifact)
-    typer.echo(prompt, nl=False)
     stream = model.stream(
         prompt, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
-    for piece in stream:
-        typer.echo(piece, nl=False)
-    typer.echo()
+    try:
+        typer.echo(prompt, nl=False)
+        for piece in stream:
+            typer.echo(piece, nl=False)
+        typer.echo()
+    except BrokenPipeError:  # the reader has seen enough, as in `quest generate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

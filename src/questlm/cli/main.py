@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
+import click
 import typer
 
+from questlm import __version__
 from questlm.cli import demo, doctor, evaluate, generate, pack, train
 from questlm.errors import QuestError
 
@@ -31,22 +31,32 @@ app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
 
 
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 def main() -> None:
     """Run the command line; exit code 0 when done, 2 for anything questlm refuses, 128 + n when stopped by signal n."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as problem:
+        problem.show()
+        sys.exit(2)
+    except click.ClickException as problem:
+        _fail(f"{problem.format_message().rstrip('.')}; see: quest --help")
     except QuestError as problem:
         _fail(str(problem))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         print("quest: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `quest generate ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM):
-            _fail(f"cannot write {problem.filename or 'a file'}: {problem.strerror}; nothing was left half-written")
-        raise
+        _fail(f"{problem.filename or 'a file'} cannot be read or written: {problem.strerror or problem}")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> NoReturn:

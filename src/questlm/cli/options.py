@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from questlm.errors import ConfigError
@@ -19,9 +20,9 @@ def parse_count(text: str, option: str) -> int:
     Raises:
         ConfigError: not such a number, or less than one.
     """
-    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmbgt]?)\s*", text.lower())
-    value = int(float(re.sub("[_,]", "", match.group(1))) * _SUFFIXES[match.group(2)]) if match else 0
-    if value < 1:
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]*)?(?:e[0-9]{1,2})?)\s*([kmbgt]?)\s*", text.lower())
+    value = int(Decimal(re.sub("[_,]", "", match.group(1))) * _SUFFIXES[match.group(2)]) if match else 0
+    if not 1 <= value < 2**63:
         raise ConfigError(f"{option} {text!r} is not a number of at least 1; write it like 5000000, 5e6, 5M or 1.5B")
     return value
 

@@ -9,6 +9,8 @@ import typer
 
 from questlm.cli.options import fresh_folder, parse_bits, parse_count, print_table
 from questlm.config import PRESETS, RunConfig, load_config
+from questlm.config import preset as preset_settings
+from questlm.config.load import merge
 from questlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,17 +59,19 @@ def train(
         return
     settings = load_config(preset or (None if config else "nano"), config, flags, set_ or [])
     name = preset or ("nano" if config is None else config.stem)
-    run_training(settings, out or fresh_folder(f"{name}-{settings.quant.label}"))
+    run = out or fresh_folder(f"{name}-{settings.quant.label}")
+    run_training(settings, run)
+    _say_next(run)
 
 
 train.__doc__ = _HELP
 
 
 def run_training(config: RunConfig, out: Path) -> RunRecord:
-    """Train, print the result, and say what to type next."""
+    """Train and print the result."""
     from questlm.train import train as train_run
 
-    record = _stoppable(lambda: train_run(config, out))
+    record: RunRecord = _stoppable(lambda: train_run(config, out))
     _report(record, out)
     return record
 
@@ -92,8 +96,14 @@ def _continue(
         raise ConfigError(f"--resume continues in its own folder {run}; leave --out away")
     folder = RunFolder(run)
     folder.read_config()
-    settings = load_config(preset, config or folder.config_file, flags, overrides)
+    named = merge(preset_settings(preset), flags) if preset else flags  # a preset that differs is refused, not ignored
+    settings = load_config(None, config or folder.config_file, named, overrides)
     _report(_stoppable(lambda: resume_run(run, settings)), run)
+    _say_next(run)
+
+
+def _say_next(run: Path) -> None:
+    typer.echo(f"Next: quest pack {run} --out {run}/packed")
 
 
 def _stoppable(work: Any) -> Any:
@@ -115,7 +125,6 @@ def _report(record: RunRecord, out: Path) -> None:
         ("parameters", f"{record.parameters['all']:,} ({record.parameters['non_embedding']:,} in blocks)"),
     ]
     print_table(f"run {out}", rows)
-    typer.echo(f"Next: quest pack {out} --out {out}/packed")
 
 
 def _flags(
@@ -123,8 +132,9 @@ def _flags(
     tokens: str | None, tokens_per_param: float | None, seconds: float | None, seed: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The flags given, as nested settings."""
-    quant = {"method": method, "weight_bits": weight_bits or bits, "act_bits": act_bits or bits}
-    given = {name: parse_bits(value) if name != "method" else value for name, value in quant.items() if value}
+    weights, activations = (bits if own is None else own for own in (weight_bits, act_bits))
+    quant = {"method": method, "weight_bits": parse_bits(weights), "act_bits": parse_bits(activations)}
+    given = {name: value for name, value in quant.items() if value is not None}
     flags: dict[str, Any] = {"quant": given} if given else {}
     if data is not None:
         flags["data"] = {"source": data}

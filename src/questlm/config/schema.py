@@ -26,7 +26,7 @@ class Section(BaseModel):
         except ValidationError as problem:
             raise ConfigError(explain(problem, type(self))) from None
         except TypeError:  # keywords that are not text
-            raise ConfigError("the names of settings must be text") from None
+            raise ConfigError("unknown setting: the names of settings are text") from None
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """Text to tokens to batches: sources, tokenizers, a cache of token shards, and a loader that can be resumed."""
 
 from questlm.data.loader import WindowLoader, windows
-from questlm.data.prepare import prepare
+from questlm.data.prepare import prepare, prepare_all
 from questlm.data.prepared import PreparedData
 from questlm.data.stream import TokenStream, require_window
 from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_hash, train_tokenizer
@@ -13,6 +13,7 @@ __all__ = [
     "end_of_text_id",
     "load_tokenizer",
     "prepare",
+    "prepare_all",
     "require_window",
     "tokenizer_hash",
     "train_tokenizer",

@@ -13,13 +13,14 @@ from questlm.data.holdout import tail_start
 from questlm.data.prepared import PreparedData, require_fit, stream_hash
 from questlm.data.shards import check_vocabulary, open_shards
 from questlm.data.sources import Shards, resolve
+from questlm.data.stream import TokenStream
 from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size
 from questlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_all"]
 
 
 def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int | None = None) -> PreparedData:
@@ -44,6 +45,19 @@ def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int |
         return _prepare_shards(config, train, val, tokenizer, vocab_size, limit, cache)
     assert not isinstance(val, Shards)
     return prepare_text(config, train, val, tokenizer, vocab_size, limit, cache)
+
+
+def prepare_all(config: DataConfig, vocab_size: int | None = None) -> tuple[TokenStream, int | None]:
+    """All of a source as one stream, nothing held out, and the UTF-8 bytes of its text (None without a tokenizer).
+
+    For evaluating on other text. Of a data set from a hub that has a validation split, that split. Arguments and errors
+    as `prepare`.
+    """
+    data = prepare(config, vocab_size)
+    if config.source.startswith("hf:"):
+        return data.val, data.val_bytes
+    whole = TokenStream.join([data.train, data.val])
+    return whole, None if data.tokenizer is None else count_bytes(data.tokenizer, whole)
 
 
 def _prepare_shards(

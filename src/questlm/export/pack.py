@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -102,15 +103,20 @@ def pack(
     files = {CONFIG_NAME: _config_bytes(config)}
     if tokenizer is not None:
         files[TOKENIZER_NAME] = _tokenizer_bytes(tokenizer, config.model.vocab_size or 0)
-    with atomic_folder(out) as folder:
-        tensors = _tensors(model, config)
-        save_file(tensors, folder / TENSORS_NAME)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        parts = _bytes_by_part(config, folder)
-        seal(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
-        parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
-        _check_codes(model, load_artifact(folder))
+    try:
+        with atomic_folder(out) as folder:
+            tensors = _tensors(model, config)
+            save_file(tensors, folder / TENSORS_NAME)
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            parts = _bytes_by_part(config, folder)
+            seal(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
+            parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
+            _check_codes(model, load_artifact(folder))
+    except (OSError, SafetensorError) as problem:
+        raise ArtifactError(
+            f"cannot write the artifact {out}: {problem}; free some space there or name another folder"
+        ) from None
     return PackReport(out, sum(parts.values()), parts, config.model.parameters)
 
 

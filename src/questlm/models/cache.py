@@ -25,6 +25,15 @@ class KVCache:
         """Most tokens the cache can hold."""
         return self._entries.shape[-2]
 
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` tokens in all, at least doubling what there was, so that growing stays cheap."""
+        if capacity > self.capacity:
+            shape = list(self._entries.shape)
+            shape[-2] = max(capacity, 2 * self.capacity)
+            grown = self._entries.new_zeros(shape)
+            grown[..., : self.length, :] = self._entries[..., : self.length, :]
+            self._entries = grown
+
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (batch, kv_heads, new, width) to one layer; return its keys and values so far, new ones included.
 

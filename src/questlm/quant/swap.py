@@ -57,7 +57,7 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
                 replacements[module] = FakeQuantLinear.from_linear(module, spec)
             except ConfigError as problem:
                 raise ConfigError(f"layer {name or 'model'!r}: {problem}") from None
-        elif type(module) is nn.Linear and spec.embeddings != "float" and not chosen(module, name):
+        elif type(module) is nn.Linear and spec.embeddings != "float":
             replacements[module] = StoredLinear.from_linear(module, spec.embeddings)
         elif type(module) is nn.Embedding and spec.embeddings != "float":
             replacements[module] = StoredEmbedding.from_embedding(module, spec.embeddings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,18 +10,17 @@ from typing import Any
 
 from questlm.errors import MissingDependencyError
 
-__all__ = ["Log", "open_loggers"]
+__all__ = ["Log", "open_loggers", "require_loggers"]
+
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 Log = Callable[[int, Mapping[str, float]], None]
 """(step, {metric: value})."""
 
 
 def open_loggers(names: tuple[str, ...], run: Path, config: Mapping[str, Any], stack: ExitStack) -> Log:
-    """Open the loggers `names`, to be closed with `stack`; returns a function that feeds them all.
-
-    Raises:
-        MissingDependencyError: a logger's package is not installed.
-    """
+    """Open the loggers `names`, to be closed with `stack`; returns a function that feeds them all."""
+    require_loggers(names)
     logs = [_OPENERS[name](run, config, stack) for name in names]
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
@@ -30,11 +30,22 @@ def open_loggers(names: tuple[str, ...], run: Path, config: Mapping[str, Any], s
     return log
 
 
+def require_loggers(names: tuple[str, ...]) -> None:
+    """Fail now, before a run folder is made, if a logger's package is missing.
+
+    Raises:
+        MissingDependencyError: naming the pip command.
+    """
+    for name in names:
+        try:
+            importlib.import_module(_MODULES[name])
+        except ImportError:
+            raise MissingDependencyError(name, name, f"train.loggers = [{name}]") from None
+
+
 def _tensorboard(run: Path, config: Mapping[str, Any], stack: ExitStack) -> Log:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MissingDependencyError("tensorboard", "tensorboard", "train.loggers = [tensorboard]") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(run / "tensorboard"))
     stack.callback(writer.close)
 
@@ -46,10 +57,8 @@ def _tensorboard(run: Path, config: Mapping[str, Any], stack: ExitStack) -> Log:
 
 
 def _wandb(run: Path, config: Mapping[str, Any], stack: ExitStack) -> Log:
-    try:
-        import wandb
-    except ImportError:
-        raise MissingDependencyError("wandb", "wandb", "train.loggers = [wandb]") from None
+    import wandb
+
     session = wandb.init(
         project="questlm", name=run.name, id=run.name, resume="allow", dir=str(run), config=dict(config)
     )

@@ -38,7 +38,7 @@ from questlm.train.checkpoint import (
 from questlm.train.checks import check_quantization
 from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
 from questlm.train.interrupt import Interrupt
-from questlm.train.loggers import Log, open_loggers
+from questlm.train.loggers import Log, open_loggers, require_loggers
 from questlm.train.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
@@ -77,6 +77,7 @@ def train(config: RunConfig, out: Path) -> RunRecord:
     """
     folder = RunFolder(out)
     folder.require_absent()
+    require_loggers(config.train.loggers)
     data, config = _prepare_data(config)
     trainer = Trainer(config, folder, data)
     folder.create(config, data.tokenizer.to_str() if data.tokenizer is not None else None)
@@ -109,6 +110,7 @@ def _prepare_data(config: RunConfig) -> tuple[PreparedData, RunConfig]:
     """Tokens for the run, and its settings with the vocabulary filled in."""
     streamed = config.data.source.startswith("hf:") and config.data.max_tokens is None
     data = prepare(config.data, config.model.vocab_size, config.token_budget() if streamed else None)
+    require_window(data.train, config.train.seq_len, "training")
     require_window(data.val, 1, "validation")
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or data.vocab_size})
     return data, config.model_copy(update={"model": model})

@@ -56,20 +56,31 @@ class RunFolder:
         Raises:
             ConfigError: it does.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if taken or self.path.is_symlink():
             raise ConfigError(
                 f"the run folder {self.path} exists already; continue that run with "
                 f"`quest train --resume {self.path}`, or name another folder with --out"
             )
 
     def create(self, config: RunConfig, tokenizer: str | None) -> None:
-        """Make the folder, whole or not at all, with what identifies the run."""
-        with atomic_folder(self.path) as temporary:
-            draft = RunFolder(temporary)
-            draft.checkpoints.mkdir()
-            draft.config_file.write_text(to_yaml(config), encoding="utf-8")
-            if tokenizer is not None:
-                draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
+        """Make the folder, whole or not at all, with what identifies the run.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            with atomic_folder(self.path) as temporary:
+                draft = RunFolder(temporary)
+                draft.checkpoints.mkdir()
+                draft.config_file.write_text(to_yaml(config), encoding="utf-8")
+                if tokenizer is not None:
+                    draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
+        except OSError as problem:
+            raise CheckpointError(
+                f"cannot make the run folder {self.path}: {problem.strerror}; "
+                f"free some space there or name another folder with --out"
+            ) from None
 
     def read_config(self) -> RunConfig:
         """The run's resolved settings.

@@ -57,20 +57,23 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> T
     return hadamard(gradient, block_size)
 
 
-@torch.compiler.assume_constant_result
 def _matrix(block_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if torch.compiler.is_compiling():  # the compiler shares what is the same in one graph, and traces no cache
+        return _sylvester(block_size, device).to(dtype)
     key = (block_size, dtype, device)
     if key in _MATRICES:
         return _MATRICES[key]
     with torch.inference_mode(False):  # an inference tensor could not be used for training later
-        matrix = _sylvester(block_size).to(device=device, dtype=dtype)
+        matrix = _sylvester(block_size, device).to(dtype)
     if type(matrix) is Tensor:  # a fake tensor, made while tracing, must not outlive the trace
         _MATRICES[key] = matrix
     return matrix
 
 
-def _sylvester(block_size: int) -> Tensor:
-    matrix = torch.ones(1, 1, dtype=torch.float64, device="cpu")
-    while matrix.shape[0] < block_size:
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device="cpu"), matrix)
-    return matrix / block_size**0.5
+def _sylvester(block_size: int, device: torch.device) -> Tensor:
+    """H / sqrt(block_size), float64, from the parity of the bits that row and column number share."""
+    numbers = torch.arange(block_size, device=device)
+    shared = numbers.unsqueeze(1) & numbers
+    for shift in (32, 16, 8, 4, 2, 1):
+        shared = shared ^ (shared >> shift)
+    return (1 - 2 * (shared & 1)).double() / block_size**0.5

@@ -83,7 +83,7 @@ def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[
 def _measure(
     model: Any, settings: DataConfig, whole: bool, seq_len: int, vocab_size: int | None, training: dict[str, Any]
 ) -> tuple[Evaluation, dict[str, Any] | None]:
-    """Evaluate on the validation split of `settings`, or on the whole of other text, of which training knows nothing."""
+    """Evaluate on the validation split of `settings`, or on the whole of other text that training has not seen."""
     from questlm.data import prepare, prepare_all
     from questlm.evaluation import evaluate as measure
 

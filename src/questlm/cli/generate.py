@@ -17,7 +17,7 @@ __all__ = ["generate"]
 def generate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, made by quest pack.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1, max=1_000_000)] = 200,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", max=1_000_000)] = 200,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest.")] = 50,
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that hold this much.")] = None,

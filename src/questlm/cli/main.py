@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from questlm import __version__
@@ -18,11 +17,13 @@ app = typer.Typer(
     name="quest",
     help="Train language models born in 1 to 8 bits, pack them, and run exactly what was trained.",
     epilog="Start with: quest demo",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+# Typer carries a click of its own in some versions and the package in others; this names the right one in both.
+_USAGE_ERROR: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
@@ -43,15 +44,12 @@ def _version(
 def main() -> None:
     """Run the command line; exit code 0 when done, 2 for anything questlm refuses, 128 + n when stopped by signal n."""
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as problem:
-        problem.show()
-        sys.exit(2)
-    except click.ClickException as problem:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except _USAGE_ERROR as problem:
         _fail(f"{problem.format_message().rstrip('.')}; see: quest --help")
     except QuestError as problem:
         _fail(str(problem))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("quest: interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as problem:

@@ -40,7 +40,6 @@ def test_what_is_no_count_is_refused_with_the_option_and_the_value(text: str) ->
     assert "5M" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the way through float loses the last digits")
 def test_a_large_whole_number_is_exact() -> None:
     assert parse_count("9007199254740993", "--tokens") == 9_007_199_254_740_993
 

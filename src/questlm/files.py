@@ -133,11 +133,11 @@ def seal(folder: Path, kind: str, version: int, details: Mapping[str, Any] | Non
     atomic_write(folder / MANIFEST_NAME, canonical_json(manifest))
 
 
-def verify(folder: Path, kind: str, version: int, error: type[QuestError]) -> dict[str, Any]:
+def verify(folder: Path, kind: str, version: int, error: type[QuestError], strict: bool = False) -> dict[str, Any]:
     """Check a sealed folder and return the manifest's `details`; raise `error` at the first thing that is off.
 
     Checked: the manifest's own digest and exact bytes, kind and version, that each listed name is a plain file name
-    whose file really lies in the folder, and each file's size and SHA-256.
+    whose file really lies in the folder, and each file's size and SHA-256. `strict`: and nothing else is there.
     """
     if not folder.is_dir():
         raise error(f"{folder} is not a folder")
@@ -168,6 +168,9 @@ def verify(folder: Path, kind: str, version: int, error: type[QuestError]) -> di
             RuntimeError,
         ) as problem:  # too long a name, a link to itself, no permission
             raise error(f"{path} lists {name[:80]!r}, which cannot be read ({type(problem).__name__})") from None
+    unlisted = [item.name for item in folder.iterdir() if item.name not in (*manifest["files"], MANIFEST_NAME)]
+    if strict and unlisted:
+        raise error(f"{folder / unlisted[0]} is not in the manifest; it does not belong there")
     details = manifest.get("details")
     return details if isinstance(details, dict) else {}
 

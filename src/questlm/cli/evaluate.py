@@ -55,13 +55,17 @@ def evaluate_artifact(path: Path, data: str | None = None) -> tuple[Evaluation, 
 
     model = load(path)
     training = model.training
-    tokenizer = path / "tokenizer.json"
-    if data is None and "data" not in training:
+    try:
+        seq_len = int(training.get("seq_len", 512))
+        named = {k: v for k, v in dict(training.get("data") or {}).items() if k not in ("cache_dir", "tokenizer")}
+        settings = DataConfig(source=data) if data is not None else DataConfig(**named)
+    except (TypeError, ValueError) as problem:
+        raise ArtifactError(f"{path} says nonsense of its training: {problem}") from None
+    if seq_len < 1 or (data is None and not named):
         raise ArtifactError(f"{path} does not say what it was validated on; name a text with --data")
-    settings = DataConfig(**training["data"]) if data is None else DataConfig(source=data)
+    tokenizer = path / "tokenizer.json"
     if tokenizer.exists():
         settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
-    seq_len = int(training.get("seq_len", 512))
     return _measure(model, settings, data is not None, seq_len, model.config.vocab_size, training)
 
 
@@ -70,14 +74,15 @@ def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[
     from questlm.records import RunRecord
     from questlm.train import RunFolder, load_run
 
-    model, config = load_run(path)
-    record = RunRecord.load(path)
-    training = {"final": record.final, "val_hash": record.data["val_hash"]}
+    loaded = load_run(path)
+    record, config = RunRecord.load(path), loaded.config
+    final = record.final if record.steps == loaded.step else None
     settings = config.data if data is None else DataConfig(source=data)
     tokenizer = RunFolder(path).tokenizer_file
-    if data is not None and tokenizer.exists():
+    if tokenizer.exists():  # the tokenizer that trained, not one trained again on what the source holds now
         settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
-    return _measure(model, settings, data is not None, config.train.seq_len, config.model.vocab_size, training)
+    training = {"final": final, "val_hash": record.data["val_hash"]}
+    return _measure(loaded.model, settings, data is not None, config.train.seq_len, config.model.vocab_size, training)
 
 
 def _measure(
@@ -97,5 +102,8 @@ def _measure(
             f"the validation data of training cannot be read ({problem}); name other text with --data"
         ) from None
     result = measure(model, data.val, seq_len, text_bytes=data.val_bytes)
-    same = data.val_hash == training.get("val_hash")
-    return result, training["final"] if same and training.get("final") else None
+    if data.val_hash != training.get("val_hash"):
+        typer.echo("quest: note: the validation text is not the one of training; the losses do not compare", err=True)
+        return result, None
+    final = training.get("final")
+    return result, final if isinstance(final, dict) and isinstance(final.get("loss"), float) else None

@@ -52,7 +52,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("quest: interrupted", file=sys.stderr)
         sys.exit(130)
-    except OSError as problem:
+    except OSError as problem:  # such as a folder that another process made in the meantime
         _fail(f"{problem.filename or 'a file'} cannot be read or written: {problem.strerror or problem}")
     sys.exit(code if isinstance(code, int) else 0)
 

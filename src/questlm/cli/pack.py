@@ -41,18 +41,20 @@ def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = 
     from questlm.records import RunRecord
     from questlm.train import RunFolder, load_run
 
-    model, config = load_run(run)
+    loaded = load_run(run)
     record = RunRecord.load(run)
     tokenizer = RunFolder(run).tokenizer_file
     training: dict[str, Any] = {
-        "data": config.data.model_dump(mode="json"),
-        "seq_len": config.train.seq_len,
-        "tokens": record.tokens,
-        "final": record.final,
+        # Where this machine keeps its cache and tokenizer is nobody else's business.
+        "data": loaded.config.data.model_dump(mode="json", exclude={"cache_dir", "tokenizer"}),
+        "seq_len": loaded.config.train.seq_len,
+        "tokens": loaded.tokens,
+        # A run stopped before its end, or between a checkpoint and its record, has no final loss for these weights.
+        "final": record.final if record.steps == loaded.step else None,
         "val_hash": record.data["val_hash"],
     }
     text = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
-    return write_artifact(model, out, tokenizer=text, training=training, embeddings=embeddings)
+    return write_artifact(loaded.model, out, tokenizer=text, training=training, embeddings=embeddings)
 
 
 def report_rows(report: PackReport) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from questlm.data import TokenStream, windows
+from questlm.errors import DataError
 from questlm.progress import progress
 
 __all__ = ["Evaluation", "evaluate"]
@@ -58,8 +59,9 @@ def evaluate(
 
     Args:
         seq_len: window length; each window starts with no context.
-        text_bytes: UTF-8 bytes of the whole stream's text, for bits per byte. Not used with `max_tokens`, because a
-            part of the stream has other bytes.
+        text_bytes: UTF-8 bytes of the whole stream's text, for bits per byte. (The first token's are among them though
+            nothing predicts it, which is too little to see beyond some thousand tokens.) Not used with `max_tokens`,
+            because a part of the stream has other bytes.
         max_tokens: read only the first windows, at most this many tokens; None: everything.
     """
     batch_size = max(1, _TOKENS_PER_BATCH // seq_len)
@@ -73,6 +75,8 @@ def evaluate(
             total += F.cross_entropy(predicted.flatten(0, 1).float(), flat, reduction="sum").double()
             count += flat.numel()
             update(count)
+    if count == 0:
+        raise DataError("the text to evaluate on has no token to predict; use more text")
     nats = float(total)
     loss = nats / count
     per_byte = nats / math.log(2) / text_bytes if text_bytes and max_tokens is None else None

@@ -74,8 +74,10 @@ def hadamard(x: Tensor, block_size: int = 128) -> Tensor:
             two that does is used, if it is at least 16.
 
     Raises:
-        ValueError: no such block (see `fit_block_size`).
+        ValueError: no such block (see `fit_block_size`), or `x` is not floating point.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"the Hadamard transform takes floating-point numbers, not {x.dtype}")
     result: Tensor = _Hadamard.apply(x, fit_block_size(x.shape[-1], block_size))
     return result
 

@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     Raises:
         CheckpointError: damaged or of another version.
     """
-    verify(path, _KIND, _VERSION, CheckpointError)
+    verify(path, _KIND, _VERSION, CheckpointError, strict=True)
     try:
         tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
     except (SafetensorError, json.JSONDecodeError) as problem:

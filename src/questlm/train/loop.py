@@ -21,9 +21,8 @@ from torch import Tensor
 
 from questlm.config import RunConfig
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
-from questlm.errors import CheckpointError, TrainingError
+from questlm.errors import CheckpointError, ConfigError, TrainingError
 from questlm.evaluation import Evaluation, evaluate
-from questlm.files import remove_leftovers
 from questlm.models import Llama
 from questlm.progress import progress
 from questlm.records import RunRecord, package_versions
@@ -81,7 +80,8 @@ def train(config: RunConfig, out: Path) -> RunRecord:
     data, config = _prepare_data(config)
     trainer = Trainer(config, folder, data)
     folder.create(config, data.tokenizer.to_str() if data.tokenizer is not None else None)
-    return trainer.run()
+    with folder.locked():
+        return trainer.run()
 
 
 def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
@@ -96,20 +96,29 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
     """
     folder = RunFolder(out)
     saved = folder.read_config()
-    remove_leftovers(out)
     if config is not None and config.model.vocab_size is None:  # resolved from the tokenizer when the run began
-        config = config.model_copy(update={"model": saved.model})
+        model = config.model.model_copy(update={"vocab_size": saved.model.vocab_size})
+        config = config.model_copy(update={"model": model})
     require_same_config(saved.model_dump(mode="json"), config or saved, folder.config_file)
     data, config = _prepare_data(config or saved)
-    trainer = Trainer(config, folder, data)
-    trainer.restore()
-    return trainer.run()
+    with folder.locked():
+        folder.remove_leftovers()
+        trainer = Trainer(config, folder, data)
+        trainer.restore()
+        return trainer.run()
 
 
 def _prepare_data(config: RunConfig) -> tuple[PreparedData, RunConfig]:
-    """Tokens for the run, and its settings with the vocabulary filled in."""
-    streamed = config.data.source.startswith("hf:") and config.data.max_tokens is None
-    data = prepare(config.data, config.model.vocab_size, config.token_budget() if streamed else None)
+    """Tokens for the run, and its settings with the size of the vocabulary and of a fetched corpus filled in."""
+    if config.data.source.startswith("hf:") and config.data.max_tokens is None:
+        tokens = config.token_budget()
+        if tokens is None:
+            raise ConfigError(
+                "a budget in seconds does not say how much of a data set to fetch; add --set data.max_tokens=N"
+            )
+        # In the settings, so that whoever evaluates this run later reads the same tokens.
+        config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": tokens})})
+    data = prepare(config.data, config.model.vocab_size)
     require_window(data.train, config.train.seq_len, "training")
     require_window(data.val, 1, "validation")
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or data.vocab_size})
@@ -133,7 +142,7 @@ class Trainer:
         self.loader = WindowLoader(data.train, config.train.seq_len, config.train.batch_size, config.seed)
         self.model: Llama = build_model(config).to(self.device)
         self.optimizer = make_optimizer(self.model, config.train)
-        self.loss_fn: Callable[[Tensor, Tensor], Tensor] = self._loss
+        self.loss_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._loss
         if should_compile(config.train, self.device):
             self.loss_fn = torch.compile(self._loss, dynamic=False)
         self.state = _Progress()
@@ -170,11 +179,12 @@ class Trainer:
             raise CheckpointError(f"{path} was trained on other data than {self.config.data.source!r} holds now")
         try:
             load_model_tensors(self.model, tensors["model"], path)
-            load_optimizer_tensors(self.optimizer, self.model, tensors["optimizer"])
-            self.loader.load_state_dict(state["loader"])
             self.state = _Progress(**state["progress"])
-        except (KeyError, TypeError) as problem:
-            raise CheckpointError(f"{path} lacks {problem}; it is not a checkpoint of this version") from None
+            if self.state.step:
+                load_optimizer_tensors(self.optimizer, self.model, tensors["optimizer"])
+            self.loader.load_state_dict(state["loader"])
+        except (KeyError, TypeError, ValueError) as problem:
+            raise CheckpointError(f"{path} is not a whole checkpoint of this version: {problem}") from None
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -204,9 +214,9 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         micro_batches = self._micro_batches(inputs, targets)
         for batch in micro_batches:
-            loss = self.loss_fn(*batch) / len(micro_batches)
-            loss.backward()
-            total += loss.detach()
+            loss, _ = self.loss_fn(*batch)
+            (loss / len(micro_batches)).backward()
+            total += loss.detach() / len(micro_batches)
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -214,10 +224,11 @@ class Trainer:
         self.state.step += 1
         self.state.tokens += inputs.numel()
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss, and the last tokens' logits (batch, vocabulary), by which the check knows a dense forward."""
         with autocast(self.device):
             logits = self.model(inputs)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
 
     def _micro_batches(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
         size = self.config.train.micro_batch_size or self.config.train.batch_size

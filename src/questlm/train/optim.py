@@ -31,12 +31,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`, into the optimizer of a model with the same parameters."""
-    parameters = dict(model.named_parameters())
-    for name, value in tensors.items():
-        owner, _, key = name.rpartition("/")
-        parameter = parameters[owner]
-        optimizer.state[parameter][key] = value.to(parameter.device)
+    """Inverse of `optimizer_tensors`, into the optimizer of a model with the same parameters.
+
+    Raises:
+        ValueError: a state is missing, or has another shape or dtype than its parameter (AdamW reads memory unchecked).
+    """
+    for name, parameter in model.named_parameters():
+        state = {key: tensors.get(f"{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        for key, value in state.items():
+            like = torch.zeros(()) if key == "step" else parameter
+            if value is None or value.shape != like.shape or value.dtype is not like.dtype:
+                raise ValueError(f"the optimizer's {key} of {name} is missing or of another shape")
+            optimizer.state[parameter][key] = value.to(parameter.device)
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

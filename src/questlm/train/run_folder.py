@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from questlm.config import RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
@@ -92,6 +94,30 @@ class RunFolder:
             raise CheckpointError(f"{self.path} is not a run folder: it has no {self.config_file.name}")
         return load_config(file=self.config_file)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process, where the system can (POSIX).
+
+        Raises:
+            CheckpointError: another process is training in this folder.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass
+            except BlockingIOError:
+                raise CheckpointError(f"another process is training in {self.path}; wait for it or stop it") from None
+            yield
+
+    def remove_leftovers(self) -> None:
+        """Delete half-written files of a killed process; not folders, which may be an artifact being packed."""
+        for item in self.path.glob(".tmp-*"):
+            if item.is_file():
+                item.unlink(missing_ok=True)
+
     def latest_checkpoint(self) -> Path:
         """The run's newest checkpoint.
 
@@ -129,7 +155,16 @@ def build_model(config: RunConfig) -> Llama:
     return prepare(Llama(config.model).initialize(config.seed), config.quant)
 
 
-def load_run(path: Path) -> tuple[Llama, RunConfig]:
+class LoadedRun(NamedTuple):
+    """A run at its newest checkpoint."""
+
+    model: Llama
+    config: RunConfig
+    step: int
+    tokens: int
+
+
+def load_run(path: Path) -> LoadedRun:
     """The model of a run folder at its newest checkpoint, and its settings. For packing and evaluating.
 
     Raises:
@@ -142,4 +177,5 @@ def load_run(path: Path) -> tuple[Llama, RunConfig]:
     require_same_config(state.get("config", {}), config, checkpoint)
     model = build_model(config)
     load_model_tensors(model, tensors.get("model", {}), checkpoint)
-    return model, config
+    progress = state.get("progress", {})
+    return LoadedRun(model, config, progress.get("step", 0), progress.get("tokens", 0))

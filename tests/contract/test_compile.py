@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from questlm import Llama, QuantSpec, prepare
+from questlm import Llama, QuantSpec, ops, prepare
 from questlm.config import ModelConfig
 
 
@@ -35,3 +35,17 @@ def test_compiled_model_equals_the_eager_one(bits):
         model.embed.form = model.lm_head.form = "float"
         unrounded = (model(ids) - eager["logits"]).abs().max()
     assert unrounded > 1e-3  # so the comparison above would have seen it
+
+
+def test_the_reference_compiles_with_two_block_sizes_in_one_graph():
+    # What a GPU without kernels runs. Constants by name once collided here, and a no-op conversion once lost gradients.
+    model = prepare(nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 16)), QuantSpec())
+    x = torch.randn(4, 32, requires_grad=True)
+    with ops.using_backend("reference"):
+        model(x).square().sum().backward()
+        expected = [x.grad.clone(), *(p.grad.clone() for p in model.parameters())]
+        x.grad = None
+        model.zero_grad()
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x).square().sum().backward()
+    for got, wanted in zip([x.grad, *(p.grad for p in model.parameters())], expected, strict=True):
+        torch.testing.assert_close(got, wanted)

@@ -142,11 +142,11 @@ def test_sixteen_bits_leave_the_model_alone():
     assert torch.equal(model(ids()), before)
 
 
-def test_sixteen_bits_with_stored_embeddings_round_those_only():
+def test_sixteen_bits_with_a_stored_form_rounds_every_matrix_and_no_norm():
     model = make_llama()
     expected = copy.deepcopy(model)
     with torch.no_grad():
-        for matrix in (expected.embed.weight, expected.lm_head.weight):
+        for matrix in (p for p in expected.parameters() if p.ndim == 2):
             matrix.copy_(matrix.bfloat16())
     prepare(model, QuantSpec(weight_bits=16, act_bits=16, embeddings="bf16"))
     assert not quantized_layers(model)

@@ -223,7 +223,7 @@ def test_an_empty_prompt_starts_a_document(model: Path, quest: Quest) -> None:
     assert quest("generate model --seed 0 --max-tokens 20").strip()
 
 
-ENDLESS = "generate model --prompt the --seed 1 --temperature 2 --max-tokens 20000"
+ENDLESS = "generate model --prompt the --temperature 0 --max-tokens 20000"  # the likeliest words go in circles
 
 
 def _start(command: str) -> subprocess.Popen[bytes]:

@@ -228,7 +228,13 @@ ENDLESS = "generate model --prompt the --temperature 0 --max-tokens 20000"  # th
 
 def _start(command: str) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "questlm", *shlex.split(command)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: ask for the default again.
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_text_streams_and_ctrl_c_stops_it(model: Path) -> None:

@@ -32,7 +32,7 @@ app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)  # so that --version needs no command beside it
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
 ) -> None:

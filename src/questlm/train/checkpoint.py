@@ -6,7 +6,6 @@ checkpoints or the previous ones and a whole new one. Resuming verifies every ha
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     verify(path, _KIND, _VERSION, CheckpointError, strict=True)
     try:
         tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
-    except (SafetensorError, json.JSONDecodeError) as problem:
+    except SafetensorError as problem:
         raise CheckpointError(f"{path} holds a damaged tensor file: {problem}") from None
     state = read_json(path / "state.json", CheckpointError)
     if not isinstance(state, dict):

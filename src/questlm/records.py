@@ -41,6 +41,7 @@ class RunRecord:
         tokens_per_second: tokens / seconds spent in training steps alone.
         peak_memory_bytes: of the device (CUDA) or the process (CPU).
         checks: what the quantisation check at the start measured.
+        initial_weights: SHA-256 of the weights that training began from (`init_from`), None for weights of its own.
     """
 
     config: dict[str, Any]
@@ -57,6 +58,7 @@ class RunRecord:
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     checks: dict[str, Any] = field(default_factory=dict)
+    initial_weights: str | None = None
     format: int = _FORMAT
 
     def save(self, run: Path) -> None:
@@ -72,7 +74,9 @@ class RunRecord:
         """
         content = read_json(run / RECORD_NAME, CheckpointError)
         names = {item.name for item in fields(cls)}
-        if not isinstance(content, dict) or content.get("format") != _FORMAT or set(content) != names:
+        lacking = names - set(content) if isinstance(content, dict) else names
+        known = isinstance(content, dict) and content.get("format") == _FORMAT and set(content) <= names
+        if not known or lacking - {"initial_weights"}:  # which the first records did not have
             raise CheckpointError(f"{run / RECORD_NAME} is not a run record of format {_FORMAT}")
         return cls(**content)
 

@@ -56,6 +56,13 @@ def test_a_number_that_json_does_not_know_is_not_written(record: RunRecord, tmp_
     assert [path.name for path in tmp_path.iterdir()] == [RECORD_NAME]
 
 
+def test_a_record_from_before_there_were_initial_weights_loads(record: RunRecord, tmp_path: Path) -> None:
+    record.save(tmp_path)
+    path = tmp_path / RECORD_NAME
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "initial_weights"}))
+    assert RunRecord.load(tmp_path) == record
+
+
 def _edit(**changes: Any) -> Any:
     return lambda content: json.dumps(json.loads(content) | changes)
 

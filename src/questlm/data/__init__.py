@@ -1,21 +1,23 @@
 """Text to tokens to batches: sources, tokenizers, a cache of token shards, and a loader that can be resumed."""
 
 from questlm.data.loader import WindowLoader, windows
-from questlm.data.prepare import prepare, prepare_all
+from questlm.data.prepare import holds_text, prepare, prepare_all
 from questlm.data.prepared import PreparedData
 from questlm.data.stream import TokenStream, require_window
-from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_hash, train_tokenizer
+from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
 
 __all__ = [
     "PreparedData",
     "TokenStream",
     "WindowLoader",
     "end_of_text_id",
+    "holds_text",
     "load_tokenizer",
     "prepare",
     "prepare_all",
     "require_window",
     "tokenizer_hash",
+    "tokenizer_size",
     "train_tokenizer",
     "windows",
 ]

@@ -20,7 +20,7 @@ from questlm.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["prepare", "prepare_all"]
+__all__ = ["holds_text", "prepare", "prepare_all"]
 
 
 def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int | None = None) -> PreparedData:
@@ -58,6 +58,12 @@ def prepare_all(config: DataConfig, vocab_size: int | None = None) -> tuple[Toke
         return data.val, data.val_bytes
     whole = TokenStream.join([data.train, data.val])
     return whole, None if data.tokenizer is None else count_bytes(data.tokenizer, whole)
+
+
+def holds_text(config: DataConfig) -> bool:
+    """Whether the source is text, which needs a tokenizer; otherwise it is token shards. Errors as `prepare`."""
+    train, _ = resolve(config, cache_folder(config))
+    return not isinstance(train, Shards)
 
 
 def _prepare_shards(

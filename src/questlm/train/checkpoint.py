@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from questlm.errors import CheckpointError
 from questlm.files import atomic_folder, canonical_json, read_json, remove_leftovers, seal, verify
 
-__all__ = ["latest_checkpoint", "load_model_tensors", "model_tensors", "prune", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "latest_checkpoint",
+    "load_model_tensors",
+    "model_tensors",
+    "prune",
+    "read_checkpoint",
+    "verify_checkpoint",
+    "write_checkpoint",
+]
 
 _KIND, _VERSION = "questlm-checkpoint", 1
 _PREFIX = "step-"
@@ -46,13 +54,22 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tenso
     return target
 
 
+def verify_checkpoint(path: Path) -> None:
+    """Check every file of a checkpoint against its hash.
+
+    Raises:
+        CheckpointError: damaged or of another version.
+    """
+    verify(path, _KIND, _VERSION, CheckpointError, strict=True)
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by file and the state of a checkpoint, after verifying it.
 
     Raises:
         CheckpointError: damaged or of another version.
     """
-    verify(path, _KIND, _VERSION, CheckpointError, strict=True)
+    verify_checkpoint(path)
     try:
         tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
     except SafetensorError as problem:

@@ -81,7 +81,7 @@ def test_inference_mode_leaves_nothing_behind() -> None:
 
 
 def test_blocks_of_one_entry_use_the_trust_factor_without_transform() -> None:
-    assert prepare(nn.Linear(16, 16), QuantSpec(weight_bits=1, block_size=1)).mask_bounds[1] == 1.25 / 2
+    assert prepare(nn.Linear(16, 16), QuantSpec(weight_bits=1, block_size=1)).weight_quantizer.mask_bound == 1.25 / 2
 
 
 def test_a_prepared_model_can_be_exported() -> None:

@@ -86,7 +86,7 @@ def test_the_float_log2_of_three_means_ternary():
 def test_grid_spans_the_clip(bits):
     grid = gaussian_grid(bits)
     assert grid.levels == level_count(bits)
-    assert grid.zero_point * grid.step_per_rms == pytest.approx(gaussian_scale(bits), abs=1e-15)
+    assert grid.zero_point * grid.step_per_scale == pytest.approx(gaussian_scale(bits), abs=1e-15)
 
 
 @pytest.mark.parametrize("bits", [0, 9, 16, -1, 2.5, True, "four", None])
@@ -100,14 +100,14 @@ def test_other_widths_are_refused_by_value(bits):
 @pytest.mark.parametrize("rotates", [True, False])
 def test_trust_bound_masks_the_published_share(bits, rotates):
     grid = gaussian_grid(bits)
-    masked = math.erfc(trust_bound(grid, rotates) * grid.step_per_rms / math.sqrt(2))
+    masked = math.erfc(trust_bound(grid, rotates) * grid.step_per_scale / math.sqrt(2))
     assert round(100 * masked, 4) == MASKED_PERCENT[bits]
 
 
 @pytest.mark.parametrize(("rotates", "percent"), [(True, 29.96), (False, 31.86)])
 def test_one_bit_trust_is_wider_as_in_the_published_runs(rotates, percent):
     grid = gaussian_grid(1)
-    masked = math.erfc(trust_bound(grid, rotates) * grid.step_per_rms / math.sqrt(2))
+    masked = math.erfc(trust_bound(grid, rotates) * grid.step_per_scale / math.sqrt(2))
     assert round(100 * masked, 2) == percent
 
 

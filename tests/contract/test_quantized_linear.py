@@ -155,7 +155,7 @@ def test_float16_autocast_does_not_overflow_where_the_product_of_codes_would():
     with torch.no_grad():
         layer.weight.copy_(row.expand(4, -1))
     x = row.expand(2, -1).clone().requires_grad_()
-    codes = (layer.quantized_weight().codes.double() - 127.5).square().sum(-1)
+    codes = (layer.quantized_weight().data.double() - 127.5).square().sum(-1)
     assert codes.min() > torch.finfo(torch.float16).max  # so the case is one that would
     with torch.autocast("cpu", torch.float16):
         y = layer(x)
@@ -229,8 +229,8 @@ def test_rows_are_independent():
 
 def test_quantized_weight_is_what_the_forward_pass_multiplies():
     layer = make_layer(96, 11, 4, 16, bias=False).double()
-    codes, step, mask = layer.quantized_weight()
-    assert (codes.shape, step.shape, mask) == ((11, 96), (11, 1), None)
+    codes, _, step, offset = layer.quantized_weight()
+    assert (codes.shape, step.shape, offset) == ((11, 96), (11, 1), None)
     eye = torch.eye(96, dtype=torch.float64)  # rows e_i, so the output is the weight, rotated back
     values = (codes.double() - 7.5) * step
     torch.testing.assert_close(layer(eye), (values @ rotation(96)).T, rtol=1e-10, atol=1e-12)

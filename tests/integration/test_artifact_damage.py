@@ -131,6 +131,7 @@ def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
 
 FORMAT = ("quantization_config", "formats", "1")
 LAYERS = ("quantization_config", "layers")
+ROPE = {"kind": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position": 8192}
 CONFIG_LIES = [
     *(
         _set("model", key, to=value)
@@ -141,6 +142,12 @@ CONFIG_LIES = [
     _set("model", "vocab_size", to=4_194_304),
     *(_set("model", "norm_eps", to=value) for value in (0, -1, 10**400, None)),
     *(_set("model", "rope_theta", to=value) for value in (0, 1e-300, 1e300, 10**400)),
+    *(
+        _set("model", "rope_scaling", to=ROPE | {key: value})
+        for key in ROPE
+        for value in (0, -1, 1e-300, 1e300, 10**400, "x", None, [], True)
+    ),
+    *(_set("model", "rope_scaling", to=value) for value in (0, "linear", [], {}, {"kind": "linear", "factor": 2})),
     _set("model", "tied_head", to=True),
     _set("model", "surprise", to=1),
     _set("format", to="other"),
@@ -148,7 +155,11 @@ CONFIG_LIES = [
     *(_set(*FORMAT, "block_size", to=value) for value in (0, -16, 3, 32, 64, 128, 2**40, None)),
     *(_set(*FORMAT, "weight", "levels", to=value) for value in (0, 1, 2, 4, 5, 255, 256, 257, -3, 10**300, None)),
     *(_set(*FORMAT, "act", "levels", to=value) for value in (0, 1, 257, 10**300)),
-    *(_set(*FORMAT, part, "step_per_rms", to=v) for part in ("weight", "act") for v in (0, -1, 1e-320, 1e300, 10**400)),
+    *(
+        _set(*FORMAT, part, "step_per_scale", to=v)
+        for part in ("weight", "act")
+        for v in (0, -1, 1e-320, 1e300, 10**400)
+    ),
     *(_set(*FORMAT, "weight", to=value) for value in ("float32", "bf16", "int8", "int4", None, [], 5)),
     *(_set(*LAYERS, "embed", to=value) for value in (-1, 1, 2, 10**9, None, "0")),
     _set(*LAYERS, "layers.7.mlp.up", to=0),
@@ -198,7 +209,7 @@ def test_json_that_is_none_is_refused(copy: Path, name: str, text: bytes) -> Non
 
 
 @pytest.mark.parametrize("value", ["1e309", "-1e309", "NaN", "Infinity", "1e-400"])
-@pytest.mark.parametrize("key", ['"step_per_rms": ', '"norm_eps": ', '"rope_theta": ', '"hidden": '])
+@pytest.mark.parametrize("key", ['"step_per_scale": ', '"norm_eps": ', '"rope_theta": ', '"hidden": '])
 def test_numbers_beyond_any_float_are_refused(copy: Path, key: str, value: str) -> None:
     text = (copy / "config.json").read_text()
     start = text.index(key) + len(key)

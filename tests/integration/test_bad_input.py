@@ -19,6 +19,7 @@ import pytest
 
 from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
+from questlm.export.format import FORMAT, VERSION
 from questlm.files import canonical_json, seal, sha256_file
 from questlm.train import resume
 
@@ -481,7 +482,7 @@ def flip(path: Path, where: float) -> None:
 def reseal(folder: Path) -> None:
     """Make the manifest right again, as someone who means harm would."""
     details = json.loads((folder / "MANIFEST.json").read_text())["details"]
-    seal(folder, "questlm-artifact", 1, details)
+    seal(folder, FORMAT, VERSION, details)
 
 
 READ = pytest.mark.parametrize("command", ["generate model --prompt the", "eval model"])

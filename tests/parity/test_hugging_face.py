@@ -10,12 +10,14 @@ from questlm import Llama, QuantSpec, prepare
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
 from questlm.models import from_hugging_face, to_hugging_face
-from questlm.models.names import hugging_face_config
+from questlm.models.names import hugging_face_config, model_config_from_hugging_face
 from questlm.quant import quantized_layers
 
 transformers = pytest.importorskip("transformers")
 
 BASE = {"layers": 2, "hidden": 64, "heads": 4, "mlp_hidden": 96, "vocab_size": 50}
+# Seventeen tokens and heads of sixteen: with these some frequencies are kept, some divided and some blended.
+LLAMA3 = {"kind": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position": 64}
 SHAPES = {
     "multi-head": {},
     "grouped-query": {"kv_heads": 2},
@@ -24,6 +26,9 @@ SHAPES = {
     "head-dim": {"head_dim": 32, "kv_heads": 2},
     "odd-constants": {"rope_theta": 500.0, "norm_eps": 1e-2},
     "default-mlp": {"mlp_hidden": None},
+    "rope-linear": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "rope-llama3": {"rope_scaling": LLAMA3 | {"factor": 8.0}, "kv_heads": 2},
+    "rope-llama3-tied": {"rope_scaling": LLAMA3 | {"factor": 32.0}, "tied_head": True, "rope_theta": 100.0},
 }
 
 
@@ -82,6 +87,87 @@ def test_gradients_are_equal(config):
     assert got.keys() | {"lm_head.weight"} == want.keys()
     for name, gradient in got.items():
         torch.testing.assert_close(gradient, want[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_shape_goes_there_and_back(config):
+    again = model_config_from_hugging_face(theirs(config).config.to_dict())
+    same = {"kv_heads": again.kv_heads, "head_dim": again.head_dim, "mlp_hidden": again.mlp_hidden}
+    assert again == config.model_copy(update=same)
+    assert (again.key_value_heads, again.head_width, again.mlp_width) == (
+        config.key_value_heads,
+        config.head_width,
+        config.mlp_width,
+    )
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_scaled_positions_change_what_the_model_computes(kind):
+    scaling = {"kind": "linear", "factor": 4.0} if kind == "linear" else LLAMA3 | {"factor": 8.0}
+    plain, scaled = ModelConfig(**BASE), ModelConfig(**BASE, rope_scaling=scaling)
+    model, other = ours(plain), Llama(scaled)
+    other.load_state_dict(model.state_dict())
+    difference = (model(ids()) - other(ids())).abs().max()
+    assert difference > 1e-2
+
+
+@pytest.mark.parametrize("fields", [{}, {"rope_type": "default"}, {"type": "default", "rope_theta": 500.0}])
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_old_and_new_spellings_of_rotary_settings(name, fields):
+    content = hugging_face_config(ModelConfig(**BASE)) | {"model_type": "llama", name: fields}
+    assert model_config_from_hugging_face(content).rope_theta == fields.get("rope_theta", 10_000.0)
+    assert model_config_from_hugging_face(content).rope_scaling is None
+
+
+def test_a_mistral_without_a_sliding_window_is_a_llama():
+    torch.manual_seed(0)
+    settings = hugging_face_config(ModelConfig(**BASE, kv_heads=2))
+    names = {name: value for name, value in settings.items() if not name.endswith("_bias")}
+    reference = transformers.MistralForCausalLM(transformers.MistralConfig(**names, sliding_window=None)).eval()
+    model = Llama(model_config_from_hugging_face(reference.config.to_dict()))
+    model.load_state_dict(from_hugging_face(reference.state_dict()))
+    torch.testing.assert_close(model(ids()), reference(ids()).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported; it must be one of llama, mistral"),
+        ({"model_type": None}, "model_type None"),
+        ({"model_type": ["llama"]}, "model_type"),
+        ({"model_type": "mistral"}, "sliding_window = 4096 is not supported"),
+        ({"attention_bias": True}, "attention_bias = True is not supported; in a plain Llama it is False"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; in a plain Llama it is silu"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn' is not supported; it must be default, linear or"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"rope_scaling": {"type": ["linear"]}}, "is not supported"),
+        ({"rope_scaling": 3}, "rope_scaling = 3 cannot be used"),
+        ({"rope_scaling": {"type": "linear"}}, "factor = None cannot be used"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0 cannot be used"),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "low_freq_factor belongs to kind 'llama3'"),
+        ({"num_hidden_layers": 0}, "layers = 0 cannot be used"),
+        ({"num_hidden_layers": "many"}, "layers = 'many' cannot be used"),
+        ({"num_key_value_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
+        ({"rope_theta": float("nan")}, "rope_theta = nan cannot be used"),
+        ({"tie_word_embeddings": "perhaps"}, "tied_head = 'perhaps' cannot be used"),
+    ],
+    ids=str,
+)
+def test_configs_of_other_models_are_refused(change, words):
+    content = hugging_face_config(ModelConfig(**BASE)) | {"model_type": "llama"} | change
+    with pytest.raises(ConfigError, match=words):
+        model_config_from_hugging_face(content)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "intermediate_size", "num_attention_heads"])
+def test_a_config_without_a_size_is_refused(name):
+    content = hugging_face_config(ModelConfig(**BASE)) | {"model_type": "llama"}
+    del content[name]
+    with pytest.raises(ConfigError, match=f"{name} is missing"):
+        model_config_from_hugging_face(content)
 
 
 def test_names_go_there_and_back(config):

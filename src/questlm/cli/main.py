@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from questlm import __version__
-from questlm.cli import demo, doctor, evaluate, generate, pack, train
+from questlm.cli import demo, doctor, evaluate, generate, methods, pack, train
 from questlm.errors import QuestError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ _USAGE_ERROR: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if ki
 
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("methods")(methods.methods)
 app.command("eval")(evaluate.evaluate)
 app.command("pack")(pack.pack)
 app.command("generate")(generate.generate)

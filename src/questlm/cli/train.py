@@ -26,9 +26,13 @@ Examples:
 
     quest train --preset 30m --bits 2 --data 'books/*.txt.gz' --tokens 500M --out runs/books-w2a2
 
+    quest train --preset nano --method lsq-row --bits 2 --tokens 1M
+
     quest train --preset 30m --weight-bits 4 --act-bits 16 --data fineweb/ --set model.vocab_size=50304
 
     quest train --config runs/books-w2a2/config.yaml --seed 1 --out runs/again
+
+    quest train --init-from llama-3.2-1b/ --data books/ --tokens 200M --set train.lr=1e-4
 
     quest train --resume runs/books-w2a2
 
@@ -39,26 +43,41 @@ config.yaml of any run shows them all.
 
 def train(
     preset: Annotated[str | None, typer.Option(help="Model size and its learning rate [default: nano].")] = None,
-    method: Annotated[str | None, typer.Option(help="Quantisation method [default: quest].")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Quantisation method [default: quest]; see: quest methods.")
+    ] = None,
     bits: Annotated[str | None, typer.Option(help="Bits of weights and activations: 1-8, ternary, 16 (off).")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Grid: int, ternary, fp4, lloydmax, int-2:4, bf16-2:4 [default: int].")
+    ] = None,
     weight_bits: Annotated[str | None, typer.Option(help="Bits of weights alone.")] = None,
     act_bits: Annotated[str | None, typer.Option(help="Bits of activations alone.")] = None,
     data: Annotated[str | None, typer.Option(help="stdlib, a file, folder or glob, or hf:NAME[:CONFIG].")] = None,
     tokens: Annotated[str | None, typer.Option(help="Budget in tokens, such as 500M.")] = None,
     tokens_per_param: Annotated[float | None, typer.Option(help="Budget in tokens per block parameter.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Budget in seconds of training.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of a Llama, or run folder: begin from its weights.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data order.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
 ) -> None:
-    flags = _flags(method, bits, weight_bits, act_bits, data, tokens, tokens_per_param, seconds, seed)
+    flags = _flags(method, bits, weight_bits, act_bits, format, data, tokens, tokens_per_param, seconds, seed)
+    says_bits = any("quant" in text and ("bits" in text or "format" in text) for text in set_ or [])
+    if method is not None and set(flags["quant"]) == {"method"} and config is None and resume is None and not says_bits:
+        flags["quant"] |= _usual_bits(method)
+    if init_from is not None:
+        flags["init_from"] = str(init_from)
     if resume is not None:
         _continue(resume, preset, out, config, flags, set_ or [])
         return
-    settings = load_config(preset or (None if config else "nano"), config, flags, set_ or [])
-    name = preset or ("nano" if config is None else config.stem)
+    fresh = "init_from" not in flags and not any(text.startswith("init_from=") for text in set_ or [])
+    default = "nano" if config is None and fresh else None  # an initial model brings its own shape
+    settings = load_config(preset or default, config, flags, set_ or [])
+    name = preset or default or (config.stem if config else Path(settings.init_from or "").resolve().name)
     run = out or fresh_folder(f"{name}-{settings.quant.label}")
     run_training(settings, run)
     _say_next(run)
@@ -102,6 +121,14 @@ def _continue(
     _say_next(run)
 
 
+def _usual_bits(method: str) -> dict[str, Any]:
+    """The widths that a method is mostly used with; not all have the 4 bits that are the default elsewhere."""
+    from questlm.quant.methods import find_method
+
+    chosen = find_method(method)
+    return {"weight_bits": chosen.weight.bits[0], "act_bits": chosen.act.bits[0]}
+
+
 def _say_next(run: Path) -> None:
     typer.echo(f"Next: quest pack {run} --out {run}/packed")
 
@@ -128,12 +155,17 @@ def _report(record: RunRecord, out: Path) -> None:
 
 
 def _flags(
-    method: str | None, bits: str | None, weight_bits: str | None, act_bits: str | None, data: str | None,
-    tokens: str | None, tokens_per_param: float | None, seconds: float | None, seed: int | None,
+    method: str | None, bits: str | None, weight_bits: str | None, act_bits: str | None, format: str | None,
+    data: str | None, tokens: str | None, tokens_per_param: float | None, seconds: float | None, seed: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The flags given, as nested settings."""
     weights, activations = (bits if own is None else own for own in (weight_bits, act_bits))
-    quant = {"method": method, "weight_bits": parse_bits(weights), "act_bits": parse_bits(activations)}
+    quant = {
+        "method": method,
+        "weight_bits": parse_bits(weights),
+        "act_bits": parse_bits(activations),
+        "format": format,
+    }
     given = {name: value for name, value in quant.items() if value is not None}
     flags: dict[str, Any] = {"quant": given} if given else {}
     if data is not None:

@@ -2,14 +2,25 @@
 
 from questlm.config.load import load_config, to_yaml
 from questlm.config.presets import PRESETS, preset
-from questlm.config.schema import Budget, DataConfig, ModelConfig, QuantSpec, RunConfig, TrainConfig
+from questlm.config.schema import (
+    Budget,
+    DataConfig,
+    LayerOverride,
+    ModelConfig,
+    QuantSpec,
+    RopeScaling,
+    RunConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "PRESETS",
     "Budget",
     "DataConfig",
+    "LayerOverride",
     "ModelConfig",
     "QuantSpec",
+    "RopeScaling",
     "RunConfig",
     "TrainConfig",
     "load_config",

@@ -9,10 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from questlm.config.messages import explain
 from questlm.errors import ConfigError
 
-__all__ = ["Bits", "Budget", "DataConfig", "ModelConfig", "QuantSpec", "RunConfig", "TrainConfig"]
+__all__ = [
+    "Bits",
+    "Budget",
+    "DataConfig",
+    "Format",
+    "LayerOverride",
+    "ModelConfig",
+    "QuantSpec",
+    "RopeScaling",
+    "RunConfig",
+    "TrainConfig",
+]
 
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "ternary"]
 """Width of a tensor's codes: 1 to 8 bits, 'ternary' (three levels, log2(3) bits), or 16 for not quantised."""
+
+Format = Literal["int", "ternary", "fp4", "lloydmax", "int-2:4", "bf16-2:4"]
+"""Kind of grid: evenly spaced, three levels, E2M1, non-uniform Gaussian; 2:4 sparse weights of 4 bits or in bf16."""
 
 
 class Section(BaseModel):
@@ -37,6 +51,30 @@ class Section(BaseModel):
         return values
 
 
+class RopeScaling(Section):
+    """Rotary frequencies changed for texts longer than those a model was first trained on, as in transformers.
+
+    `linear` divides all by `factor`; `llama3` divides those of waves longer than original_max_position /
+    low_freq_factor, keeps those shorter than original_max_position / high_freq_factor, and blends between the two.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: Annotated[float, Field(ge=1, le=1e6)]
+    low_freq_factor: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
+    high_freq_factor: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
+    original_max_position: Annotated[int, Field(ge=1, le=2**31)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> RopeScaling:
+        for name in ("low_freq_factor", "high_freq_factor", "original_max_position"):
+            if (getattr(self, name) is None) == (self.kind == "llama3"):
+                raise ValueError(f"{name} belongs to kind 'llama3', which needs it, and to no other")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and high - low < 1e-6:
+            raise ValueError(f"high_freq_factor {high} is not larger than low_freq_factor {low}")
+        return self
+
+
 class ModelConfig(Section):
     """Shape of a Llama: RMSNorm, RoPE, SwiGLU, no biases."""
 
@@ -56,6 +94,7 @@ class ModelConfig(Section):
     tied_head: bool = Field(default=False, description="the output head shares the embedding's weight")
     norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    rope_scaling: RopeScaling | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
@@ -100,12 +139,49 @@ class ModelConfig(Section):
         return self.block_parameters + self.vocab_size * self.hidden * (1 if self.tied_head else 2)
 
 
+def _with_bits_of_format(values: Any) -> Any:
+    """Settings with the bits that follow from their format, unless bits are given."""
+    form = values.get("format") if isinstance(values, dict) else None
+    if form == "ternary":
+        return {"weight_bits": "ternary", "act_bits": "ternary"} | values
+    return {"weight_bits": 16} | values if form == "bf16-2:4" else values
+
+
+class LayerOverride(Section):
+    """What is otherwise about the layers that a pattern names; what is left out stays as it is elsewhere."""
+
+    method: str | None = None
+    weight_bits: Bits | None = None
+    act_bits: Bits | None = None
+    format: Format | None = None
+    act_format: Literal["int", "fp4", "lloydmax"] | None = None
+    trust: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        if isinstance(values, int | str):
+            dense = {"format": "int"} if values == 16 else {}
+            return {"weight_bits": values, "act_bits": values} | dense
+        return _with_bits_of_format(values)
+
+
 class QuantSpec(Section):
     """What is quantised, and how. 16 bits means not quantised, so weight-only is `act_bits=16`."""
 
-    method: str = Field(default="quest", description="name in the table of methods (questlm.quant.METHODS)")
+    method: str = Field(default="quest", description="name in the table of methods; see `quest methods`")
     weight_bits: Bits = 4
     act_bits: Bits = 4
+    format: Format = Field(
+        default="int", description="grid of the weights; all but the sparse ones are that of the activations too"
+    )
+    act_format: Literal["int", "fp4", "lloydmax"] | None = Field(
+        default=None, description="grid of the activations; None: that of the weights, 'int' beside sparse weights"
+    )
+    trust: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="outer trust factor s: gradients pass where |x| <= s times the outermost level; None: the method's",
+    )
     block_size: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=128,
         description="size of the Hadamard blocks, a power of two; where 128 does not divide a layer's input dimension, "
@@ -115,6 +191,20 @@ class QuantSpec(Section):
         default="float",
         description="form in which embedding and head are trained and shipped: untouched, bf16, or 8-bit rows",
     )
+    gradual: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="share of the training over which quantisation is faded in, layer by layer; None: the method's own",
+    )
+    overrides: dict[str, LayerOverride] = Field(
+        default={},
+        description="for layers by name or pattern, such as {lm_head: 8, mlp.down: {act_bits: 8}}; later ones win; "
+        "16 leaves a layer out, and lm_head is left out unless it is named",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_of_the_format(cls, values: Any) -> Any:
+        return _with_bits_of_format(values)
 
     @model_validator(mode="after")
     def _fits(self) -> QuantSpec:
@@ -124,8 +214,19 @@ class QuantSpec(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether any linear layer is quantised."""
-        return self.weight_bits != 16 or self.act_bits != 16
+        """Whether any linear layer may be quantised."""
+        return self.quantizes or any(self.overridden(override).quantizes for override in self.overrides.values())
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether layers without an override are quantised."""
+        return self.weight_bits != 16 or self.act_bits != 16 or self.format == "bf16-2:4"
+
+    def overridden(self, override: LayerOverride) -> QuantSpec:
+        """These settings with an override laid over them."""
+        given = override.model_dump(exclude_none=True)
+        kept = self.model_dump(exclude={"overrides"})
+        return QuantSpec(**kept | given)
 
     @property
     def label(self) -> str:
@@ -134,7 +235,8 @@ class QuantSpec(Section):
             return "bf16"
         width = {"ternary": "t"}
         weight, act = (width.get(str(b), str(b)) for b in (self.weight_bits, self.act_bits))
-        return f"{self.method}-w{weight}a{act}"
+        form = "" if self.format in ("int", "ternary") else f"-{self.format.replace(':', '')}"
+        return f"{self.method}{form}-w{weight}a{act}{'-mixed' if self.overrides else ''}"
 
 
 class DataConfig(Section):
@@ -174,6 +276,15 @@ class TrainConfig(Section):
     warmup_start: Annotated[float, Field(gt=0, le=1)] = Field(default=0.01, description="first lr / lr")
     final_lr: Annotated[float, Field(ge=0, le=1)] = Field(default=0.1, description="last lr / lr")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.1, description="on the blocks' matrices only")
+    quantizer_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="peak rate of what quantisers learn (steps, clips, offsets); None: lr"
+    )
+    quantizer_weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="on what quantisers learn; PACT's L2 penalty on its clips"
+    )
+    cage: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="strength of the CAGE correction over the last fifth of the training; 10 as published"
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
@@ -229,6 +340,11 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     budget: Budget = Budget(tokens_per_param=100)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    init_from: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="folder of a Llama to begin from, of Hugging Face or a run of ours; the model's shape is then its "
+        "own. None: weights drawn from the seed",
+    )
 
     def token_budget(self) -> int | None:
         """Tokens to train on, or None for a budget in seconds."""

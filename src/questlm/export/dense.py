@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from questlm import ops
 from questlm.errors import ConfigError
-from questlm.export.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME, GridConfig, matrix_shapes, norm_names
+from questlm.export.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME, matrix_shapes, norm_names
 from questlm.export.load import Artifact, end_of_text
+from questlm.export.operands import matrix_tensors, narrow_operand, weight_operand
 from questlm.files import atomic_folder, write_json
 from questlm.models import names
 
@@ -38,9 +40,14 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
     `act_bits` below 16 gives other logits there than it does here.
 
     Raises:
-        ConfigError: `out` exists.
+        ConfigError: `out` exists, or the model has norms before its linear layers, which a plain Llama cannot have.
     """
     out = Path(out)
+    normed = next((name for name, form in artifact.config.weight_formats() if form.input_norm is not None), None)
+    if normed is not None:
+        raise ConfigError(
+            f"{normed} has a norm before it, which LlamaForCausalLM does not; it cannot be exported there"
+        )
     if out.exists():
         raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
     weights = names.to_hugging_face(dense_state_dict(artifact))
@@ -55,13 +62,16 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
 
 
 def _dense_weight(artifact: Artifact, name: str) -> Tensor:
-    form = artifact.config.weight_format(name)
-    if not isinstance(form.weight, GridConfig):
+    form, shape = artifact.config.weight_format(name), matrix_shapes(artifact.config.model)[name]
+    if isinstance(form.weight, str) and form.weight != "bf16-2:4":
         return artifact.stored_weight(name)
-    columns = matrix_shapes(artifact.config.model)[name][1]
-    codes = ops.unpack(artifact.tensors[f"{name}.codes"], form.weight.levels, columns)
-    rotated = ops.dequantize(codes, artifact.tensors[f"{name}.step"], form.weight.grid)
-    return ops.hadamard(rotated, form.block_size)
+    tensors, columns = matrix_tensors(artifact.tensors, name), form.wide_shape(shape)[1]
+    weight = ops.hadamard(ops.operand_values(weight_operand(tensors, form, columns)), form.block_size)
+    if form.narrow is None:
+        return weight
+    by_rows = form.narrow.axis == "rows"
+    narrow = narrow_operand(tensors, form, columns if by_rows else form.narrow.width)
+    return torch.cat((weight, ops.operand_values(narrow)), dim=0 if by_rows else 1)
 
 
 def _config(artifact: Artifact) -> dict[str, Any]:

@@ -1,17 +1,23 @@
-"""What an artifact holds: a folder `questlm-artifact`, version 1.
+"""What an artifact holds: a folder `questlm-artifact`, version 2.
 
     config.json        ArtifactConfig below: the model's shape, the format of every weight matrix, where it came from
     model.safetensors  `expected_tensors` below, and nothing else
     tokenizer.json     optional, of the tokenizers library
     MANIFEST.json      size and SHA-256 of each file, and bytes by part (questlm.files)
 
-Every matrix M (embedding, linear layers, head) is stored in one of four ways, by `quantization_config`:
+Every matrix M (embedding, linear layers, head), (out, in), is stored in one of these ways, by `quantization_config`:
 
     weight format       tensors
     a grid              M.codes uint8 (out, packed_width(in, levels)), bit-packed; M.step float32 (out, 1)
+    a 2:4 sparse grid   M.codes of the kept half of each row; M.kept uint8, a bit for each group of entries; M.step
     "float32"           M.weight float32 (out, in)
     "bf16"              M.weight bfloat16 (out, in)
     "int8"              M.codes int8 (out, in), -127 to 127; M.scale float32 (out, 1)
+    "bf16-2:4"          M.weight bfloat16 (out, in / 2), the kept half in the Hadamard domain; M.kept
+
+and, where the format says so: M.offset float32 (out, 1); for activations with a learned grid M.act_step and
+M.act_offset float32 (1, 1); M.input_norm float32 (in); a narrow branch (the last rows or columns of M) as
+M.narrow_codes and M.narrow_step, the other tensors then being those of the wide branch.
 
 `formats` lists the distinct formats and `layers` gives each matrix the index of its own, so that any layer may differ.
 Norms are float32. A tied head is stored once, as the embedding.
@@ -27,7 +33,7 @@ from pydantic import Field, model_validator
 
 from questlm.config import ModelConfig
 from questlm.config.schema import Bits, Section
-from questlm.ops import Grid, LinearFormat, packed_width
+from questlm.ops import Grid, LinearFormat, Scale, packed_width
 
 __all__ = [
     "CONFIG_NAME",
@@ -37,6 +43,7 @@ __all__ = [
     "VERSION",
     "ArtifactConfig",
     "GridConfig",
+    "NarrowBranch",
     "QuantizationConfig",
     "StoredForm",
     "TensorSpec",
@@ -47,12 +54,12 @@ __all__ = [
 ]
 
 FORMAT: Final = "questlm-artifact"
-VERSION: Final = 1
+VERSION: Final = 2
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer.json"
 
-StoredForm = Literal["float32", "bf16", "int8"]
+StoredForm = Literal["float32", "bf16", "int8", "bf16-2:4"]
 """Ways to store a matrix that is not quantised by a method."""
 
 _ROPE_THETA_LIMITS = (1e-30, 1e30)  # beyond these the rotary frequencies overflow float32
@@ -60,48 +67,104 @@ _BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F32": 4}
 
 
 class GridConfig(Section):
-    """A uniform grid, as `questlm.ops.Grid`, of a size that codes can be packed in."""
+    """A grid, as `questlm.ops.Grid`."""
 
     levels: Annotated[int, Field(ge=2, le=256)]
-    step_per_rms: Annotated[float, Field(ge=1e-6, le=1e6)]
+    step_per_scale: Annotated[float, Field(ge=1e-6, le=1e6)] | None
+    scale: Scale = "rms"
+    zero: Annotated[float, Field(ge=0, le=255)] | None = None
+    table: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
+    group: Literal[0, 2] = 0
 
     @model_validator(mode="after")
     def _fits(self) -> GridConfig:
-        if self.levels != 3 and self.levels & (self.levels - 1):
-            raise ValueError(f"levels {self.levels} is neither 3 nor a power of two")
+        if self.group and (self.table or self.zero is not None or self.levels == 256):
+            raise ValueError("a sparse grid is evenly spaced around 0 and leaves a code for the entries it drops")
+        if self.zero is not None and self.zero > self.levels - 1:
+            raise ValueError(f"zero {self.zero} is not one of {self.levels} levels")
+        _ = self.grid  # checks the table
         return self
 
     @property
     def grid(self) -> Grid:
         """The same as a value of `questlm.ops`."""
-        return Grid(self.levels, self.step_per_rms)
+        return Grid(self.levels, self.step_per_scale, self.scale, self.zero, self.table, self.group)
+
+
+class NarrowBranch(Section):
+    """The last `width` rows or columns of a matrix, with a grid of their own."""
+
+    axis: Literal["rows", "columns"]
+    width: Annotated[int, Field(ge=1)]
+    weight: GridConfig
 
 
 class WeightFormat(Section):
-    """How a matrix is stored and multiplied: Hadamard block (1: none), weight, and grid of the activations."""
+    """How a matrix is stored and multiplied.
+
+    Hadamard block (1: none), weight, grid of the activations, whether the weights have an offset and the activations a
+    learned one, the epsilon of an RMSNorm before the layer, and the narrow branch.
+    """
 
     block_size: Annotated[int, Field(ge=1, le=65_536)]
     weight: GridConfig | StoredForm
     act: GridConfig | None
+    weight_offset: bool = False
+    act_offset: bool = False
+    input_norm: Annotated[float, Field(gt=0, lt=1)] | None = None
+    narrow: NarrowBranch | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> WeightFormat:
         if self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size {self.block_size} is not a power of two")
-        if not self.quantized and self.block_size != 1:
-            raise ValueError(f"block_size {self.block_size} rotates a layer that is not quantised; it must be 1")
+        if not self.quantized and (self.block_size != 1 or self.input_norm is not None):
+            raise ValueError("a layer that is not quantised has block_size 1 and no norm before it")
+        if self.weight_offset and not isinstance(self.weight, GridConfig):
+            raise ValueError("only codes have an offset")
+        if self.act_offset and (self.act is None or self.act.step_per_scale is not None):
+            raise ValueError("only activations with a learned step have an offset")
+        if self.act is not None and (self.act.group or self.act.scale == "absmean"):
+            raise ValueError("activations are neither sparse nor scaled by the whole tensor")
+        if self.narrow is not None:
+            plain = isinstance(self.weight, GridConfig) and not (self.weight.group or self.weight_offset)
+            if not plain or self.narrow.weight.group or self.block_size != 1:
+                raise ValueError("a narrow branch stands beside dense codes without offset and rotation")
         return self
 
     @property
     def quantized(self) -> bool:
         """Whether the product of this layer has a quantised factor."""
-        return not isinstance(self.weight, str) or self.act is not None
+        return not isinstance(self.weight, str) or self.weight == "bf16-2:4" or self.act is not None
 
     @property
     def linear(self) -> LinearFormat:
         """The same as a value of `questlm.ops`."""
         weight = None if isinstance(self.weight, str) else self.weight.grid
         return LinearFormat(self.block_size, weight, self.act.grid if self.act else None)
+
+    def wide_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(out, in) of a matrix without its narrow branch."""
+        rows, columns = shape
+        if self.narrow is None:
+            return shape
+        rows_are_cut = self.narrow.axis == "rows"
+        return (rows - self.narrow.width, columns) if rows_are_cut else (rows, columns - self.narrow.width)
+
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Refuse a matrix (out, in) that this format cannot hold.
+
+        Raises:
+            ValueError: saying why.
+        """
+        rows, columns = shape
+        if columns % self.block_size:
+            raise ValueError(f"the block size {self.block_size} does not divide {columns} inputs")
+        if min(self.wide_shape(shape)) < 1:
+            raise ValueError(f"the narrow branch takes all of {rows} x {columns}")
+        group = 1 if self.weight == "bf16-2:4" else self.weight.group if isinstance(self.weight, GridConfig) else 0
+        if group and columns % (4 * group):
+            raise ValueError(f"2:4 sparsity does not divide {columns} inputs")
 
 
 class QuantizationConfig(Section):
@@ -118,7 +181,7 @@ class ArtifactConfig(Section):
     """The content of config.json."""
 
     format: Literal["questlm-artifact"]
-    version: Literal[1]
+    version: Literal[2]
     model: ModelConfig
     quantization_config: QuantizationConfig
     training: dict[str, Any] = Field(description="where the model came from: any JSON")
@@ -136,8 +199,10 @@ class ArtifactConfig(Section):
         for name, index in named.items():
             if index >= formats:
                 raise ValueError(f"quantization_config.layers.{name} is {index}, but there are {formats} formats")
-            if shapes[name][1] % self._formats[index].block_size:
-                raise ValueError(f"the block size of {name} does not divide its {shapes[name][1]} inputs")
+            try:
+                self._formats[index].check_shape(shapes[name])
+            except ValueError as problem:
+                raise ValueError(f"{name}: {problem}") from None
         if self.weight_format("embed").quantized:
             raise ValueError("the embedding cannot be quantised by a grid; its format is float32, bf16 or int8")
         return self
@@ -208,14 +273,37 @@ _PARTS = {"embed": "embedding", "lm_head": "head"}
 
 
 def _matrix_tensors(shape: tuple[int, int], form: WeightFormat, part: str | None) -> dict[str, TensorSpec]:
-    rows, columns = shape
+    rows, columns = form.wide_shape(shape)
+    codes, steps, weights = (part or name for name in ("codes", "steps", "weights"))
+    number = TensorSpec("F32", (1, 1), steps)
+    tensors: dict[str, TensorSpec] = {}
     if form.weight == "int8":
-        part = part or "weights"
-        return {"codes": TensorSpec("I8", shape, part), "scale": TensorSpec("F32", (rows, 1), part)}
-    if isinstance(form.weight, str):
-        return {"weight": TensorSpec("BF16" if form.weight == "bf16" else "F32", shape, part or "weights")}
-    width = packed_width(columns, form.weight.levels)
-    return {
-        "codes": TensorSpec("U8", (rows, width), part or "codes"),
-        "step": TensorSpec("F32", (rows, 1), part or "steps"),
-    }
+        tensors |= {"codes": TensorSpec("I8", shape, weights), "scale": TensorSpec("F32", (rows, 1), weights)}
+    elif form.weight == "bf16-2:4":
+        tensors |= {"weight": TensorSpec("BF16", (rows, columns // 2), weights)}
+        tensors |= {"kept": TensorSpec("U8", (rows, packed_width(columns, 2)), weights)}
+    elif isinstance(form.weight, str):
+        tensors |= {"weight": TensorSpec("BF16" if form.weight == "bf16" else "F32", shape, weights)}
+    else:
+        grid = form.weight
+        stored = columns // 2 if grid.group else columns
+        tensors |= {"codes": TensorSpec("U8", (rows, packed_width(stored, grid.levels)), codes)}
+        tensors |= {"step": TensorSpec("F32", (rows, 1), steps)}
+        if grid.group:
+            tensors |= {"kept": TensorSpec("U8", (rows, packed_width(columns // grid.group, 2)), codes)}
+    if form.weight_offset:
+        tensors |= {"offset": TensorSpec("F32", (rows, 1), steps)}
+    if form.act is not None and form.act.step_per_scale is None:
+        tensors |= {"act_step": number}
+    if form.act_offset:
+        tensors |= {"act_offset": number}
+    if form.input_norm is not None:
+        tensors |= {"input_norm": TensorSpec("F32", (shape[1],), "norms")}
+    if form.narrow is not None:
+        narrow_rows, narrow_columns = (
+            (form.narrow.width, columns) if form.narrow.axis == "rows" else (rows, form.narrow.width)
+        )
+        width = packed_width(narrow_columns, form.narrow.weight.levels)
+        tensors |= {"narrow_codes": TensorSpec("U8", (narrow_rows, width), codes)}
+        tensors |= {"narrow_step": TensorSpec("F32", (narrow_rows, 1), steps)}
+    return tensors

@@ -25,11 +25,11 @@ from questlm.export.format import (
     TOKENIZER_NAME,
     VERSION,
     ArtifactConfig,
-    GridConfig,
     TensorSpec,
     expected_tensors,
     matrix_shapes,
 )
+from questlm.export.operands import check_codes, matrix_tensors
 from questlm.files import MANIFEST_NAME, read_json, verify
 from questlm.ops.reference.storage import from_int8_rows
 from questlm.vocabulary import END_OF_TEXT_NAMES
@@ -167,26 +167,16 @@ def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ArtifactError(f"{name} holds a value that is not finite; the artifact is damaged")
-        if name.endswith((".step", ".scale")) and (tensor < 0).any():
+        if name.endswith(("step", ".scale")) and (tensor < 0).any():
             raise ArtifactError(f"{name} holds a negative size; the artifact is damaged")
         if tensor.dtype is torch.int8 and (tensor == -128).any():
             raise ArtifactError(f"{name} holds the code -128, but the smallest is -127; the artifact is damaged")
     shapes = matrix_shapes(config.model)
     for name, form in config.weight_formats():
-        if isinstance(form.weight, GridConfig) and not _on_grid(
-            tensors[f"{name}.codes"], form.weight.levels, shapes[name][1]
-        ):
-            raise ArtifactError(f"{name}.codes holds a code that is not on its grid; the artifact is damaged")
-
-
-def _on_grid(packed: Tensor, levels: int, length: int) -> bool:
-    """Whether `packed` (rows, packed_width) is what packing rows of `length` codes can give."""
-    last = packed[:, -1]
-    if levels == 3:
-        digits_of_last = length % 5 or 5
-        return bool((packed < 3**5).all() and (last < 3**digits_of_last).all())
-    bits_of_last = length * (levels - 1).bit_length() % 8 or 8
-    return bits_of_last == 8 or not (last >> bits_of_last).any()
+        try:
+            check_codes(matrix_tensors(tensors, name), form, form.wide_shape(shapes[name])[1])
+        except ArtifactError as problem:
+            raise ArtifactError(f"{name} {problem}; the artifact is damaged") from None
 
 
 def _refuse_oversized(path: Path, limit: int) -> None:

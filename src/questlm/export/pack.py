@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError, ConfigError
 from questlm.export.format import (
@@ -24,6 +23,7 @@ from questlm.export.format import (
     VERSION,
     ArtifactConfig,
     GridConfig,
+    NarrowBranch,
     QuantizationConfig,
     StoredForm,
     WeightFormat,
@@ -32,11 +32,20 @@ from questlm.export.format import (
     norm_names,
 )
 from questlm.export.load import Artifact, load_artifact, parse_tokenizer
+from questlm.export.operands import matrix_tensors, narrow_operand, operand_tensors, weight_operand
 from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, seal
 from questlm.models import Llama
 from questlm.ops import Grid
 from questlm.ops.reference.storage import to_int8_rows
-from questlm.quant import FakeQuantLinear, StoredEmbedding, StoredLinear, quantized_layers
+from questlm.quant import (
+    BranchedLinear,
+    FakeQuantLinear,
+    StatefulQuantizer,
+    StoredEmbedding,
+    StoredLinear,
+    quantized_layers,
+)
+from questlm.quant.quantizers import SparseQuantizer
 
 __all__ = ["PackReport", "pack"]
 
@@ -123,10 +132,14 @@ def pack(
 def _check_model(model: Llama) -> None:
     if not isinstance(model, Llama):
         raise ConfigError(f"only a questlm Llama can be packed, not a {type(model).__name__}")
+    layers = quantized_layers(model)
     matrices = matrix_shapes(model.config)
     expected = {f"{name}.weight" for name in (*matrices, *norm_names(model.config))}
     parameters = dict(model.named_parameters())  # lists a tied head once
-    for name in (*expected - parameters.keys(), *parameters.keys() - expected):
+    learned = {
+        f"{name}.{own}" for name, layer in layers.items() for own, _ in layer.named_parameters() if own != "bias"
+    }
+    for name in (*expected - parameters.keys(), *parameters.keys() - expected - learned):
         raise ConfigError(f"the parameter {name!r} does not belong to a Llama of this config, so it cannot be packed")
     if model.config.tied_head and isinstance(model.lm_head, FakeQuantLinear):
         raise ConfigError("a tied head is stored as the embedding, so it cannot be quantised; leave lm_head out")
@@ -135,13 +148,19 @@ def _check_model(model: Llama) -> None:
             raise ConfigError(f"{name} is {parameter.dtype}; pack the float32 weights that training keeps")
         if not torch.isfinite(parameter).all():
             raise ConfigError(f"{name} holds a value that is not finite; the model has diverged and cannot be packed")
+    for name, module in model.named_modules():
+        if isinstance(module, StatefulQuantizer) and not bool(module.initialized):
+            raise ConfigError(f"{name} has seen no data yet, so it has no step; run or train the model first")
+        if isinstance(module, FakeQuantLinear) and module.blending:
+            raise ConfigError(
+                f"quantisation of {name} is still being faded in; train to the end of the gradual schedule"
+            )
 
 
 def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | None) -> ArtifactConfig:
     forms = {name: _format(model.get_submodule(name), name, embeddings) for name in matrix_shapes(model.config)}
     distinct = tuple(dict.fromkeys(forms.values()))
-    layers = list(quantized_layers(model).values())
-    spec = layers[0].spec if layers else QuantSpec(weight_bits=16, act_bits=16)
+    spec = next((layer.spec for layer in quantized_layers(model).values()), QuantSpec(weight_bits=16, act_bits=16))
     quantization = QuantizationConfig(
         method=spec.method,
         weight_bits=spec.weight_bits,
@@ -156,15 +175,37 @@ def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | N
 
 def _format(module: nn.Module, name: str, embeddings: StoredForm | None) -> WeightFormat:
     if isinstance(module, FakeQuantLinear):
-        form = module.form
-        return WeightFormat(block_size=form.block_size, weight=_grid(form.weight) or "float32", act=_grid(form.act))
+        return _quantized_format(module)
     trained = cast(StoredForm, module.form) if isinstance(module, StoredEmbedding | StoredLinear) else "bf16"
     chosen = embeddings if name in ("embed", "lm_head") else None
     return WeightFormat(block_size=1, weight=chosen or trained, act=None)
 
 
+def _quantized_format(layer: FakeQuantLinear) -> WeightFormat:
+    act = layer.act_quantizer
+    narrow = None
+    if isinstance(layer, BranchedLinear):
+        narrow = NarrowBranch(axis=layer.axis, width=layer.narrow, weight=_narrow_grid(layer))
+    sparse = isinstance(layer.weight_quantizer, SparseQuantizer)
+    return WeightFormat(
+        block_size=layer.block_size,
+        weight=_grid(layer.form.weight) or ("bf16-2:4" if sparse else "float32"),
+        act=_grid(layer.form.act),
+        weight_offset=layer.form.weight is not None and layer.quantized_weight().offset is not None,
+        act_offset=act is not None and act.offset() is not None,
+        input_norm=None if layer.input_norm is None else layer.input_norm.eps,
+        narrow=narrow,
+    )
+
+
+def _narrow_grid(layer: BranchedLinear) -> GridConfig:
+    grid = _grid(layer.narrow_quantizer.grid)
+    assert grid is not None  # the narrow branch is codes
+    return grid
+
+
 def _grid(grid: Grid | None) -> GridConfig | None:
-    return None if grid is None else GridConfig(levels=grid.levels, step_per_rms=grid.step_per_rms)
+    return None if grid is None else GridConfig(**asdict(grid))
 
 
 def _config_bytes(config: ArtifactConfig) -> bytes:
@@ -194,14 +235,25 @@ def _tensors(model: Llama, config: ArtifactConfig) -> dict[str, Tensor]:
 
 
 def _matrix_tensors(module: nn.Module, form: WeightFormat) -> dict[str, Tensor]:
+    if isinstance(module, FakeQuantLinear):
+        return _quantized_tensors(module)
     weight: Tensor = module.get_parameter("weight")
-    if isinstance(module, FakeQuantLinear) and isinstance(form.weight, GridConfig):
-        codes, step, _ = module.quantized_weight()
-        return {"codes": ops.pack(codes, form.weight.levels), "step": step}
     if form.weight == "int8":
         rows, scale = to_int8_rows(weight)
         return {"codes": rows, "scale": scale}
     return {"weight": weight.to(torch.bfloat16) if form.weight == "bf16" else weight}
+
+
+def _quantized_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
+    quantizes_weight = layer.weight_quantizer is not None
+    tensors = operand_tensors(layer.quantized_weight()) if quantizes_weight else {"weight": layer.weight}
+    if isinstance(layer, BranchedLinear):
+        narrow = operand_tensors(layer.quantized_branches()[1])
+        tensors |= {f"narrow_{kind}": tensor for kind, tensor in narrow.items()}
+    act = layer.act_quantizer
+    learned = {"act_step": act.step_per_scale(), "act_offset": act.offset()} if act is not None else {}
+    tensors |= {kind: tensor for kind, tensor in learned.items() if tensor is not None}
+    return tensors if layer.input_norm is None else tensors | {"input_norm": layer.input_norm.weight}
 
 
 def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
@@ -216,10 +268,20 @@ def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
 
 
 def _check_codes(model: Llama, artifact: Artifact) -> None:
+    """Compare what was read back with what the layers make of their weights, bit for bit."""
     for name, layer in quantized_layers(model).items():
-        if layer.form.weight is None:
-            continue
-        codes, step, _ = layer.quantized_weight()
-        read = ops.unpack(artifact.tensors[f"{name}.codes"], layer.form.weight.levels, layer.in_features)
-        if not (torch.equal(read, codes.cpu()) and torch.equal(artifact.tensors[f"{name}.step"], step.cpu())):
-            raise ArtifactError(f"the codes of {name} did not read back as they were written; nothing was kept")
+        form, tensors = artifact.config.weight_format(name), matrix_tensors(artifact.tensors, name)
+        pairs = []
+        if layer.weight_quantizer is not None:
+            own = layer.quantized_weight()
+            pairs.append((own, weight_operand(tensors, form, own.data.shape[1])))
+        if isinstance(layer, BranchedLinear):
+            own = layer.quantized_branches()[1]
+            pairs.append((own, narrow_operand(tensors, form, own.data.shape[1])))
+        for own, read in pairs:
+            if not (_same(own.data, read.data) and _same(own.step, read.step) and _same(own.offset, read.offset)):
+                raise ArtifactError(f"the codes of {name} did not read back as they were written; nothing was kept")
+
+
+def _same(own: Tensor | None, read: Tensor | None) -> bool:
+    return read is None if own is None else read is not None and torch.equal(own.cpu().expand_as(read), read)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from questlm.config import ModelConfig
 from questlm.errors import ArtifactError, ConfigError
-from questlm.export.format import ArtifactConfig, GridConfig, matrix_shapes, norm_names
+from questlm.export.format import ArtifactConfig, matrix_shapes, norm_names
 from questlm.export.load import Artifact, end_of_text, load_artifact
-from questlm.inference.linear import PackedLinear
+from questlm.export.operands import matrix_tensors
+from questlm.inference.linear import packed_layer
 from questlm.inference.sampling import Sampling, sample
 from questlm.inference.text import decode_stream
 from questlm.models import KVCache, Llama
@@ -222,9 +223,7 @@ def _build(artifact: Artifact, dtype: torch.dtype) -> Llama:
     for name, form in artifact.config.weight_formats():
         module = model.get_submodule(name)
         if form.quantized:
-            weight = artifact.tensors[f"{name}.codes" if isinstance(form.weight, GridConfig) else f"{name}.weight"]
-            step = artifact.tensors.get(f"{name}.step")
-            model.set_submodule(name, PackedLinear(weight, step, shapes[name][1], form.linear))
+            model.set_submodule(name, packed_layer(matrix_tensors(artifact.tensors, name), shapes[name][1], form))
         else:
             weight = artifact.stored_weight(name)
             _set_weight(module, weight if isinstance(module, nn.Embedding) else weight.to(dtype))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.ops import LinearFormat
+from questlm.export.format import WeightFormat
+from questlm.export.operands import narrow_operand, weight_operand
+from questlm.ops import Operand
 
-__all__ = ["PackedLinear"]
+__all__ = ["PackedBranches", "PackedLinear", "packed_layer"]
 
 
 class PackedLinear(nn.Module):
@@ -18,49 +23,86 @@ class PackedLinear(nn.Module):
     codes can leave its range.
 
     The state is the packed weight. The first call unpacks it to multiples of the step, in the dtype computed in, and
-    keeps them beside it: 4 bytes a weight (2 in bfloat16). PyTorch has no product for packed codes, and for one token
-    through a 640 x 1792 layer of 4 bits (one CPU thread), unpacking each time costs 13 ms and converting unpacked codes
-    each time 0.4 ms, where the product itself costs 0.15 ms.
+    keeps them beside it: 4 bytes a weight (2 in bfloat16). PyTorch has no product for packed codes, and unpacking each
+    time takes many times as long as the product for one token.
 
     Args:
-        weight: packed codes (out, packed_width(in_features, levels)) uint8; or, where `form.weight` is None, the weight
-            (out, in_features) float32, not rotated.
-        step: (out, 1) float32, or None where `form.weight` is None.
+        tensors: of this matrix by kind, as `questlm.export.format` lists them, without a narrow branch's.
+        in_features: K, the length of a row.
+        form: how they are stored and multiplied.
+        narrow: whether this is the narrow branch.
     """
 
-    weight: Tensor
-    step: Tensor | None
-    _factor: Tensor | None
+    _weight: Operand | None
 
-    def __init__(self, weight: Tensor, step: Tensor | None, in_features: int, form: LinearFormat) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], in_features: int, form: WeightFormat, narrow: bool = False
+    ) -> None:
         super().__init__()
-        self.in_features, self.form = in_features, form
-        self.register_buffer("weight", weight)
-        self.register_buffer("step", step)
-        self.register_buffer("_factor", None, persistent=False)
+        self.in_features, self.form, self.narrow = in_features, form, narrow
+        self._kinds = [kind for kind in tensors if kind.startswith("narrow_") == narrow or kind.startswith("act_")]
+        for kind in self._kinds:
+            self.register_buffer(kind, tensors[kind])
+        self._weight = None
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         dtype = _compute_dtype(input.device.type)
-        rows = input.reshape(-1, self.in_features)
-        form = self.form
         with torch.autocast(input.device.type, enabled=False):
-            if form.act is None:
-                x, x_step = ops.hadamard(rows, form.block_size), None
-            else:
-                x, x_step, _ = ops.quantize(rows, form.act, form.block_size)
-            y = ops.scaled_matmul(x, x_step, form.act, self._unpacked(dtype), self.step, None, dtype)
+            y = ops.scaled_matmul(self._input(input.reshape(-1, self.in_features)), self._unpacked(dtype), dtype)
         return y.reshape(*input.shape[:-1], -1)
 
-    def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        """The weight as a factor of the product, (out, in_features) of `dtype`, without its steps."""
-        if self._factor is None or self._factor.dtype is not dtype:
-            grid = self.form.weight
-            if grid is None:
-                self._factor = ops.hadamard(self.weight, self.form.block_size).to(dtype)
-            else:
-                self._factor = ops.factor(ops.unpack(self.weight, grid.levels, self.in_features), grid, dtype)
-        return self._factor
+    def _input(self, rows: Tensor) -> Operand:
+        block_size, grid = self.form.linear.block_size, self.form.linear.act
+        if grid is None:
+            return Operand(ops.hadamard(rows, block_size))
+        step, offset = (getattr(self, kind) if kind in self._kinds else None for kind in ("act_step", "act_offset"))
+        codes, steps, _ = ops.quantize(rows, grid, block_size, None, step, offset)
+        return Operand(codes, grid, steps, offset)
+
+    def _unpacked(self, dtype: torch.dtype) -> Operand:
+        """The weight as a factor of the product, its levels (out, in_features) in `dtype`."""
+        if self._weight is None or self._weight.data.dtype is not dtype:
+            tensors = {kind: getattr(self, kind) for kind in self._kinds}
+            make = narrow_operand if self.narrow else weight_operand
+            operand = make(tensors, self.form, self.in_features)
+            self._weight = operand._replace(data=ops.factor(operand.data, operand.grid, dtype), grid=None)
+        return self._weight
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PackedLinear:
+        self._weight = None  # unpack again where the packed weight has gone
+        super()._apply(*args, **kwargs)
+        return self
+
+
+class PackedBranches(nn.Module):
+    """The sum or the concatenation of a wide and a narrow branch (`questlm.quant.branches`)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], in_features: int, form: WeightFormat) -> None:
+        super().__init__()
+        assert form.narrow is not None
+        self.by_rows, width = form.narrow.axis == "rows", form.narrow.width
+        self.widths = [in_features - width, width]
+        self.wide = PackedLinear(tensors, in_features if self.by_rows else self.widths[0], form)
+        self.narrow = PackedLinear(tensors, in_features if self.by_rows else width, form, narrow=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if self.by_rows:
+            return torch.cat((self.wide(input), self.narrow(input)), dim=-1)
+        wide, narrow = input.split(self.widths, dim=-1)
+        y: Tensor = self.wide(wide) + self.narrow(narrow)
+        return y
+
+
+def packed_layer(tensors: Mapping[str, Tensor], in_features: int, form: WeightFormat) -> nn.Module:
+    """The layer of a quantised matrix, with the norm before it where it has one."""
+    layer = (PackedLinear if form.narrow is None else PackedBranches)(tensors, in_features, form)
+    if form.input_norm is None:
+        return layer
+    norm = nn.RMSNorm(in_features, eps=form.input_norm, device="meta")
+    norm.weight = nn.Parameter(tensors["input_norm"], requires_grad=False)
+    return nn.Sequential(norm, layer)
 
 
 def _compute_dtype(device_type: str) -> torch.dtype:

@@ -5,6 +5,8 @@ Knows nothing of quantisation: `questlm.prepare` swaps its `nn.Linear`s. Weights
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,11 +124,25 @@ class Llama(nn.Module):
 
 def _rotary_angles(start: int, tokens: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin, (tokens, width) float32, of the positions start, start + 1, ..."""
-    width = config.head_width
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
     positions = torch.arange(start, start + tokens, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, 1.0 / config.rope_theta**exponents).repeat(1, 2)
+    angles = torch.outer(positions, _rotary_frequencies(config, device)).repeat(1, 2)
     return angles.cos(), angles.sin()
+
+
+def _rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """Radians a position, (width / 2) float32, fastest first."""
+    exponents = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device) / config.head_width
+    frequencies: Tensor = 1.0 / config.rope_theta**exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    slow = frequencies / scaling.factor
+    low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position
+    if low is None or high is None or original is None:  # linear
+        return slow
+    waves = frequencies * (original / (2 * math.pi))  # in the length first trained on
+    kept = ((waves - low) / (high - low)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * slow
 
 
 def _rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from questlm.config import ModelConfig
+from questlm.config import ModelConfig, RopeScaling
 from questlm.errors import ConfigError
 
-__all__ = ["from_hugging_face", "hugging_face_config", "to_hugging_face"]
+__all__ = ["from_hugging_face", "hugging_face_config", "model_config_from_hugging_face", "to_hugging_face"]
+
+T = TypeVar("T")
 
 _OURS_TO_THEIRS = {
     "embed": "model.embed_tokens",
@@ -29,14 +31,43 @@ _OURS_TO_THEIRS = {
 }
 _THEIRS_TO_OURS = {theirs: ours for ours, theirs in _OURS_TO_THEIRS.items()}
 
+_SHAPE = {  # what every config.json says
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp_hidden": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+_DETAILS = {
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "tied_head": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+_BOTH_DEFAULT = {"head_dim": None, "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, where a config.json does not say
+    "llama": {**_BOTH_DEFAULT, "num_key_value_heads": None, "max_position_embeddings": 2048},
+    "mistral": {**_BOTH_DEFAULT, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
+}
+_PLAIN: dict[str, tuple[Any, ...]] = {  # values of a plain Llama; anything else would compute something else
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "sliding_window": (None,),
+    "partial_rotary_factor": (None, 1),
+    "quantization_config": (None,),
+}
+
 
 def to_hugging_face(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename our state dict to Hugging Face's. A tied head keeps both of its names."""
     return {_rename(name, r"layers\.(\d+)\.", "model.layers.{}.", _OURS_TO_THEIRS): t for name, t in weights.items()}
 
 
-def from_hugging_face(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_hugging_face(weights: Mapping[str, T]) -> dict[str, T]:
     """Rename Hugging Face's state dict to ours; a tied checkpoint without `lm_head.weight` gets it from the embedding.
+
+    The values are not looked at.
 
     Raises:
         ConfigError: a weight that a plain Llama does not have (a bias, an adapter).
@@ -52,7 +83,7 @@ def from_hugging_face(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
     """Keyword arguments of transformers' `LlamaConfig` that describe the same model."""
-    return {
+    shape: dict[str, Any] = {
         "hidden_size": config.hidden,
         "intermediate_size": config.mlp_width,
         "num_hidden_layers": config.layers,
@@ -66,6 +97,66 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "hidden_act": "silu",
+    }
+    return shape if config.rope_scaling is None else shape | _rope_settings(config.rope_scaling)
+
+
+def model_config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
+    """Shape of the model that the content of a Hugging Face `config.json` describes, old or new.
+
+    Raises:
+        ConfigError: not a plain Llama (or a Mistral that is one): another architecture, biases, a sliding window,
+            quantised weights, rotary positions scaled in a way we do not have; or a setting that no model can have.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
+        raise ConfigError(f"model_type {kind!r:.80} is not supported; it must be one of {', '.join(_DEFAULTS)}")
+    values = _DEFAULTS[kind] | dict(config)
+    for name, allowed in _PLAIN.items():
+        if values.get(name, allowed[0]) not in allowed:
+            words = " or ".join(map(str, allowed))
+            raise ConfigError(f"{name} = {values[name]!r:.80} is not supported; in a plain Llama it is {words}")
+    for name in _SHAPE.values():
+        if name not in values:
+            raise ConfigError(f"{name} is missing")
+    theta, scaling = _rope(values)
+    shape = {ours: values[theirs] for ours, theirs in (_SHAPE | _DETAILS).items()}
+    return ModelConfig(**shape, rope_theta=theta, rope_scaling=scaling)
+
+
+def _rope(values: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
+    # Until its version 5, transformers had rope_theta beside rope_scaling; since then both are in rope_parameters.
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"rope_scaling = {rope!r:.80} cannot be used; a table of settings is expected")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise ConfigError(f"rope_scaling of type {kind!r:.80} is not supported; it must be default, linear or llama3")
+    if rope.get("partial_rotary_factor") not in _PLAIN["partial_rotary_factor"]:
+        raise ConfigError("partial_rotary_factor is not supported; in a plain Llama it is 1")
+    theta = rope.get("rope_theta", values["rope_theta"])
+    if kind == "default":
+        return theta, None
+    scaling: dict[str, Any] = {"kind": kind, "factor": rope.get("factor")}
+    if kind == "llama3":
+        length = rope.get("original_max_position_embeddings", values["max_position_embeddings"])
+        scaling["original_max_position"] = values.get("original_max_position_embeddings", length)
+        scaling |= {name: rope.get(name) for name in ("low_freq_factor", "high_freq_factor")}
+    return theta, RopeScaling(**scaling)
+
+
+def _rope_settings(scaling: RopeScaling) -> dict[str, Any]:
+    if scaling.kind == "linear" or scaling.original_max_position is None:
+        return {"rope_scaling": {"rope_type": "linear", "factor": scaling.factor}}
+    return {
+        "max_position_embeddings": round(scaling.factor * scaling.original_max_position),
+        "rope_scaling": {
+            "rope_type": scaling.kind,
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        },
     }
 
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, unavailable, using_backend
-from questlm.ops.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, fit_block_size
+from questlm.ops.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
 from questlm.ops.reference import hadamard as _hadamard
 from questlm.ops.reference import matmul as _matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
 from questlm.ops.reference.hadamard import without_autocast
-from questlm.ops.reference.matmul import factor
+from questlm.ops.reference.matmul import Operand, factor, operand_gradient, operand_values
 from questlm.ops.reference.packing import packed_width
+from questlm.ops.reference.quantize import kept_entries, row_scale
 
 __all__ = [
     "BACKENDS",
@@ -27,19 +28,27 @@ __all__ = [
     "OPERATIONS",
     "Grid",
     "LinearFormat",
+    "Operand",
     "Quantized",
+    "Scale",
     "backend_for",
     "dequantize",
     "factor",
     "fit_block_size",
     "hadamard",
+    "kept_entries",
     "masked_hadamard",
+    "operand_gradient",
+    "operand_values",
     "pack",
+    "pack_sparse",
     "packed_width",
     "quantize",
+    "row_scale",
     "scaled_matmul",
     "unavailable",
     "unpack",
+    "unpack_sparse",
     "using_backend",
     "without_autocast",
 ]
@@ -82,18 +91,28 @@ def hadamard(x: Tensor, block_size: int = 128) -> Tensor:
     return result
 
 
-def quantize(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None = None) -> Quantized:
-    """Rotate rows by blocks of `block_size` (1: not at all), scale each by its rms, round to codes.
+def quantize(
+    x: Tensor,
+    grid: Grid,
+    block_size: int,
+    mask_bound: float | None = None,
+    step_per_scale: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Quantized:
+    """Rotate rows by blocks of `block_size` (1: not at all), scale each, round to codes.
 
     Args:
         x: (rows, K) floating point.
         mask_bound: also return the bits of |x_h| <= mask_bound * step, the entries whose gradient passes.
+        step_per_scale: (rows, 1) or (1, 1) where the grid's is learned.
+        offset: (rows, 1) or (1, 1), taken off the rotated rows first; the codes stand for what is left.
     """
-    if backend_for("quantize", x) == "cpu":
+    # A kernel is made for plain grids; others are not what a request for a backend can be about.
+    if grid.plain and step_per_scale is None and offset is None and backend_for("quantize", x) == "cpu":
         from questlm.ops import cpu
 
         return Quantized(*cpu.quantize(x, grid, block_size, mask_bound))
-    return Quantized(*_quantize.quantize(x, grid, block_size, mask_bound))
+    return Quantized(*_quantize.quantize(x, grid, block_size, mask_bound, step_per_scale, offset))
 
 
 def dequantize(codes: Tensor, step: Tensor, grid: Grid) -> Tensor:
@@ -110,21 +129,15 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> T
     return _hadamard.masked_hadamard(gradient, mask, block_size)
 
 
-def scaled_matmul(
-    x: Tensor, x_step: Tensor | None, x_grid: Grid | None, w: Tensor, w_step: Tensor | None, w_grid: Grid | None,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """y = x_q w_q^T from codes and steps: (tokens, K) and (out, K) -> (tokens, out) of `dtype`.
-
-    A grid of None says that the factor is not codes but rotated values.
-    """
-    return _matmul.scaled_matmul(x, x_step, x_grid, w, w_step, w_grid, dtype)
+def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
+    """y = x_q w_q^T from codes, steps and offsets: (tokens, K) and (out, K) -> (tokens, out) of `dtype`."""
+    return _matmul.scaled_matmul(x, w, dtype)
 
 
 def pack(codes: Tensor, levels: int) -> Tensor:
     """Codes of a grid with `levels` levels as bits: (..., n) uint8 -> (..., packed_width(n, levels)) uint8.
 
-    Power-of-two grids take log2(levels) bits a code, three levels 1.6 (five codes a byte).
+    Three levels take 1.6 bits a code (five codes a byte), other grids log2(levels) bits, rounded up.
     """
     return _packing.pack_ternary(codes) if levels == 3 else _packing.pack(codes, (levels - 1).bit_length())
 
@@ -134,3 +147,22 @@ def unpack(packed: Tensor, levels: int, length: int) -> Tensor:
     if levels == 3:
         return _packing.unpack_ternary(packed, length)
     return _packing.unpack(packed, (levels - 1).bit_length(), length)
+
+
+def pack_sparse(rows: Tensor, kept: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """The kept half of 2:4 sparse rows, and which groups of entries are kept, as bits.
+
+    Args:
+        rows: (rows, K), codes or values.
+        kept: (rows, K) bool; alike in each group, 2 of each 4 groups.
+
+    Returns:
+        (rows, K / 2) like `rows`, and (rows, packed_width(K / group, 2)) uint8.
+    """
+    return _packing.kept_half(rows, kept), _packing.pack(kept[:, ::group].to(torch.uint8), 1)
+
+
+def unpack_sparse(half: Tensor, kept: Tensor, group: int, fill: int) -> Tensor:
+    """Inverse of `pack_sparse`: (rows, K), with `fill` where nothing was kept."""
+    groups = _packing.unpack(kept, 1, 2 * half.shape[-1] // group).bool()
+    return _packing.spread_kept(half, groups.repeat_interleave(group, dim=-1), fill)

@@ -1,38 +1,68 @@
-"""What codes mean: the uniform grid of one tensor, and the pair of grids of one linear layer. Imports no torch."""
+"""What codes mean: the grid of one tensor, and the pair of grids of one linear layer. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["MIN_BLOCK_SIZE", "Grid", "LinearFormat", "fit_block_size"]
+__all__ = ["MIN_BLOCK_SIZE", "Grid", "LinearFormat", "Scale", "fit_block_size"]
 
 MIN_BLOCK_SIZE = 16
 """Smallest Hadamard block chosen on a caller's behalf; below it, blocks are too short to make entries Gaussian."""
 
 _DEFAULT_BLOCK_SIZE = 128
 
+Scale = Literal["rms", "absmax", "absmean", "one"]
+"""What a row's step is a multiple of: its rms, its largest magnitude, the mean magnitude of the whole tensor, or 1."""
+
 
 @dataclass(frozen=True)
 class Grid:
-    """A symmetric uniform grid of `levels` values, scaled row by row.
+    """The levels that rows of a tensor are rounded to.
 
-    Code c in 0 .. levels-1 stands for (c - zero_point) * step with step = step_per_rms * rms(row). An even number of
-    levels gives the half-integer grid of QuEST (no zero); three levels give the ternary grid.
+    Code c in 0 .. levels - 1 stands for value(c) * step, where value(c) = c - zero_point, or table[c] on a grid whose
+    levels are not evenly spaced. An even number of levels gives by default the half-integer grid of QuEST (no zero).
+
+    Attributes:
+        levels: how many, 2 to 256.
+        step_per_scale: step of a row = step_per_scale * scale(row); None where it is learned and comes with the tensor.
+        scale: what a row's step is a multiple of.
+        zero: the code, not always whole, that would stand for 0; None: the middle, (levels - 1) / 2.
+        table: the levels in steps, ascending; None: evenly spaced, one step apart.
+        group: 0 for a dense grid. Otherwise 2 of each 4 neighbouring groups of so many entries are kept, those of
+            largest norm, and the code `levels` stands for the zero of an entry that is not.
     """
 
     levels: int
-    step_per_rms: float
+    step_per_scale: float | None
+    scale: Scale = "rms"
+    zero: float | None = None
+    table: tuple[float, ...] | None = None
+    group: int = 0
 
     def __post_init__(self) -> None:
         if not (isinstance(self.levels, int) and 2 <= self.levels <= 256):
             raise ValueError(f"a grid has 2 to 256 levels, not {self.levels!r}")
-        if not 0 < self.step_per_rms < float("inf"):
-            raise ValueError(f"step_per_rms must be positive and finite, not {self.step_per_rms!r}")
+        if self.step_per_scale is not None and not 0 < self.step_per_scale < float("inf"):
+            raise ValueError(f"step_per_scale must be positive and finite, not {self.step_per_scale!r}")
+        if self.table is not None and (len(self.table) != self.levels or list(self.table) != sorted(self.table)):
+            raise ValueError(f"the table must give {self.levels} levels in ascending order")
 
     @property
     def zero_point(self) -> float:
-        """The code, not always whole, that would stand for 0."""
-        return (self.levels - 1) / 2
+        """The code, not always whole, that would stand for 0 on an evenly spaced grid."""
+        return (self.levels - 1) / 2 if self.zero is None else self.zero
+
+    @property
+    def plain(self) -> bool:
+        """Evenly spaced around 0, dense, with a step in proportion to the row's rms: what kernels are made for."""
+        uniform = self.table is None and self.zero is None and not self.group
+        return uniform and self.scale == "rms" and self.step_per_scale is not None
+
+    @property
+    def largest(self) -> float:
+        """The highest level, in steps."""
+        return self.table[-1] if self.table else self.levels - 1 - self.zero_point
 
 
 @dataclass(frozen=True)

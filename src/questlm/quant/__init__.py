@@ -1,18 +1,26 @@
 """Quantisation methods: grids, estimators, the table of methods, and layers that train through codes."""
 
-from questlm.config import QuantSpec
+from questlm.config import LayerOverride, QuantSpec
+from questlm.quant.branches import BranchedLinear
 from questlm.quant.functional import dequantize, fake_quantize, quantize
-from questlm.quant.grids import gaussian_grid, gaussian_mse, gaussian_scale
+from questlm.quant.gradual import refresh_blending, set_quantization_strength
+from questlm.quant.grids import gaussian_grid, gaussian_mse, gaussian_scale, grid_mse
+from questlm.quant.learned import StatefulQuantizer
 from questlm.quant.linear import FakeQuantLinear
-from questlm.quant.methods import METHODS, Method, find_method
+from questlm.quant.methods import METHODS, Method, find_method, make_quantizer
+from questlm.quant.quantizers import Quantizer
 from questlm.quant.stored import StoredEmbedding, StoredLinear
-from questlm.quant.swap import dense, prepare, quantized_layers, restore
+from questlm.quant.swap import dense, learned_parameters, prepare, quantized_layers, restore
 
 __all__ = [
     "METHODS",
+    "BranchedLinear",
     "FakeQuantLinear",
+    "LayerOverride",
     "Method",
     "QuantSpec",
+    "Quantizer",
+    "StatefulQuantizer",
     "StoredEmbedding",
     "StoredLinear",
     "dense",
@@ -22,8 +30,13 @@ __all__ = [
     "gaussian_grid",
     "gaussian_mse",
     "gaussian_scale",
+    "grid_mse",
+    "learned_parameters",
+    "make_quantizer",
     "prepare",
     "quantize",
     "quantized_layers",
+    "refresh_blending",
     "restore",
+    "set_quantization_strength",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -11,33 +11,35 @@ from torch import nn
 
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
+from questlm.quant.branches import BranchedLinear, branch_axis
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.methods import find_method
+from questlm.quant.overrides import FilterFn, layer_specs
+from questlm.quant.quantizers import Quantizer
 from questlm.quant.stored import StoredEmbedding, StoredLinear
 
-__all__ = ["FilterFn", "dense", "prepare", "quantized_layers", "restore"]
+__all__ = ["FilterFn", "dense", "learned_parameters", "prepare", "quantized_layers", "restore"]
 
 M = TypeVar("M", bound=nn.Module)
-FilterFn = Callable[[nn.Module, str], bool]
-"""(module, its dotted name) -> whether to quantise this linear layer."""
 
 
 def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
-    """Quantise the linear layers of `model`, in place; parameters and state dict stay as they are.
+    """Quantise the linear layers of `model`, in place. Its parameters stay; those that the method learns are added.
 
     Args:
         model: any module with `nn.Linear` layers, on any device, meta included.
         spec: method and bits. With 16 bits for weights and activations no layer is swapped.
         filter_fn: which linear layers to quantise; by default all but the output head (a layer named `lm_head`, or
-            one that shares an embedding's weight). Embeddings and the layers left out take the form
-            `spec.embeddings`.
+            one that shares an embedding's weight), unless `spec.overrides` names it. Embeddings and the layers left
+            out take the form `spec.embeddings`.
 
     Returns:
         `model` (or its replacement, where `model` itself is a single linear layer).
 
     Raises:
-        ConfigError: an unknown method, a model prepared already, a layer that no Hadamard block divides, nothing to
-            quantise, or a module that would go past its quantised layers. The model is then unchanged.
+        ConfigError: an unknown method, a combination that makes no sense, an override that names no layer, a model
+            prepared already, a layer that no Hadamard block divides, nothing to quantise, or a module that would go
+            past its quantised layers. The model is then unchanged.
     """
     find_method(spec.method)
     if any(isinstance(m, FakeQuantLinear | StoredEmbedding | StoredLinear) for m in model.modules()):
@@ -48,20 +50,21 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             "the fast path of nn.TransformerEncoderLayer goes past its linear layers in evaluation, so they would not "
             "be quantised there; call torch.backends.mha.set_fastpath_enabled(False) first"
         )
-    chosen = filter_fn or _all_but_the_head(model)
+    # Subclasses of nn.Linear may be used by others through their weight alone, as in nn.MultiheadAttention.
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    specs = layer_specs(model, linears, spec, filter_fn)
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
-        # Subclasses of nn.Linear may be used by others through their weight alone, as in nn.MultiheadAttention.
-        if type(module) is nn.Linear and spec.enabled and chosen(module, name):
+        if (chosen := specs.get(name)) is not None:
             try:
-                replacements[module] = FakeQuantLinear.from_linear(module, spec)
+                replacements[module] = _quantized(linears[name], name, chosen)
             except ConfigError as problem:
                 raise ConfigError(f"layer {name or 'model'!r}: {problem}") from None
-        elif type(module) is nn.Linear and spec.embeddings != "float":
-            replacements[module] = StoredLinear.from_linear(module, spec.embeddings)
+        elif name in linears and spec.embeddings != "float":
+            replacements[module] = StoredLinear.from_linear(linears[name], spec.embeddings)
         elif type(module) is nn.Embedding and spec.embeddings != "float":
             replacements[module] = StoredEmbedding.from_embedding(module, spec.embeddings)
-    if spec.enabled and not any(isinstance(new, FakeQuantLinear) for new in replacements.values()):
+    if spec.enabled and not specs:
         raise ConfigError("nothing to quantise: the model has no nn.Linear layer that filter_fn accepts")
     return _replace(model, replacements)
 
@@ -82,6 +85,16 @@ def quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
 
 
+def learned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What the quantisers of a prepared model learn (steps, clips, offsets, output scales), by dotted name."""
+    return {
+        f"{name}.{own}": parameter
+        for name, module in model.named_modules()
+        if isinstance(module, Quantizer)
+        for own, parameter in module.named_parameters(recurse=False)
+    }
+
+
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
     """Run the model without quantising inside the block: the same weights, plain products."""
@@ -95,9 +108,9 @@ def dense(model: nn.Module) -> Iterator[None]:
             layer.quantized = quantized
 
 
-def _all_but_the_head(model: nn.Module) -> FilterFn:
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return lambda module, name: name.rpartition(".")[2] != "lm_head" and id(module.weight) not in embeddings
+def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:
+    axis = branch_axis(spec, name)
+    return FakeQuantLinear.from_linear(linear, spec) if axis is None else BranchedLinear.cut(linear, spec, axis)
 
 
 def _replace(model: M, replacements: dict[nn.Module, nn.Module]) -> M:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.errors import TrainingError
 from questlm.quant import FakeQuantLinear, dense, quantized_layers
+from questlm.quant.quantizers import DynamicQuantizer
 
 __all__ = ["check_quantization"]
 
@@ -97,14 +98,14 @@ def _gradient_outside_mask(layer: FakeQuantLinear) -> float | None:
     Raises:
         TrainingError: the layer has no gradient, or only zeros.
     """
-    gradient, bound = layer.weight.grad, layer.mask_bounds[1]
+    gradient, quantizer = layer.weight.grad, layer.weight_quantizer
     if gradient is None or not bool(gradient.abs().sum() > 0):
         raise TrainingError("a quantised layer receives no gradient; the estimator lets nothing pass")
-    if layer.form.weight is None or bound is None:
-        return None
-    step = ops.quantize(layer.weight, layer.form.weight, layer.form.block_size).step
-    distance = ops.hadamard(layer.weight, layer.form.block_size).abs() / (bound * step)
-    rotated = ops.hadamard(gradient.float(), layer.form.block_size)
+    if not isinstance(quantizer, DynamicQuantizer) or quantizer.mask_bound is None or quantizer.grid.group:
+        return None  # no mask, or one that is not a bound
+    step = ops.quantize(layer.weight, quantizer.grid, layer.block_size).step
+    distance = ops.hadamard(layer.weight, layer.block_size).abs() / (quantizer.mask_bound * step)
+    rotated = ops.hadamard(gradient.float(), layer.block_size)
     masked = distance > 1 + _EDGE
     if not bool(masked.any()):
         return None

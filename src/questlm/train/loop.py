@@ -21,11 +21,13 @@ from torch import Tensor
 
 from questlm.config import RunConfig
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
-from questlm.errors import CheckpointError, ConfigError, TrainingError
+from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError
 from questlm.evaluation import Evaluation, evaluate
 from questlm.models import Llama
 from questlm.progress import progress
+from questlm.quant import StatefulQuantizer, set_quantization_strength
 from questlm.records import RunRecord, package_versions
+from questlm.train.cage import cage_strength, pull_to_grid
 from questlm.train.checkpoint import (
     latest_checkpoint,
     load_model_tensors,
@@ -36,9 +38,10 @@ from questlm.train.checkpoint import (
 )
 from questlm.train.checks import check_quantization
 from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
+from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, find_initial
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
-from questlm.train.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from questlm.train.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
 
@@ -64,6 +67,7 @@ class _Progress:
     recent_losses: list[float] = field(default_factory=list)  # since the last point of the curve
     curve: list[dict[str, float]] = field(default_factory=list)
     validations: list[dict[str, float]] = field(default_factory=list)
+    initial_weights: str | None = None  # hash of those that the run began from, for its record
 
 
 def train(config: RunConfig, out: Path) -> RunRecord:
@@ -71,14 +75,18 @@ def train(config: RunConfig, out: Path) -> RunRecord:
 
     Raises:
         ConfigError, DataError: bad settings or data; nothing is written then.
+        CheckpointError: the model to begin from is damaged; likewise.
         TrainingError: a non-finite loss, or quantisation not in effect.
         Interrupted: SIGINT or SIGTERM; the run is saved.
     """
     folder = RunFolder(out)
     folder.require_absent()
     require_loggers(config.train.loggers)
-    data, config = _prepare_data(config)
-    trainer = Trainer(config, folder, data)
+    initial = find_initial(config)
+    if initial is not None:
+        config = adopt_shape(config, initial.shape, initial.folder)
+    data, config = _prepare_data(config, choose_tokenizer(config, initial))
+    trainer = Trainer(config, folder, data, initial)
     folder.create(config, data.tokenizer.to_str() if data.tokenizer is not None else None)
     with folder.locked():
         return trainer.run()
@@ -99,16 +107,37 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
     if config is not None and config.model.vocab_size is None:  # resolved from the tokenizer when the run began
         model = config.model.model_copy(update={"vocab_size": saved.model.vocab_size})
         config = config.model_copy(update={"model": model})
+    if config is not None and config.init_from is not None:  # likewise
+        config = adopt_shape(config, saved.model, folder.path)
     require_same_config(saved.model_dump(mode="json"), config or saved, folder.config_file)
-    data, config = _prepare_data(config or saved)
+    data, config = _prepare_data(config or saved, _own_tokenizer(saved, folder))
     with folder.locked():
         folder.remove_leftovers()
-        trainer = Trainer(config, folder, data)
+        trainer = Trainer(config, folder, data, _initial_again(config, folder))
         trainer.restore()
         return trainer.run()
 
 
-def _prepare_data(config: RunConfig) -> tuple[PreparedData, RunConfig]:
+def _own_tokenizer(config: RunConfig, folder: RunFolder) -> Path | None:
+    """The run's copy of the tokenizer of its initial model, which may be gone; None: as the settings say."""
+    came = config.init_from is not None and config.data.tokenizer == "train" and folder.tokenizer_file.is_file()
+    return folder.tokenizer_file if came else None
+
+
+def _initial_again(config: RunConfig, folder: RunFolder) -> InitialModel | None:
+    """The model to begin from once more, for a run that was killed before its first checkpoint."""
+    if latest_checkpoint(folder.checkpoints) is not None:
+        return None
+    try:
+        initial = find_initial(config)
+        if initial is not None:
+            adopt_shape(config, initial.shape, initial.folder)
+    except QuestError as problem:
+        raise CheckpointError(f"{folder.path} has no checkpoint yet, so it must begin again, but {problem}") from None
+    return initial
+
+
+def _prepare_data(config: RunConfig, tokenizer: Path | None = None) -> tuple[PreparedData, RunConfig]:
     """Tokens for the run, and its settings with the size of the vocabulary and of a fetched corpus filled in."""
     if config.data.source.startswith("hf:") and config.data.max_tokens is None:
         tokens = config.token_budget()
@@ -118,7 +147,8 @@ def _prepare_data(config: RunConfig) -> tuple[PreparedData, RunConfig]:
             )
         # In the settings, so that whoever evaluates this run later reads the same tokens.
         config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": tokens})})
-    data = prepare(config.data, config.model.vocab_size)
+    source = config.data if tokenizer is None else config.data.model_copy(update={"tokenizer": str(tokenizer)})
+    data = prepare(source, config.model.vocab_size)
     require_window(data.train, config.train.seq_len, "training")
     require_window(data.val, 1, "validation")
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or data.vocab_size})
@@ -136,16 +166,18 @@ def _without_advice() -> Iterator[None]:
 class Trainer:
     """One run: model, optimizer, loader and counters. `run` trains to the end of the budget."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, data: PreparedData) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, data: PreparedData, initial: InitialModel | None = None
+    ) -> None:
         self.config, self.folder, self.data = config, folder, data
         self.device = pick_device(config.train.device)
         self.loader = WindowLoader(data.train, config.train.seq_len, config.train.batch_size, config.seed)
-        self.model: Llama = build_model(config).to(self.device)
+        self.model: Llama = build_model(config, initial).to(self.device)
         self.optimizer = make_optimizer(self.model, config.train)
         self.loss_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._loss
         if should_compile(config.train, self.device):
             self.loss_fn = torch.compile(self._loss, dynamic=False)
-        self.state = _Progress()
+        self.state = _Progress(initial_weights=initial.weights_hash() if initial is not None else None)
         self.checks: dict[str, Any] = {}
         self._pending: list[Tensor] = []  # losses of steps whose value nobody has looked at yet
         self._grad_norm: Tensor = torch.zeros((), device=self.device)
@@ -155,7 +187,9 @@ class Trainer:
         with ExitStack() as stack:
             log = open_loggers(self.config.train.loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
             stack.enter_context(_without_advice())
-            self.checks = check_quantization(self.model, self.loss_fn, self._loss, self._first_micro_batch())
+            batch = self._first_micro_batch()
+            self._initialize_quantizers(batch)
+            self.checks = check_quantization(self.model, self.loss_fn, self._loss, batch)
             interrupt = stack.enter_context(Interrupt())
             with progress("training", 1.0) as update:
                 self._loop(log, interrupt, update)
@@ -186,6 +220,12 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as problem:
             raise CheckpointError(f"{path} is not a whole checkpoint of this version: {problem}") from None
 
+    @torch.no_grad()
+    def _initialize_quantizers(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Let those that learn see a batch, so that they have their first steps, and know it, before compiling."""
+        if any(isinstance(module, StatefulQuantizer) for module in self.model.modules()):
+            self._loss(*batch)
+
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _loop(self, log: Log, interrupt: Interrupt, update: Callable[..., None]) -> None:
@@ -193,7 +233,8 @@ class Trainer:
         clock = time.monotonic() - self.state.seconds
         while (share := self._share_done()) < 1.0 and interrupt.received is None:
             started = time.monotonic()
-            self._step(learning_rate(train, share))
+            set_quantization_strength(self.model, share)
+            self._step(learning_rate(train, share), cage_strength(train, share))
             if self.device.type == "cpu" or self.state.step % train.log_every == 0:
                 self._look_at_losses()
             self.state.step_seconds += time.monotonic() - started
@@ -205,11 +246,11 @@ class Trainer:
             if self.state.step % train.checkpoint_every == 0:
                 self._save()
             update(self._share_done(), self._status())
+        set_quantization_strength(self.model, self._share_done())
         self._look_at_losses()
 
-    def _step(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def _step(self, lr: float, correction: float) -> None:
+        set_learning_rate(self.optimizer, lr)
         inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
         total = torch.zeros((), device=self.device)
         micro_batches = self._micro_batches(inputs, targets)
@@ -219,6 +260,8 @@ class Trainer:
             total += loss.detach() / len(micro_batches)
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step()
+        if correction > 0:
+            pull_to_grid(self.model, lr * correction)
         self.optimizer.zero_grad(set_to_none=True)
         self._pending.append(total)
         self.state.step += 1
@@ -355,4 +398,5 @@ class Trainer:
             tokens_per_second=speed,
             peak_memory_bytes=peak_memory(self.device),
             checks=self.checks,
+            initial_weights=state.initial_weights,
         )

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from questlm.config import RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
 from questlm.files import atomic_folder
 from questlm.models import Llama
-from questlm.quant import prepare
+from questlm.quant import prepare, refresh_blending
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
+
+if TYPE_CHECKING:
+    from questlm.train.initial import InitialModel
 
 __all__ = ["RunFolder", "build_model", "load_run"]
 
@@ -150,9 +153,18 @@ def require_same_config(saved: dict[str, Any], config: RunConfig, source: Path) 
                 )
 
 
-def build_model(config: RunConfig) -> Llama:
-    """The model of a run, with fresh weights drawn from its seed, quantised as the settings say."""
-    return prepare(Llama(config.model).initialize(config.seed), config.quant)
+def build_model(config: RunConfig, initial: InitialModel | None = None) -> Llama:
+    """The model of a run with the weights of `initial`, or else drawn from its seed, quantised as the settings say.
+
+    Raises:
+        CheckpointError, ConfigError: the initial weights cannot be used.
+    """
+    model = Llama(config.model)
+    if initial is None:
+        model.initialize(config.seed)
+    else:  # before quantising, because some quantisers begin from the weights
+        initial.copy_into(model)
+    return prepare(model, config.quant)
 
 
 class LoadedRun(NamedTuple):
@@ -177,5 +189,6 @@ def load_run(path: Path) -> LoadedRun:
     require_same_config(state.get("config", {}), config, checkpoint)
     model = build_model(config)
     load_model_tensors(model, tensors.get("model", {}), checkpoint)
+    refresh_blending(model)
     progress = state.get("progress", {})
     return LoadedRun(model, config, progress.get("step", 0), progress.get("tokens", 0))

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from questlm.config import PRESETS, Budget, DataConfig, ModelConfig, QuantSpec, RunConfig, TrainConfig, preset
+from questlm.config import (
+    PRESETS,
+    Budget,
+    DataConfig,
+    ModelConfig,
+    QuantSpec,
+    RopeScaling,
+    RunConfig,
+    TrainConfig,
+    preset,
+)
 from questlm.errors import ConfigError
 
 SECTIONS = [ModelConfig, QuantSpec, DataConfig, TrainConfig, RunConfig]
@@ -53,6 +63,14 @@ def test_unknown_keys_are_refused_with_the_nearest_name_and_all_names(section, k
         (ModelConfig, "rope_theta", -1.0),
         (ModelConfig, "rope_theta", float("inf")),
         (ModelConfig, "tied_head", "perhaps"),
+        (ModelConfig, "rope_scaling", "linear"),
+        (RopeScaling, "kind", "yarn"),
+        (RopeScaling, "factor", 0.5),
+        (RopeScaling, "factor", float("inf")),
+        (RopeScaling, "original_max_position", 0),
+        (RopeScaling, "low_freq_factor", 1e-300),
+        (RunConfig, "init_from", ""),
+        (RunConfig, "init_from", 3),
         (QuantSpec, "weight_bits", 0),
         (QuantSpec, "weight_bits", 9),
         (QuantSpec, "act_bits", "tenary"),
@@ -95,6 +113,30 @@ def test_bad_values_are_refused_with_their_name_and_the_value(section, key, valu
 def test_shapes_that_do_not_fit_are_explained(settings, words):
     with pytest.raises(ConfigError, match=words):
         ModelConfig(**settings)
+
+
+LLAMA3 = {"kind": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position": 8192}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "linear", "factor": 2, "low_freq_factor": 1}, "low_freq_factor belongs to kind 'llama3'"),
+        (LLAMA3 | {"original_max_position": None}, "original_max_position belongs to kind 'llama3', which needs it"),
+        (LLAMA3 | {"high_freq_factor": 1}, r"high_freq_factor 1\.0 is not larger than low_freq_factor 1\.0"),
+    ],
+)
+def test_scaled_positions_that_do_not_fit_are_explained(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        RopeScaling(**settings)
+    with pytest.raises(ConfigError, match=words):
+        ModelConfig(rope_scaling=settings)
+
+
+@pytest.mark.parametrize("settings", [LLAMA3, {"kind": "linear", "factor": 1.5}])
+def test_scaled_positions_survive_json(settings):
+    config = ModelConfig(rope_scaling=settings)
+    assert ModelConfig(**config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize("block_size", [3, 48, 127, 1000])

@@ -6,10 +6,11 @@ from tokenizers import Tokenizer
 
 from questlm import ops
 from questlm.errors import ArtifactError
-from questlm.export.load import _on_grid, end_of_text, parse_tokenizer
+from questlm.export.load import end_of_text, parse_tokenizer
+from questlm.export.operands import _on_grid
 
 
-@pytest.mark.parametrize("levels", [2, 3, 4, 8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 15, 16, 32, 64, 128, 255, 256])
 def test_what_packing_gives_is_on_the_grid_and_spare_bits_are_not(levels: int) -> None:
     for length in range(1, 20):
         packed = ops.pack(torch.full((3, length), levels - 1, dtype=torch.uint8), levels)
@@ -25,6 +26,13 @@ def test_five_ternary_codes_make_at_most_242() -> None:
     assert _on_grid(packed, 3, 10)
     packed[0, 0] = 243
     assert not _on_grid(packed, 3, 10)
+
+
+@pytest.mark.parametrize("levels", [5, 15, 255])
+def test_a_code_beyond_an_odd_grid_is_found(levels: int) -> None:
+    codes = torch.zeros(2, 9, dtype=torch.uint8)
+    codes[1, 4] = levels
+    assert not _on_grid(ops.pack(codes, levels + 1), levels, 9)
 
 
 def test_a_tokenizer_neither_cuts_nor_pads(tokenizer_json: str) -> None:

@@ -36,7 +36,7 @@ def test_the_codes_in_the_file_are_the_codes_of_the_model(tmp_path) -> None:
     pack(model, tmp_path / "a")
     tensors = load_file(tmp_path / "a" / "model.safetensors")
     for name, layer in quantized_layers(model).items():
-        codes, step, _ = layer.quantized_weight()
+        codes, _, step, _ = layer.quantized_weight()
         assert torch.equal(ops.unpack(tensors[f"{name}.codes"], 8, layer.in_features), codes)
         assert torch.equal(tensors[f"{name}.step"], step)
 

@@ -1,4 +1,4 @@
-"""The table of methods, and how a spec becomes a layer's format."""
+"""The table of methods, and how a spec becomes a layer's quantisers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from questlm.errors import ConfigError
 from questlm.ops import Grid
 from questlm.quant import METHODS, find_method, gaussian_grid
 from questlm.quant.estimators import trust_bound
-from questlm.quant.methods import linear_format
+from questlm.quant.methods import layer_quantizers
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -19,13 +19,8 @@ def test_every_method_says_what_it_is_and_where_it_is_from(name):
     assert method.summary
     assert "\n" not in method.summary
     assert "arXiv" in method.source
-
-
-def test_quest_is_hadamard_gaussian_grid_and_trust():
-    method = find_method("quest")
-    assert method.rotates
-    assert method.grid(4) == gaussian_grid(4)
-    assert method.mask_bound is trust_bound
+    assert "Gradient" in method.doc or "gradient" in method.doc
+    assert "Initialisation" in method.doc or "initialisation" in method.doc
 
 
 @pytest.mark.parametrize("name", ["", "Quest", "qest"])
@@ -34,19 +29,19 @@ def test_an_unknown_method_lists_those_there_are(name):
         find_method(name)
 
 
-def test_a_spec_becomes_a_block_and_two_grids():
-    form = linear_format(QuantSpec(weight_bits=3, act_bits="ternary"), 640)
-    assert (form.block_size, form.weight, form.act) == (128, gaussian_grid(3), gaussian_grid("ternary"))
-    assert linear_format(QuantSpec(weight_bits=16), 640).weight is None
-    assert linear_format(QuantSpec(act_bits=16), 640).act is None
-    assert linear_format(QuantSpec(block_size=32), 640).block_size == 32
-    assert linear_format(QuantSpec(), 48).block_size == 16
+def test_a_spec_becomes_a_block_and_two_quantisers():
+    weight, act, block = layer_quantizers(QuantSpec(weight_bits=3, act_bits="ternary"), 8, 640)
+    assert (block, weight.grid, act.grid) == (128, gaussian_grid(3), gaussian_grid("ternary"))
+    assert layer_quantizers(QuantSpec(weight_bits=16), 8, 640).weight is None
+    assert layer_quantizers(QuantSpec(act_bits=16), 8, 640).act is None
+    assert layer_quantizers(QuantSpec(block_size=32), 8, 640).block_size == 32
+    assert layer_quantizers(QuantSpec(), 8, 48).block_size == 16
 
 
 @pytest.mark.parametrize("spec", [QuantSpec(), QuantSpec(block_size=16)])
 def test_an_input_dimension_without_a_block_is_refused(spec):
     with pytest.raises(ConfigError, match="40"):
-        linear_format(spec, 40)
+        layer_quantizers(spec, 8, 40)
 
 
 @pytest.mark.parametrize("levels", range(2, 257))

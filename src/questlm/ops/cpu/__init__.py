@@ -25,7 +25,7 @@ def quantize(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None) -
 
     Args:
         x: (rows, K) float32 on the CPU.
-        grid: number of levels, and step in units of the row's rms.
+        grid: a plain one: number of levels, and step in units of the row's rms.
         block_size: Hadamard block, a power of two that divides K; 1 for none.
         mask_bound: gradients pass where |x_h| <= mask_bound * step; None: no mask is made.
 
@@ -36,7 +36,7 @@ def quantize(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None) -
     Raises:
         ValueError: another dtype or device, or a block size that does not fit.
     """
-    codes, step, mask = _QUANTIZE(x, block_size, grid.levels, grid.step_per_rms, mask_bound)
+    codes, step, mask = _QUANTIZE(x, block_size, grid.levels, grid.step_per_scale, mask_bound)
     return codes, step, None if mask_bound is None else mask
 
 

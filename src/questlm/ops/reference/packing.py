@@ -3,6 +3,8 @@
 A row of n codes of b bits fills ceil(n b / 8) bytes; rows start on byte boundaries and spare bits are zero. Eight codes
 fill b whole bytes, so packing is a weighted sum over each code's bits. Ternary codes go five to a byte, base 3, first
 code lowest: 3^5 = 243 <= 256, that is 1.6 bits a code where the information-theoretic least is 1.585.
+
+Of 2:4 sparse rows only the kept half is stored, and one bit for each group of entries that says whether it is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["pack", "pack_ternary", "packed_width", "unpack", "unpack_ternary"]
+__all__ = ["kept_half", "pack", "pack_ternary", "packed_width", "spread_kept", "unpack", "unpack_ternary"]
 
 _TERNARY_PER_BYTE = 5
 
@@ -52,6 +54,17 @@ def unpack_ternary(packed: Tensor, length: int) -> Tensor:
     """Inverse of `pack_ternary`: (..., ceil(length / 5)) uint8 -> (..., length) uint8."""
     digits = packed.unsqueeze(-1) // _powers_of_three(packed.device) % 3
     return digits.flatten(-2)[..., :length]
+
+
+def kept_half(rows: Tensor, kept: Tensor) -> Tensor:
+    """The kept entries of 2:4 sparse rows, in order: (rows, K) and bool (rows, K) -> (rows, K / 2)."""
+    return rows[kept].view(rows.shape[0], rows.shape[-1] // 2)
+
+
+def spread_kept(half: Tensor, kept: Tensor, fill: int) -> Tensor:
+    """Inverse of `kept_half`, with `fill` where nothing was kept."""
+    rows = torch.full(kept.shape, fill, dtype=half.dtype, device=half.device)
+    return rows.masked_scatter(kept, half)
 
 
 def _bits(values: Tensor, width: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -9,45 +11,90 @@ from questlm.ops.grid import Grid
 from questlm.ops.reference.hadamard import hadamard
 from questlm.ops.reference.packing import pack
 
-__all__ = ["dequantize", "levels", "quantize", "row_step", "to_codes"]
+__all__ = ["dequantize", "kept_entries", "levels", "quantize", "row_scale", "to_codes"]
 
 
-def quantize(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rotate the rows of `x`, take each row's step size from its rms, and round to codes.
+def quantize(
+    x: Tensor,
+    grid: Grid,
+    block_size: int,
+    mask_bound: float | None,
+    step_per_scale: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rotate the rows of `x`, take each row's step size from its scale, and round to codes.
 
     Args:
         x: (rows, K) floating point.
-        grid: number of levels, and step in units of the row's rms.
+        grid: the levels, and the step in units of the row's scale.
         block_size: Hadamard block, 1 for none.
         mask_bound: gradients pass where |x_h| <= mask_bound * step; None: no mask is made.
+        step_per_scale: (rows, 1) or (1, 1), where it is learned; it then stands in for the grid's.
+        offset: (rows, 1) or (1, 1), taken off the rotated rows before they are rounded; None: nothing.
 
     Returns:
         codes (rows, K) uint8; step (rows, 1) float32 (float64 for float64 inputs); mask (rows, ceil(K / 8)) uint8
-        bits, lowest first, or None.
+        bits, lowest first, or None. A row that is not finite has a step that is not finite.
     """
     rotated = hadamard(x, block_size)
-    step = row_step(rotated, grid)
+    if offset is not None:
+        rotated = rotated - offset
+    per_scale = grid.step_per_scale if step_per_scale is None else step_per_scale
+    if per_scale is None:
+        raise ValueError("the step of this grid is learned, so it must be given")
+    step = (per_scale * row_scale(rotated, grid)).to(rotated.dtype)
     codes = to_codes(rotated, step, grid)
-    mask = None if mask_bound is None else pack((rotated.abs() <= mask_bound * step).to(torch.uint8), 1)
-    return codes, step, mask
+    if mask_bound is None:
+        return codes, step, None
+    near = rotated.abs() <= mask_bound * step
+    if grid.group:  # a dropped entry became 0, so its own size is its error, and half a step the error to be trusted
+        near = torch.where(codes == grid.levels, rotated.abs() <= 0.5 * step, near)
+    return codes, step, pack(near.to(torch.uint8), 1)
 
 
-def row_step(rotated: Tensor, grid: Grid) -> Tensor:
-    """Step size of each row, (rows, 1): step_per_rms * sqrt(mean(x_h^2)). Zero for a row of zeros."""
-    return grid.step_per_rms * rotated.square().mean(dim=-1, keepdim=True).sqrt()
+def row_scale(rotated: Tensor, grid: Grid) -> Tensor:
+    """What each row's step is a multiple of, (rows, 1): see `questlm.ops.grid.Scale`. Not finite for such a row."""
+    if grid.scale == "rms":
+        return rotated.square().mean(dim=-1, keepdim=True).sqrt()
+    if grid.scale == "absmean":
+        return rotated.abs().mean().expand(rotated.shape[0], 1)
+    largest = rotated.abs().amax(dim=-1, keepdim=True)
+    return largest if grid.scale == "absmax" else 1 + 0 * largest
 
 
 def to_codes(rotated: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """Nearest code of each entry, uint8: clip(round(x_h / step + 1/2)) for an even number of levels."""
-    offset = 0.5 if grid.levels % 2 == 0 else 0.0
     smallest = torch.finfo(step.dtype).tiny  # a row of zeros has step 0; its codes are then arbitrary but defined
-    index = torch.round(rotated / step.clamp_min(smallest) + offset) + (grid.levels - 1) // 2
-    return index.clamp(0, grid.levels - 1).to(torch.uint8)
+    steps = rotated / step.clamp_min(smallest)
+    if grid.table is not None:
+        edges = torch.tensor([(a + b) / 2 for a, b in pairwise(grid.table)], dtype=steps.dtype, device=steps.device)
+        return torch.bucketize(steps, edges).to(torch.uint8)
+    fraction = grid.zero_point % 1
+    index = torch.round(steps + fraction) + (grid.zero_point - fraction)
+    codes = index.clamp(0, grid.levels - 1).to(torch.uint8)
+    return codes.masked_fill(~kept_entries(rotated, grid.group), grid.levels) if grid.group else codes
+
+
+def kept_entries(rotated: Tensor, group: int) -> Tensor:
+    """Bool (rows, K): the 2 of each 4 neighbouring groups of `group` entries with the largest norm.
+
+    Raises:
+        ValueError: K is not a multiple of 4 groups.
+    """
+    if rotated.shape[-1] % (4 * group):
+        raise ValueError(f"2:4 sparsity needs rows of a multiple of {4 * group} entries, not {rotated.shape[-1]}")
+    groups = rotated.unflatten(-1, (-1, 4, group))
+    largest = groups.square().sum(-1).topk(2, dim=-1).indices
+    kept = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=rotated.device).scatter(-1, largest, True)
+    return kept.unsqueeze(-1).expand(groups.shape).flatten(-3)
 
 
 def levels(codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-    """Codes as multiples of the step: half-integers or integers up to 127.5, exact in bfloat16 and wider."""
-    return codes.to(dtype) - grid.zero_point
+    """Codes as multiples of the step. Half-integers and integers up to 127.5 are exact in bfloat16 and wider."""
+    if grid.table is not None:
+        return torch.tensor(grid.table, dtype=dtype, device=codes.device)[codes.int()]
+    values = codes.to(dtype) - grid.zero_point
+    return values.masked_fill(codes == grid.levels, 0) if grid.group else values
 
 
 def dequantize(codes: Tensor, step: Tensor, grid: Grid) -> Tensor:

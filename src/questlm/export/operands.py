@@ -1,0 +1,107 @@
+"""Between an artifact's tensors and the factors of a product: packing and unpacking of one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from questlm import ops
+from questlm.errors import ArtifactError
+from questlm.export.format import GridConfig, StoredForm, WeightFormat
+from questlm.ops import Operand
+
+__all__ = ["check_codes", "matrix_tensors", "narrow_operand", "operand_tensors", "weight_operand"]
+
+
+def matrix_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the matrix `name`, by kind: 'codes', 'step', ..."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == name}
+
+
+def operand_tensors(operand: Operand) -> dict[str, Tensor]:
+    """Tensors that store a weight (out, in) of codes, or of sparse bf16 values."""
+    if operand.grid is None:
+        half, kept = ops.pack_sparse(operand.data, ops.kept_entries(operand.data, 1), 1)
+        return {"weight": half.to(torch.bfloat16), "kept": kept}
+    rows, levels = operand.data.shape[0], operand.grid.levels
+    assert operand.step is not None
+    tensors = {"step": operand.step.expand(rows, 1)}
+    if operand.offset is not None:
+        tensors["offset"] = operand.offset.expand(rows, 1)
+    if not operand.grid.group:
+        return tensors | {"codes": ops.pack(operand.data, levels)}
+    half, kept = ops.pack_sparse(operand.data, operand.data != levels, operand.grid.group)
+    return tensors | {"codes": ops.pack(half, levels), "kept": kept}
+
+
+def weight_operand(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int) -> Operand:
+    """The weight of a quantised layer in the Hadamard domain, (out, columns); of two branches, the wide one.
+
+    Args:
+        tensors: by kind.
+        columns: entries of a row of this branch.
+    """
+    return _operand(tensors, form.weight, form.block_size, columns)
+
+
+def narrow_operand(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int) -> Operand:
+    """The weight of the narrow branch, (out, columns)."""
+    if form.narrow is None:
+        raise ValueError("this layer has no narrow branch")
+    narrow = {"codes": tensors["narrow_codes"], "step": tensors["narrow_step"]}
+    return _operand(narrow, form.narrow.weight, 1, columns)
+
+
+def check_codes(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int) -> None:
+    """Refuse codes that are not on their grid, and patterns that do not keep 2 of each 4 groups.
+
+    Raises:
+        ArtifactError: saying which.
+    """
+    if isinstance(form.weight, GridConfig):
+        stored = columns // 2 if form.weight.group else columns
+        _require_on_grid(tensors["codes"], form.weight.levels, stored)
+    if form.narrow is not None:
+        width = columns if form.narrow.axis == "rows" else form.narrow.width
+        _require_on_grid(tensors["narrow_codes"], form.narrow.weight.levels, width)
+    group = form.weight.group if isinstance(form.weight, GridConfig) else int(form.weight == "bf16-2:4")
+    if group:
+        kept = tensors["kept"]
+        _require_on_grid(kept, 2, columns // group)
+        fours = ops.unpack(kept, 2, columns // group).unflatten(-1, (-1, 4))
+        if not bool((fours.sum(-1) == 2).all()):
+            raise ArtifactError("keeps other than 2 of 4 entries somewhere")
+
+
+def _operand(tensors: Mapping[str, Tensor], weight: GridConfig | StoredForm, block_size: int, columns: int) -> Operand:
+    if weight == "bf16-2:4":
+        return Operand(ops.unpack_sparse(tensors["weight"].float(), tensors["kept"], 1, 0))
+    if isinstance(weight, str):
+        return Operand(ops.hadamard(tensors["weight"], block_size))
+    if weight.group:
+        half = ops.unpack(tensors["codes"], weight.levels, columns // 2)
+        codes = ops.unpack_sparse(half, tensors["kept"], weight.group, weight.levels)
+    else:
+        codes = ops.unpack(tensors["codes"], weight.levels, columns)
+    return Operand(codes, weight.grid, tensors["step"], tensors.get("offset"))
+
+
+def _require_on_grid(packed: Tensor, levels: int, length: int) -> None:
+    """Refuse what is not the packing of rows of `length` codes below `levels`."""
+    if not _on_grid(packed, levels, length):
+        raise ArtifactError("holds a code that is not on its grid")
+
+
+def _on_grid(packed: Tensor, levels: int, length: int) -> bool:
+    last = packed[:, -1]
+    if levels == 3:
+        digits_of_last = length % 5 or 5
+        return bool((packed < 3**5).all() and (last < 3**digits_of_last).all())
+    bits = (levels - 1).bit_length()
+    spare_from = length * bits % 8 or 8
+    if spare_from != 8 and bool((last >> spare_from).any()):
+        return False
+    return levels == 2**bits or bool((ops.unpack(packed, levels, length) < levels).all())

@@ -1,0 +1,106 @@
+"""AdaBin (arXiv 2208.08084): one bit with a centre and a distance of its own,
+
+    x_q = alpha sign((x - beta) / alpha) + beta.
+
+A weight's row takes beta from its mean and alpha from its standard deviation, and the gradient flows through both. For
+activations both are learned. Sign has no useful derivative; with u = (x - beta) / alpha it is replaced by
+
+    weights      1 - tanh(u / 10)^2                  (IR-Net's estimator as the authors use it)
+    activations  2 - 2 |u| for |u| < 1, else 0       (Bi-Real Net's)
+
+and everything around it is differentiated exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.ops import Grid, Operand
+from questlm.quant.learned import StatefulQuantizer
+from questlm.quant.quantizers import Quantizer
+
+__all__ = ["AdaBinActivation", "AdaBinWeight"]
+
+_GRID = Grid(2, None, scale="one")
+_SHARPNESS = 0.1
+_SMALLEST = 1e-8  # distance of a constant row: its values are then the centre
+
+
+class _Sign(torch.autograd.Function):
+    """Signs given by codes 0 and 1, with a surrogate derivative at u."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, codes: Tensor, smooth: bool) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.smooth = smooth
+        return 2 * codes.to(u.dtype) - 1
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        slope = 1 - torch.tanh(_SHARPNESS * u).square() if ctx.smooth else (2 - 2 * u.abs()).clamp_min(0)
+        return gradients[0] * slope, None, None
+
+
+def _values(x: Tensor, center: Tensor, distance: Tensor, codes: Tensor, smooth: bool) -> Tensor:
+    sign: Tensor = _Sign.apply((x - center) / distance, codes, smooth)
+    return distance * sign + center
+
+
+class AdaBinWeight(Quantizer):
+    """Rows to mean +- standard deviation; nothing is learned beside the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid, self.block_size = _GRID, 1
+
+    def operand(self, x: Tensor) -> Operand:
+        center, distance = _moments(x.detach())
+        codes, step, _ = ops.quantize(x.detach(), _GRID, 1, None, 2 * distance, center)
+        return Operand(codes, _GRID, step, center)
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        center, distance = _moments(x)
+        return _values(x.to(center.dtype), center, distance, operand.data, smooth=True).to(x.dtype)
+
+
+class AdaBinActivation(StatefulQuantizer):
+    """All entries to beta +- alpha, both learned; they start as the mean and the mean distance from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid, self.block_size = _GRID, 1
+        self.distance = nn.Parameter(torch.ones(1, 1))
+        self.center = nn.Parameter(torch.zeros(1, 1))
+
+    def step_per_scale(self) -> Tensor:
+        return 2 * self.distance.detach().abs()
+
+    def offset(self) -> Tensor:
+        return self.center.detach()
+
+    def initialize(self, x: Tensor) -> None:
+        x = x.to(self.center.dtype)
+        self.center.copy_(x.mean().view(1, 1))
+        self.distance.copy_((x - self.center).abs().mean().view(1, 1).clamp_min(_SMALLEST))
+
+    def operand(self, x: Tensor) -> Operand:
+        self.ensure_initialized(x)
+        codes, step, _ = ops.quantize(x.detach(), _GRID, 1, None, self.step_per_scale(), self.offset())
+        return Operand(codes, _GRID, step, self.offset())
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        exact = x.to(self.center.dtype)
+        return _values(exact, self.center, self.distance.abs(), operand.data, smooth=False).to(x.dtype)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each row, (rows, 1), float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    center = x.mean(-1, keepdim=True)
+    variance = (x - center).square().mean(-1, keepdim=True)
+    return center, variance.clamp_min(_SMALLEST**2).sqrt()

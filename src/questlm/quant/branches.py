@@ -1,0 +1,118 @@
+"""Feed-forward layers of two branches: most of the width in few bits, a narrow rest in 8 (pQuant, arXiv 2602.22592).
+
+With hidden channels split into a wide and a narrow part, a SwiGLU is the sum of two, each with its own quantisation:
+gate and up give each part from rows of their own, down takes each part by columns of its own. So a layer is cut along
+its output (gate, up) or its input (down), and nothing else of the model has to know. Each branch's output is multiplied
+by a learned scale, which at packing goes into the steps.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.config import QuantSpec
+from questlm.errors import ConfigError
+from questlm.ops import Operand
+from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.methods import find_method, make_quantizer
+from questlm.quant.quantizers import Quantizer
+
+__all__ = ["BranchedLinear", "ScaledQuantizer", "branch_axis"]
+
+Axis = Literal["rows", "columns"]
+
+_NARROW_BITS = 8
+_SHARE = 16  # the narrow branch has 1/16 of the width, rounded down to a multiple of 16, and at least 16
+
+
+def branch_axis(spec: QuantSpec, name: str) -> Axis | None:
+    """How the layer `name` is cut under `spec`: along its output rows, its input columns, or not at all."""
+    match = re.search(r"(?:^|\.)(gate|up|down)(?:_proj)?$", name)
+    if not find_method(spec.method).branches or spec.weight_bits == 16 or match is None:
+        return None
+    return "columns" if match.group(1) == "down" else "rows"
+
+
+class ScaledQuantizer(Quantizer):
+    """Another quantiser's values times a learned scale, which starts at 1."""
+
+    def __init__(self, inner: Quantizer) -> None:
+        super().__init__()
+        self.inner, self.grid, self.block_size = inner, inner.grid, inner.block_size
+        self.output_scale = nn.Parameter(torch.ones(1, 1))
+
+    def operand(self, x: Tensor) -> Operand:
+        operand = self.inner.operand(x)
+        assert operand.step is not None  # both branches are codes
+        return operand._replace(step=operand.step * self.output_scale.detach().abs())
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        return self.inner.values(x, operand) * self.output_scale.abs()
+
+
+class BranchedLinear(FakeQuantLinear):
+    """A FakeQuantLinear whose last rows or columns are quantised to 8 bits, with an output scale for each branch.
+
+    Attributes:
+        axis: 'rows' (gate, up) or 'columns' (down).
+        narrow: how many of them the 8-bit branch has.
+        weight_quantizer, narrow_quantizer: of the two branches' weights.
+    """
+
+    axis: Axis
+    narrow: int
+    weight_quantizer: Quantizer
+    narrow_quantizer: Quantizer
+
+    @classmethod
+    def cut(cls, linear: nn.Linear, spec: QuantSpec, axis: Axis) -> BranchedLinear:
+        """Wrap `linear`, sharing its parameters.
+
+        Raises:
+            ConfigError: as `from_linear`; also for a layer too small to cut.
+        """
+        width = linear.out_features if axis == "rows" else linear.in_features
+        narrow = max(_SHARE, width // _SHARE // _SHARE * _SHARE)
+        if narrow >= width:
+            raise ConfigError(f"a width of {width} is too small for two branches; at least {2 * _SHARE} is needed")
+        layer = cls.from_linear(linear, spec)
+        assert isinstance(layer, cls)
+        layer.axis, layer.narrow = axis, narrow
+        inner = make_quantizer(spec.method, _NARROW_BITS, "weight", tuple(linear.weight.shape))
+        layer.weight_quantizer, layer.narrow_quantizer = ScaledQuantizer(layer.weight_quantizer), ScaledQuantizer(inner)
+        for quantizer in (layer.weight_quantizer, layer.narrow_quantizer):
+            quantizer.to(device=linear.weight.device, dtype=linear.weight.dtype)
+        return layer
+
+    def quantized_branches(self) -> tuple[Operand, Operand]:
+        """Codes and steps of the wide and the narrow branch, output scales included."""
+        wide, narrow = self._weights()
+        with torch.no_grad():
+            return self.weight_quantizer.operand(wide), self.narrow_quantizer.operand(narrow)
+
+    def quantized_weight(self) -> Operand:
+        """The wide branch's codes and steps."""
+        return self.quantized_branches()[0]
+
+    def dequantized_weight(self) -> Tensor:
+        """What the forward pass takes the weight for, (out, in), output scales included; no gradient."""
+        values = [ops.operand_values(operand) for operand in self.quantized_branches()]
+        return torch.cat(values, dim=0 if self.axis == "rows" else 1).to(self.weight.dtype)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        dim = 0 if self.axis == "rows" else 1
+        wide, narrow = self.weight.split([self.weight.shape[dim] - self.narrow, self.narrow], dim=dim)
+        return wide, narrow
+
+    def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        wide, narrow = self._weights()
+        widths = [self.in_features - self.narrow, self.narrow]
+        parts = (x, x) if self.axis == "rows" else x.split(widths, dim=1)
+        a = self._quantized_product(parts[0], wide, self.weight_quantizer, dtype)
+        b = self._quantized_product(parts[1], narrow, self.narrow_quantizer, dtype)
+        return torch.cat((a, b), dim=1) if self.axis == "rows" else a + b

@@ -1,0 +1,180 @@
+"""Learned step sizes: LSQ and its relatives, in one formula.
+
+A tensor x with step s = r |p| (p the learned parameter, r a constant of the method) and offset o is rounded to
+
+    x_q = s c + o,      c = nearest level of u = (x - o) / s   in steps.
+
+With u inside (lower, upper) the gradient passes to x unchanged, outside it is zero. The gradient to p is
+
+    d x_q / d p = r sign(p) * ( c      outside, where x_q = s c + o moves with s alone
+                                g(c, u) inside ),
+
+where LSQ takes the derivative through the rounding, g = c - u (arXiv 1902.08153, eq. 3), PACT takes the quantiser for
+the identity inside, g = 0 (arXiv 1805.06085), and one bit, s sign(x), has g = c. The offset gets 1 outside and 0 inside
+(arXiv 2004.09576). Sums go over the entries that share the parameter; LSQ scales them by 1 / sqrt(m Q), m being the
+number of those entries and Q the highest level in units of p, so that parameters of all sizes learn alike.
+
+A step may also be relative: s = r p rms(row). So a step per row can be learned for activations, whose rows come and go;
+the rms is a constant for the gradient, as in QuEST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.ops import Grid, Operand
+from questlm.quant.quantizers import Quantizer
+
+__all__ = ["LearnedQuantizer", "LearnedStep", "StatefulQuantizer"]
+
+_SMALLEST = 1e-8  # of an initial parameter: a row of zeros would get none, and 0 has no gradient to leave it by
+
+
+@dataclass(frozen=True)
+class LearnedStep:
+    """What the essay above leaves open.
+
+    Attributes:
+        ratio: r, steps per parameter.
+        upper: end of the range in which gradients pass, in steps; lower: its beginning.
+        inside: derivative of x_q by s there: 'residual' c - u, 'level' c, or 'nothing' 0.
+        start: (rows or the tensor in units of their scale, reduced by `mean` or `amax` over what shares a parameter)
+            -> first parameter.
+        balance: Q of the gradient scale 1 / sqrt(m Q); None: no scale.
+        offset: first (step, offset) of a learned offset, from the whole tensor; None: no offset.
+    """
+
+    ratio: float
+    lower: float
+    upper: float
+    inside: Literal["residual", "level", "nothing"]
+    start: Callable[[Tensor], Tensor]
+    balance: float | None = None
+    offset: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+
+class StatefulQuantizer(Quantizer):
+    """A quantiser whose parameters take their first values from the first tensor it sees.
+
+    Whether that has happened is in the buffer `initialized`, so a loaded or resumed model keeps what it has learned.
+    """
+
+    initialized: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self._ready = False  # the buffer's last known value, because reading it waits for the device and breaks graphs
+
+    def initialize(self, x: Tensor) -> None:
+        """Set the parameters from the rows x (rows, K)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def ensure_initialized(self, x: Tensor) -> None:
+        """Initialise from the rows x (rows, K), unless that has been done, here or before a save."""
+        if self._ready or x.is_meta:
+            return
+        if not bool(self.initialized):
+            self.initialize(x.detach())
+            self.initialized.fill_(True)
+        self._ready = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._ready = False
+
+
+class LearnedQuantizer(StatefulQuantizer):
+    """Quantiser with a learned step.
+
+    Args:
+        grid: without `step_per_scale`; its scale is 'one' for absolute steps or 'rms' for relative ones.
+        rule: the method.
+        rows: how many parameters: one (1) or one for each row of a weight.
+    """
+
+    grid: Grid
+
+    def __init__(self, grid: Grid, block_size: int, rule: LearnedStep, rows: int) -> None:
+        super().__init__()
+        self.grid, self.block_size, self.rule = grid, block_size, rule
+        self.scale = nn.Parameter(torch.ones(rows, 1))
+        self.shift = nn.Parameter(torch.zeros(1, 1)) if rule.offset else None
+        self._terms = (rule.lower, rule.upper, rule.inside, rule.balance)
+
+    def step_per_scale(self) -> Tensor:
+        return self.rule.ratio * self.scale.detach().abs()
+
+    def offset(self) -> Tensor | None:
+        return None if self.shift is None else self.shift.detach()
+
+    def initialize(self, x: Tensor) -> None:
+        rotated = ops.hadamard(x.to(self.scale.dtype), self.block_size)
+        if self.rule.offset is not None and self.shift is not None:
+            scale, shift = self.rule.offset(rotated)
+            self.shift.copy_(shift.view(1, 1))
+        else:
+            relative = rotated / ops.row_scale(rotated, self.grid).clamp_min(_SMALLEST)
+            scale = self.rule.start(relative if self.scale.shape[0] > 1 else relative.reshape(1, -1))
+        self.scale.copy_(scale.view(-1, 1).clamp_min(_SMALLEST))
+
+    def operand(self, x: Tensor) -> Operand:
+        self.ensure_initialized(x)
+        shift = self.offset()
+        codes, step, _ = ops.quantize(x.detach(), self.grid, self.block_size, None, self.step_per_scale(), shift)
+        return Operand(codes, self.grid, step, shift)
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        rotated = ops.hadamard(x, self.block_size) if self.block_size > 1 else x
+        # Plain values, not the rule itself, because torch.compile traces them.
+        result: Tensor = _LearnedRound.apply(
+            rotated, self.scale, self.shift, operand.data, operand.step, self.grid, self._terms
+        )
+        return result
+
+
+class _LearnedRound(torch.autograd.Function):
+    """Values of given codes, with the gradients of the essay above to x, the parameter and the offset."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        codes: Tensor,
+        step: Tensor,
+        grid: Grid,
+        terms: tuple[float, float, str, float | None],
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, shift, codes, step)
+        ctx.grid, ctx.terms = grid, terms
+        return ops.operand_values(Operand(codes, grid, step, shift)).to(x.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, codes, step = ctx.saved_tensors
+        lower, upper, kind, balance = ctx.terms
+        dy = gradients[0].to(step.dtype)
+        levels = ops.factor(codes, ctx.grid, step.dtype)
+        smallest = torch.finfo(step.dtype).tiny  # a row of zeros has a relative step of 0
+        u = (x.to(step.dtype) - (0 if shift is None else shift)) / step.clamp_min(smallest)
+        inside = (u > lower) & (u < upper)
+        by_step = {"residual": levels - u, "level": levels, "nothing": torch.zeros_like(u)}[kind]
+        # The step of a row is ratio * |p| * rms(row), so by |p| it moves as much as it is large itself.
+        terms = dy * torch.where(inside, by_step, levels) * (step / scale.abs())
+        factor = 1.0 if balance is None else (balance * x.numel() / scale.shape[0]) ** -0.5
+        dscale = _shared_sum(terms, scale.shape[0]) * scale.sign() * factor
+        dshift = None if shift is None else (dy * ~inside).sum().view(1, 1) * factor
+        return (dy * inside).to(x.dtype), dscale, dshift, None, None, None, None
+
+
+def _shared_sum(terms: Tensor, rows: int) -> Tensor:
+    return terms.sum(-1, keepdim=True) if rows > 1 else terms.sum().view(1, 1)

@@ -1,0 +1,181 @@
+"""The table of methods, and quantisers made from it.
+
+To add a method, put a `Method` into METHODS (docs/howto/add-a-method.md).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from questlm.config import QuantSpec
+from questlm.errors import ConfigError, nearest_name
+from questlm.ops import fit_block_size
+from questlm.quant.methods import stateful, stateless
+from questlm.quant.methods.base import ALL_BITS, Bits, Method, Recipe, Request, Role, dynamic, format_grid, learned
+from questlm.quant.quantizers import Quantizer
+
+__all__ = [
+    "ALL_BITS",
+    "FORMAT_BITS",
+    "METHODS",
+    "LayerQuantizers",
+    "Method",
+    "Recipe",
+    "Request",
+    "Role",
+    "dynamic",
+    "find_method",
+    "format_grid",
+    "layer_quantizers",
+    "learned",
+    "make_quantizer",
+]
+
+METHODS: dict[str, Method] = {
+    "quest": stateless.quest,
+    "quest-noht": stateless.quest_noht,
+    "quest-clip": stateless.quest_clip,
+    "ste": stateless.ste,
+    "clip-ste": stateless.clip_ste,
+    "quarot": stateless.quarot,
+    "lsq": stateful.lsq,
+    "lsq-row": stateful.lsq_row,
+    "lsq+": stateful.lsq_plus,
+    "pact": stateful.pact,
+    "adabin": stateful.adabin,
+    "bitnet": stateless.bitnet,
+    "extra-rmsnorm": stateless.extra_rmsnorm,
+    "seq": stateful.seq,
+    "pquant": stateless.pquant,
+}
+
+FORMAT_BITS: dict[str, tuple[Bits, ...]] = {
+    "int": ALL_BITS,
+    "ternary": ("ternary",),
+    "fp4": (4,),
+    "lloydmax": (4, 2, 3),
+    "int-2:4": (4,),
+    "bf16-2:4": (16,),
+}
+"""Widths that each format has, its usual one first."""
+
+_SPARSE = ("int-2:4", "bf16-2:4")
+
+
+class LayerQuantizers(NamedTuple):
+    """Quantisers of a linear layer's factors, None for a factor in 16 or 32 bit, and the Hadamard block they share."""
+
+    weight: Quantizer | None
+    act: Quantizer | None
+    block_size: int
+
+
+def find_method(name: str) -> Method:
+    """Look a method up by name.
+
+    Raises:
+        ConfigError: no such method; the message gives the nearest name and all of them.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"no method {name!r}.{nearest_name(name, METHODS)} There are: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def make_quantizer(
+    method: str = "quest",
+    bits: Bits | None = None,
+    role: Role = "weight",
+    shape: tuple[int, ...] = (),
+    format: str = "int",
+    block_size: int = 128,
+    trust: float | None = None,
+) -> Quantizer:
+    """A quantiser of one tensor, as a module: x (..., K) -> values (..., K) with the method's gradient.
+
+    Args:
+        method: name in METHODS.
+        bits: 1 to 8 or 'ternary', as far as the method and format have them; None: their usual width.
+        role: which factor of the product the tensor is.
+        shape: of the tensor; its first dimension is the number of rows where a method learns one parameter for each,
+            its last one K, the length of a row.
+        format: of the grid: 'int', 'ternary', 'fp4', 'lloydmax', 'int-2:4' or 'bf16-2:4'.
+        block_size: of the Hadamard transform, for methods that rotate.
+        trust: outer trust factor s; None: the method's own.
+
+    Raises:
+        ConfigError: an unknown name, or a combination that makes no sense; the message names the nearest that does.
+    """
+    chosen, recipe = find_method(method), find_method(method).recipe(role)
+    if not shape:
+        raise ConfigError("shape = (): give the tensor's shape, (rows, K)")
+    if bits is None:
+        bits = recipe.bits[0] if format == "int" else FORMAT_BITS.get(format, recipe.bits)[0]
+    _check(method, role, bits, format, trust)
+    block = _block_size(chosen, shape[-1], block_size)
+    return recipe.make(Request(bits, format, block, shape[0] if role == "weight" else 1, trust))
+
+
+def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> LayerQuantizers:
+    """Quantisers of a linear layer with weight (out_features, in_features) by `spec`.
+
+    Raises:
+        ConfigError: an unknown method, a combination that makes no sense, or no block divides `in_features`.
+    """
+    block_size = _block_size(find_method(spec.method), in_features, spec.block_size)
+    weight = act = None
+    if spec.weight_bits != 16 or spec.format == "bf16-2:4":
+        shape = (out_features, in_features)
+        weight = make_quantizer(
+            spec.method, spec.weight_bits, "weight", shape, spec.format, spec.block_size, spec.trust
+        )
+    if spec.act_bits != 16:
+        shape = (1, in_features)
+        form = spec.act_format or ("int" if spec.format in (*_SPARSE, "ternary") else spec.format)
+        act = make_quantizer(spec.method, spec.act_bits, "activation", shape, form, spec.block_size, spec.trust)
+    return LayerQuantizers(weight, act, block_size)
+
+
+def _block_size(method: Method, in_features: int, block_size: int) -> int:
+    try:
+        return fit_block_size(in_features, block_size) if method.rotates else 1
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+
+
+def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) -> None:
+    """Refuse combinations that make no sense, with the reason and the nearest that does."""
+    method = find_method(name)
+    recipe, factor = method.recipe(role), "weights" if role == "weight" else "activations"
+    if format not in FORMAT_BITS:
+        raise ConfigError(f"no format {format!r}.{nearest_name(format, FORMAT_BITS)} There are: {_list(FORMAT_BITS)}.")
+    if format not in method.formats:
+        others = [other for other, value in METHODS.items() if format in value.formats]
+        raise ConfigError(
+            f"{name} has no format {format!r}, only {_list(method.formats)}; methods that have it: {_list(others)}"
+        )
+    if role == "activation" and format in _SPARSE:
+        raise ConfigError(f"{format} sparsity is for weights, which stay where they are; activations can take 'int'")
+    allowed = FORMAT_BITS[format] if format != "int" else recipe.bits
+    if bits not in allowed:
+        what = f"{name} quantises {factor}" if format == "int" else f"the format {format} quantises"
+        others = [other for other, value in METHODS.items() if format == "int" and bits in value.recipe(role).bits]
+        elsewhere = f", or a method that has {bits}: {_list(others)}" if others else ""
+        raise ConfigError(
+            f"{what} to {_list(allowed)} bits, not {bits!r}; the nearest is {_nearest(bits, allowed)!r}{elsewhere}"
+        )
+    if trust is not None and not method.trusts:
+        others = [other for other, value in METHODS.items() if value.trusts]
+        raise ConfigError(
+            f"{name} has no trust factor, so trust = {trust} means nothing; it belongs to {_list(others)}"
+        )
+
+
+def _nearest(bits: object, allowed: tuple[Bits, ...]) -> Bits:
+    def width(value: object) -> float:
+        return 1.6 if value == "ternary" else float(value) if isinstance(value, int) else 4.0
+
+    return min(allowed, key=lambda value: abs(width(value) - width(bits)))
+
+
+def _list(values: object) -> str:
+    return ", ".join(str(value) for value in values)  # type: ignore[attr-defined]

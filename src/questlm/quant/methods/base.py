@@ -1,0 +1,134 @@
+"""What a method is: a value made of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from questlm.errors import ConfigError
+from questlm.ops import Grid
+from questlm.quant.estimators import Estimator
+from questlm.quant.grids import fp4_grid, gaussian_grid, lloydmax_grid
+from questlm.quant.learned import LearnedQuantizer, LearnedStep
+from questlm.quant.quantizers import DynamicQuantizer, Quantizer, SparseQuantizer
+
+__all__ = ["ALL_BITS", "Bits", "Method", "Recipe", "Request", "Role", "dynamic", "format_grid", "learned"]
+
+Bits = int | str
+Role = Literal["weight", "activation"]
+
+ALL_BITS: tuple[Bits, ...] = (1, 2, 3, 4, 5, 6, 7, 8, "ternary")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a quantiser is wanted for.
+
+    Attributes:
+        bits: one of the recipe's widths.
+        format: 'int' unless the method has others.
+        block_size: of the Hadamard transform that the rows go through first; 1: none.
+        rows: of the weight (out_features); 1 for activations.
+        trust: outer trust factor s; None: the method's own.
+    """
+
+    bits: Bits
+    format: str = "int"
+    block_size: int = 1
+    rows: int = 1
+    trust: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method quantises one factor.
+
+    Attributes:
+        bits: the widths it is defined for, its usual one first.
+        make: request -> quantiser.
+        learned: what it learns, for tables; '' for nothing.
+    """
+
+    bits: tuple[Bits, ...]
+    make: Callable[[Request], Quantizer]
+    learned: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A quantisation method: a transform, and for each factor a grid, a scale and an estimator.
+
+    Attributes:
+        summary: one line for tables.
+        source: paper.
+        doc: formula, initialisation, gradients, and what differs from the source.
+        weight, act: how each factor is quantised.
+        rotates: whether rows go through the Hadamard transform first.
+        formats: of the weights; activations take the dense ones among them.
+        trusts: whether the outer trust factor s means something for it.
+        input_norm: whether an RMSNorm with a learned gain stands before each quantised layer.
+        gradual: share of the training over which quantisation is faded in, unless the settings say otherwise.
+        branches: whether a narrow part of each feed-forward layer is quantised to 8 bits beside the rest.
+    """
+
+    summary: str
+    source: str
+    doc: str
+    weight: Recipe
+    act: Recipe
+    rotates: bool = False
+    formats: tuple[str, ...] = ("int", "ternary")
+    trusts: bool = False
+    input_norm: bool = False
+    gradual: float = 0.0
+    branches: bool = False
+
+    def recipe(self, role: str) -> Recipe:
+        """The recipe of a factor.
+
+        Raises:
+            ConfigError: `role` is neither 'weight' nor 'activation'.
+        """
+        if role not in ("weight", "activation"):
+            raise ConfigError(f"role = {role!r}; allowed are 'weight' and 'activation'")
+        return self.weight if role == "weight" else self.act
+
+
+def dynamic(
+    grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[Bits, ...] = (4, 1, 2, 3, 5, 6, 7, 8, "ternary")
+) -> Recipe:
+    """A recipe whose steps follow from the rows themselves; the estimator says where gradients pass."""
+
+    def make(request: Request) -> Quantizer:
+        if request.format == "bf16-2:4":
+            return SparseQuantizer(request.block_size)
+        chosen = grid(request)
+        return DynamicQuantizer(chosen, request.block_size, estimator(chosen, request.block_size > 1, request.trust))
+
+    return Recipe(bits, make)
+
+
+def learned(
+    grid: Callable[[Request], Grid],
+    rule: Callable[[Request], LearnedStep],
+    learns: str,
+    bits: tuple[Bits, ...],
+    by_row: bool = False,
+) -> Recipe:
+    """A recipe with a learned step: one for the tensor, or `by_row` one for each row of a weight."""
+
+    def make(request: Request) -> Quantizer:
+        return LearnedQuantizer(grid(request), request.block_size, rule(request), request.rows if by_row else 1)
+
+    return Recipe(bits, make, learns)
+
+
+def format_grid(request: Request) -> Grid:
+    """The MSE-optimal grid for Gaussian rows in the requested format."""
+    if request.format == "fp4":
+        return fp4_grid()
+    if request.format == "lloydmax":
+        return lloydmax_grid(request.bits)
+    grid = gaussian_grid(request.bits)
+    return Grid(grid.levels, grid.step_per_scale, group=2) if request.format == "int-2:4" else grid

@@ -1,0 +1,79 @@
+"""Which layer of a model is quantised how: the settings, with overrides by name or pattern laid over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from questlm.config import LayerOverride, QuantSpec
+from questlm.errors import ConfigError, nearest_name
+
+__all__ = ["FilterFn", "layer_specs"]
+
+FilterFn = Callable[[nn.Module, str], bool]
+"""(module, its dotted name) -> whether to quantise this linear layer."""
+
+
+def layer_specs(
+    model: nn.Module, linears: Mapping[str, nn.Linear], spec: QuantSpec, filter_fn: FilterFn | None = None
+) -> dict[str, QuantSpec]:
+    """The settings of each layer that is to be quantised, by dotted name.
+
+    A pattern names a layer by its whole dotted name or by its end, from a dot on, with * for anything: 'mlp.down',
+    'layers.0.*', 'lm_head'. Where several match, later ones win, setting by setting.
+
+    Raises:
+        ConfigError: a pattern that names no linear layer, or a head that shares the embedding's weight.
+    """
+    chosen = filter_fn or _all_but_the_head(model)
+    _require_matches(linears, spec)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    specs = {}
+    for name, linear in linears.items():
+        override = _override(name, spec)
+        own = spec if override is None else spec.overridden(override)
+        if not own.quantizes or not (override is not None or chosen(linear, name)):
+            continue
+        if override is not None and id(linear.weight) in embeddings:
+            raise ConfigError(
+                f"quant.overrides: {name!r} shares the embedding's weight, which is not quantised by a method; "
+                f"leave it out, or untie it with model.tied_head = false"
+            )
+        specs[name] = own
+    return specs
+
+
+def _all_but_the_head(model: nn.Module) -> FilterFn:
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return lambda module, name: name.rpartition(".")[2] != "lm_head" and id(module.weight) not in embeddings
+
+
+def _override(name: str, spec: QuantSpec) -> LayerOverride | None:
+    """All overrides that name a layer, as one; None where none does."""
+    matching = [override for pattern, override in spec.overrides.items() if _matches(name, pattern)]
+    if not matching:
+        return None
+    merged: dict[str, Any] = {}
+    for override in matching:
+        merged |= override.model_dump(exclude_none=True)
+    return LayerOverride(**merged)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def _require_matches(linears: Mapping[str, nn.Linear], spec: QuantSpec) -> None:
+    for pattern in spec.overrides:
+        if not any(_matches(name, pattern) for name in linears):
+            ends = {".".join(name.split(".")[-2:]) for name in linears}
+            near = nearest_name(pattern, sorted(ends))
+            raise ConfigError(f"quant.overrides: {pattern!r} names no linear layer.{near} There are: {_some(ends)}.")
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "")

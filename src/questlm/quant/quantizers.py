@@ -1,0 +1,142 @@
+"""Quantisers without state: one factor of a product, from rows of numbers to codes and to values with a gradient.
+
+A quantiser is an `nn.Module`, because those that learn (`questlm.quant.learned`, `questlm.quant.adabin`) keep what they
+learn in parameters and buffers: it is saved, loaded and moved with the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.ops import Grid, Operand
+from questlm.ops.reference.storage import stored_form
+
+__all__ = ["CenteredSignQuantizer", "DynamicQuantizer", "Quantizer", "SparseQuantizer"]
+
+
+class Quantizer(nn.Module):
+    """One factor of a linear layer's product, weight or activation.
+
+    Called on x (..., K) it gives the values (..., K) that x takes, in the Hadamard domain where `block_size` > 1, with
+    the method's gradient to x and to the quantiser's own parameters.
+
+    Attributes:
+        grid: what codes mean; None for a quantiser whose values are not codes (sparse bf16).
+        block_size: of the Hadamard transform; 1: none.
+    """
+
+    grid: Grid | None
+    block_size: int
+
+    def operand(self, x: Tensor) -> Operand:
+        """Codes of rows (rows, K), as a factor of `ops.scaled_matmul`; no gradient."""
+        raise NotImplementedError
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        """What `operand`, made of the rows x (rows, K), stands for: (rows, K) of the dtype of x, with the gradient."""
+        raise NotImplementedError
+
+    def step_per_scale(self) -> Tensor | None:
+        """Learned steps in units of the row's scale, (1, 1) or (rows, 1); None where the grid has a fixed one."""
+        return None
+
+    def offset(self) -> Tensor | None:
+        """Learned offset, (1, 1); None where there is none."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., K)."""
+        rows = x.reshape(-1, x.shape[-1])
+        return self.values(rows, self.operand(rows)).reshape(x.shape)
+
+
+class _Masked(torch.autograd.Function):
+    """x_q in the rotated domain; backward IHT(M * gradient). Saves the mask bits and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid, block_size: int, mask_bound: float | None) -> Tensor:
+        quantized = ops.quantize(x, grid, block_size, mask_bound)
+        ctx.save_for_backward(quantized.mask)
+        ctx.block_size = block_size
+        values = ops.dequantize(quantized.codes, quantized.step, grid)
+        return values if values.dtype is x.dtype else values.to(x.dtype)  # see ops.reference.matmul
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (mask,) = ctx.saved_tensors
+        return ops.masked_hadamard(gradients[0], mask, ctx.block_size).to(gradients[0].dtype), None, None, None
+
+
+class DynamicQuantizer(Quantizer):
+    """Step from the rows themselves, gradient 1 or 0 by distance: QuEST and its variants, STE, QuaRot, BitNet.
+
+    Args:
+        mask_bound: gradients pass where |x_h| <= mask_bound * step; None: everywhere.
+    """
+
+    grid: Grid
+
+    def __init__(self, grid: Grid, block_size: int, mask_bound: float | None) -> None:
+        super().__init__()
+        self.grid, self.block_size, self.mask_bound = grid, block_size, mask_bound
+
+    def operand(self, x: Tensor) -> Operand:
+        codes, step, _ = ops.quantize(x.detach(), self.grid, self.block_size)
+        return Operand(codes, self.grid, step)
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        result: Tensor = _Masked.apply(x, self.grid, self.block_size, self.mask_bound)
+        return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Replace x by other values in the forward pass; the gradient goes to x as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor) -> Tensor:
+        return values.to(x.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class CenteredSignQuantizer(Quantizer):
+    """g sign(W - mean(W)) with g = mean|W| over the whole tensor; straight-through gradient. The weights of BitNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid, self.block_size = Grid(2, None, scale="one"), 1
+
+    def operand(self, x: Tensor) -> Operand:
+        x = x.detach()
+        step = 2 * x.abs().mean().view(1, 1)
+        codes, step, _ = ops.quantize(x, self.grid or Grid(2, None), 1, None, step, x.mean())
+        return Operand(codes, self.grid, step)
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        result: Tensor = _StraightThrough.apply(x, ops.operand_values(operand))
+        return result
+
+
+class SparseQuantizer(Quantizer):
+    """2:4 sparse bf16 weights: of each 4 neighbouring entries the 2 largest, rounded; straight-through gradient.
+
+    Entries that are dropped keep their gradient too, so that they can come back.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__()
+        self.grid, self.block_size = None, block_size
+
+    def operand(self, x: Tensor) -> Operand:
+        rotated = ops.hadamard(x.detach().to(torch.promote_types(x.dtype, torch.float32)), self.block_size)
+        return Operand(stored_form(rotated, "bf16") * ops.kept_entries(rotated, 1))
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        result: Tensor = _StraightThrough.apply(ops.hadamard(x, self.block_size), operand.data)
+        return result

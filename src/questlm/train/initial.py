@@ -1,0 +1,288 @@
+"""Weights to begin a run from: a Hugging Face folder of a plain Llama, or a run of ours. Nothing is ever unpickled.
+
+Names, shapes and types of all weights are checked in the files' headers against the config before any memory is taken
+on its word; then the weights are read one at a time, as float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from questlm.config import ModelConfig, RunConfig
+from questlm.data import holds_text, load_tokenizer, tokenizer_size
+from questlm.errors import CheckpointError, ConfigError, DataError
+from questlm.files import MANIFEST_NAME, read_json, sha256_file
+from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
+from questlm.train.checkpoint import verify_checkpoint
+from questlm.train.run_folder import RunFolder, require_same_config
+
+__all__ = ["InitialModel", "adopt_shape", "choose_tokenizer", "find_initial"]
+
+_WEIGHTS, _INDEX, _TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+_HEAD = "lm_head.weight"
+_DTYPES = ("F32", "F16", "BF16")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class _Place(NamedTuple):
+    """Where a weight lies: a safetensors file, and its name there."""
+
+    file: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """A model to begin from, whose headers have been checked.
+
+    Attributes:
+        folder: as the user gave it.
+        shape: of the model.
+        places: of each weight, by our name; of a tied head too where the folder holds one.
+        tokenizer: path of its tokenizer.json, or None.
+    """
+
+    folder: Path
+    shape: ModelConfig
+    places: Mapping[str, _Place]
+    tokenizer: Path | None
+
+    @torch.no_grad()
+    def copy_into(self, model: Llama) -> None:
+        """Set all weights of `model`, a plain Llama of this shape.
+
+        Raises:
+            CheckpointError: a file that cannot be read, or a weight that is not finite.
+            ConfigError: a tied head that is not the embedding.
+        """
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_read(self.places[name]))
+        if self.shape.tied_head and _HEAD in self.places:
+            head = _read(self.places[_HEAD])
+            if not torch.equal(head, model.lm_head.weight.cpu()):
+                raise ConfigError(f"{self.folder} says that its head is tied to its embedding, but holds another head")
+
+    def weights_hash(self) -> str:
+        """Hex SHA-256 of the file of weights; of several, of the list of their hashes as `sha256sum` prints it."""
+        files = sorted({place.file for place in self.places.values()})
+        digests = [sha256_file(file) for file in files]
+        if len(files) == 1:
+            return digests[0]
+        lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def find_initial(config: RunConfig) -> InitialModel | None:
+    """The model that `config.init_from` names, or None where it names none.
+
+    Raises:
+        ConfigError: not the folder of a model that can be trained here.
+        CheckpointError: damaged or incomplete.
+    """
+    if config.init_from is None:
+        return None
+    folder = Path(config.init_from).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"init_from {config.init_from!r} is not a folder; give a Hugging Face folder on this machine "
+            "(config.json and safetensors) or a run folder"
+        )
+    if (folder / "config.yaml").is_file():
+        return _from_run(folder)
+    return _from_hugging_face(folder)
+
+
+def adopt_shape(config: RunConfig, shape: ModelConfig, source: Path) -> RunConfig:
+    """`config` with the shape of the model in `source`.
+
+    Raises:
+        ConfigError: a setting under `model.` was given that says otherwise.
+    """
+    for name in sorted(config.model.model_fields_set):
+        given, real = _effective(config.model, name), _effective(shape, name)
+        if given != real and not (name == "vocab_size" and given is None):
+            raise ConfigError(
+                f"the settings say model.{name} = {given!r}, but the model in {source} has {real!r}; "
+                f"leave model.{name} out, and a preset too (it sets the shape)"
+            )
+    return config.model_copy(update={"model": shape})
+
+
+def choose_tokenizer(config: RunConfig, initial: InitialModel | None) -> Path | None:
+    """The tokenizer that goes with the initial model: the one in the settings, else its own; None: none is needed.
+
+    Raises:
+        ConfigError: text to tokenise, and no tokenizer.
+        DataError: a tokenizer with ids that the model does not know.
+    """
+    if initial is None:
+        return None
+    path = initial.tokenizer if config.data.tokenizer == "train" else Path(config.data.tokenizer).expanduser()
+    if path is None:
+        if holds_text(config.data):
+            raise ConfigError(
+                f"{initial.folder} has no {_TOKENIZER}, and a new tokenizer would not fit its weights; "
+                "add --set data.tokenizer=PATH of the tokenizer.json that it was trained with"
+            )
+        return None
+    entries, known = tokenizer_size(load_tokenizer(path)), initial.shape.vocab_size or 0
+    if entries > known:
+        raise DataError(
+            f"the tokenizer {path} has ids up to {entries - 1}, but the vocabulary of the model in {initial.folder} "
+            f"has {known} entries; use the tokenizer that it was trained with"
+        )
+    return path
+
+
+def _effective(model: ModelConfig, name: str) -> Any:
+    """A setting of the shape, with what None stands for."""
+    derived = {"kv_heads": model.key_value_heads, "head_dim": model.head_width, "mlp_hidden": model.mlp_width}
+    return derived.get(name, getattr(model, name))
+
+
+# -- a run of ours -----------------------------------------------------------------------------------------------------
+
+
+def _from_run(path: Path) -> InitialModel:
+    """A run at its newest checkpoint; what its quantisers have learned is left behind."""
+    run = RunFolder(path)
+    config, checkpoint = run.read_config(), run.latest_checkpoint()
+    verify_checkpoint(checkpoint)
+    state = read_json(checkpoint / "state.json", CheckpointError)
+    require_same_config(state.get("config", {}) if isinstance(state, dict) else {}, config, checkpoint)
+    expected = _shapes(config.model)
+    places = {name: place for name, place in _headers([checkpoint / _WEIGHTS]).items() if name in expected}
+    _check(places, expected, path)
+    return InitialModel(path, config.model, places, run.tokenizer_file if run.tokenizer_file.is_file() else None)
+
+
+# -- a Hugging Face folder ---------------------------------------------------------------------------------------------
+
+
+def _from_hugging_face(folder: Path) -> InitialModel:
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{folder} holds an adapter, not a model; merge it into its model and give that folder")
+    config = read_json(folder / "config.json", ConfigError)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{folder / 'config.json'} holds a {type(config).__name__}, not an object")
+    if config.get("format") == "questlm-artifact" or (folder / MANIFEST_NAME).exists():
+        raise ConfigError(
+            f"{folder} is a packed model, whose codes are not the weights to train; give the run folder it came from"
+        )
+    shape = _shape(config, folder / "config.json")
+    places = _our_names(_headers(_weight_files(folder)), folder)
+    _check(places, _shapes(shape), folder)
+    tokenizer = folder / _TOKENIZER
+    return InitialModel(folder, shape, places, tokenizer if tokenizer.is_file() else None)
+
+
+def _shape(config: Mapping[str, Any], path: Path) -> ModelConfig:
+    try:
+        return model_config_from_hugging_face(config)
+    except (ArithmeticError, ConfigError) as problem:
+        raise ConfigError(f"{path} cannot be used: {problem!s:.300}") from None
+
+
+def _our_names(theirs: Mapping[str, _Place], folder: Path) -> dict[str, _Place]:
+    try:
+        places = from_hugging_face(theirs)
+    except ConfigError as problem:
+        raise ConfigError(f"{folder} cannot be used: {problem!s:.300}") from None
+    if _HEAD not in theirs:
+        places.pop(_HEAD, None)  # the embedding's place: right where the head is tied, a guess where it is not
+    return places
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if (folder / _INDEX).is_file():
+        return _shards(folder, read_json(folder / _INDEX, CheckpointError))
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        raise ConfigError(
+            f"{folder} has its weights in {pickled[0]}, a form that can run code when read, so it is not opened; "
+            f"convert it to {_WEIGHTS} (save_pretrained of transformers)"
+        )
+    raise CheckpointError(f"{folder} holds neither {_WEIGHTS} nor {_INDEX}; it is no whole Hugging Face folder")
+
+
+def _shards(folder: Path, index: Any) -> list[Path]:
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise CheckpointError(f"{folder / _INDEX} lists no files of weights; it is damaged")
+    for name in sorted(set(named.values())):
+        if name != Path(name).name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{folder / _INDEX} names {name!r:.80}, which is no safetensors file in its folder; refusing to read it"
+            )
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing, though {_INDEX} lists it; fetch the whole model")
+    return [folder / name for name in sorted(set(named.values()))]
+
+
+# -- safetensors -------------------------------------------------------------------------------------------------------
+
+
+def _headers(files: list[Path]) -> dict[str, _Place]:
+    """Where each weight lies, by its name in the files."""
+    places: dict[str, _Place] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = list(tensors.keys())
+        except (OSError, SafetensorError) as problem:
+            raise _damaged(file, problem) from None
+        for name in names:
+            if name in places:
+                raise CheckpointError(f"{file} and {places[name].file.name} both hold {name!r:.80}; one is left over")
+            places[name] = _Place(file, name)
+    return places
+
+
+def _check(places: Mapping[str, _Place], expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """Refuse weights that are missing, too many, or of another shape or type than the config says."""
+    for name in sorted(expected.keys() - places.keys()):
+        raise CheckpointError(f"{folder} lacks the weight {name}, by its config; it is not whole")
+    for name in sorted(places.keys() - expected.keys() - {_HEAD}):
+        raise CheckpointError(f"{folder} has the weight {places[name].name!r:.80}, which by its config is not there")
+    for name, wanted in expected.items():
+        file, theirs = places[name]
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                header = tensors.get_slice(theirs)
+                dtype, shape = header.get_dtype(), tuple(header.get_shape())
+        except (OSError, SafetensorError) as problem:
+            raise _damaged(file, problem) from None
+        if shape != wanted:
+            raise CheckpointError(f"{file}: {theirs} is {shape}, but by the config it must be {wanted}")
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"{file}: {theirs} is stored as {dtype}; only {', '.join(_DTYPES)} can be trained")
+
+
+def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in Llama(model).named_parameters()}
+
+
+def _read(place: _Place) -> Tensor:
+    try:
+        with safe_open(place.file, framework="pt") as tensors:
+            weight: Tensor = tensors.get_tensor(place.name).to(torch.float32)
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        raise _damaged(place.file, problem) from None
+    if not bool(torch.isfinite(weight).all()):
+        raise CheckpointError(f"{place.file}: {place.name} holds a value that is not finite; the model is damaged")
+    return weight
+
+
+def _damaged(file: Path, problem: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} is not a usable safetensors file: {' '.join(str(problem).split()):.200}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from questlm import __version__
-from questlm.cli import demo, doctor, evaluate, generate, methods, pack, train
+from questlm.cli import demo, diagnose, doctor, evaluate, generate, methods, pack, train
 from questlm.errors import QuestError
 
 __all__ = ["app", "main"]
@@ -30,6 +30,7 @@ app.command("methods")(methods.methods)
 app.command("eval")(evaluate.evaluate)
 app.command("pack")(pack.pack)
 app.command("generate")(generate.generate)
+app.command("diagnose")(diagnose.diagnose)
 app.command("doctor")(doctor.doctor)
 
 

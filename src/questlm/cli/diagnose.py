@@ -1,0 +1,217 @@
+"""`quest diagnose`: pictures of how a run is quantised, and the numbers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from questlm.cli.options import parse_bits, print_table
+from questlm.config import DataConfig, QuantSpec, RunConfig
+from questlm.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from questlm.data import TokenStream
+    from questlm.diagnostics.layers import Batch
+
+__all__ = ["diagnose", "diagnose_run"]
+
+RESULT_NAME = "diagnostics.json"
+_FORMAT = 1
+_TOKENS_PER_BATCH = 1024
+
+
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to make [default: RUN/diagnostics].")] = None,
+    data: Annotated[str | None, typer.Option(help="Other text than the run's own validation split.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Bits to diagnose at: 1-8, ternary [default: the run's].")] = None,
+    batches: Annotated[
+        int, typer.Option(help="Batches of 1024 tokens to measure on (smaller ones of a short text).", min=1, max=4096)
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Chooses the tokens.", min=0)] = 0,
+) -> None:
+    """Draw how a run is quantised: gradient alignment, trust masks, normality, error; as PNG and as JSON.
+
+    Examples:
+
+        quest diagnose runs/nano-quest-w4a4
+
+        quest diagnose runs/nano-bf16 --bits 4 --out bf16-at-4-bits/
+
+        quest diagnose runs/books-w2a2 --data 'tests/*.txt' --batches 32
+    """
+    folder = out or run / "diagnostics"
+    result = diagnose_run(run, folder, data, bits, batches, seed)
+    print_table(f"diagnostics {folder}", _rows(result))
+    persistence = result["masks"]["persistence"]
+    if "skipped" in persistence:
+        typer.echo(f"Not drawn: {persistence['skipped']}.")
+    typer.echo(f"Wrote {RESULT_NAME} and {len(result['pictures'])} pictures to {folder}")
+
+
+def diagnose_run(
+    run: Path, out: Path, data: str | None = None, bits: str | None = None, batches: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """Measure, draw and write the folder `out`, whole or not at all. Returns what `diagnostics.json` holds."""
+    from questlm.diagnostics import diagnose as measure
+    from questlm.diagnostics.plots import draw, require_matplotlib
+    from questlm.files import atomic_folder, write_json
+    from questlm.records import package_versions
+    from questlm.train import load_run
+    from questlm.train.device import device_name, pick_device
+
+    require_matplotlib()
+    _require_absent(out)
+    loaded = load_run(run)
+    spec = diagnosed_spec(loaded.config.quant, bits)
+    device = pick_device("auto")
+    stream = _stream(run, loaded.config, data)
+    chosen = _draw_batches(stream, loaded.config.train.seq_len, batches, seed, device)
+    checkpoints = _checkpoints(run)
+    result: dict[str, Any] = {
+        "format": _FORMAT,
+        "title": _title(loaded.config, loaded.step, loaded.tokens, spec),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        # The packages decide the numbers; which checkout this is does not.
+        "versions": {name: version for name, version in package_versions().items() if name != "git"},
+        "run": {"label": loaded.config.quant.label, "parameters": loaded.config.model.block_parameters},
+        "checkpoint": {"step": loaded.step, "tokens": loaded.tokens},
+        "bits": {"weights": spec.weight_bits, "activations": spec.act_bits},
+        "seed": seed,
+        "tokens_per_batch": chosen[0][0].numel(),
+        **measure(loaded.model.to(device), chosen, spec, _snapshots(checkpoints), len(checkpoints)),
+    }
+    with atomic_folder(out) as folder:
+        result["pictures"] = draw(result, folder)
+        write_json(folder / RESULT_NAME, result)
+    return result
+
+
+def diagnosed_spec(trained: QuantSpec, bits: str | None) -> QuantSpec:
+    """What to diagnose a run at: its own bits or those asked for, on the uniform grids that the pictures compare.
+
+    Raises:
+        ConfigError: `bits` are none, or the run's weights are not quantised and no bits are given.
+    """
+    own: dict[str, Any] = {"weight_bits": trained.weight_bits, "act_bits": trained.act_bits}
+    width: Any = parse_bits(bits)
+    spec = QuantSpec(
+        method=trained.method,
+        block_size=trained.block_size,
+        embeddings=trained.embeddings,
+        **(own if bits is None else {"weight_bits": width, "act_bits": width}),
+    )
+    if spec.weight_bits == 16:
+        what = "the weights of this run are not quantised" if bits is None else "--bits 16 quantises nothing"
+        raise ConfigError(f"{what}, so there is nothing to diagnose; name a width with --bits, such as --bits 4")
+    return spec
+
+
+def _require_absent(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise ConfigError(f"{out} exists already; remove it, or name another folder with --out")
+
+
+def _stream(run: Path, config: RunConfig, data: str | None) -> TokenStream:
+    """The run's validation tokens, or all of another text by the run's tokenizer."""
+    from questlm.data import prepare, prepare_all
+    from questlm.train import RunFolder
+
+    settings = config.data if data is None else DataConfig(source=data)
+    tokenizer = RunFolder(run).tokenizer_file
+    if tokenizer.exists():
+        settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
+    if data is not None:
+        return prepare_all(settings, config.model.vocab_size)[0]
+    try:
+        return prepare(settings, config.model.vocab_size).val
+    except DataError as problem:
+        raise DataError(
+            f"the validation data of training cannot be read ({problem}); name other text with --data"
+        ) from None
+
+
+def _draw_batches(stream: TokenStream, seq_len: int, count: int, seed: int, device: torch.device) -> list[Batch]:
+    """`count` batches, no window in two of them; smaller or, at last, fewer ones where the text is short."""
+    import torch
+
+    from questlm.data import WindowLoader
+
+    if len(stream) < 2:
+        raise DataError("the text to diagnose on has no token to predict; use more text")
+    window = min(seq_len, len(stream) - 1)
+    windows = (len(stream) - 1) // window
+    size = max(1, min(windows // count, _TOKENS_PER_BATCH // window))
+    loader = WindowLoader(stream, window, size, seed)
+    parts = (loader.next_batch() for _ in range(min(count, windows // size)))
+    return [(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)) for x, y in parts]
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Checkpoints that the run kept, oldest first."""
+    from questlm.train import RunFolder
+
+    return sorted(path for path in RunFolder(run).checkpoints.glob("step-*") if path.is_dir())
+
+
+def _snapshots(checkpoints: list[Path]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+    """Step and model tensors of each checkpoint, one at a time, verified."""
+    from questlm.train.checkpoint import read_checkpoint
+
+    for path in checkpoints:
+        tensors, state = read_checkpoint(path)
+        if "model" not in tensors or "step" not in state.get("progress", {}):
+            raise CheckpointError(f"{path} is not a whole checkpoint of this version")
+        yield state["progress"]["step"], tensors["model"]
+
+
+def _title(config: RunConfig, step: int, tokens: int, spec: QuantSpec) -> str:
+    size = config.model.block_parameters / 1e6
+    text = f"{config.quant.label}, {size:.3g}M parameters in blocks, step {step:,} ({tokens:,} tokens)"
+    trained = (config.quant.weight_bits, config.quant.act_bits)
+    at = f"; diagnosed at w{spec.weight_bits}a{spec.act_bits}"
+    return text + (at if trained != (spec.weight_bits, spec.act_bits) else "")
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The main numbers, for a table."""
+    alignment = result["gradient_alignment"]
+    rows = [("measured on", f"{alignment['batches']} batches of {result['tokens_per_batch']:,} tokens")]
+    for method, values in alignment["methods"].items():
+        weights, streams = (_mean(values[key]) for key in ("weights_by_block", "stream_by_block"))
+        rows.append((f"gradient cosine, {method}", f"weights {weights}, residual stream {streams}"))
+    masks = result["masks"]
+    newest = masks["checkpoints"][-1]
+    rows.append(("masked weights", f"{newest['masked']:.3%} (Gaussian: {masks['gaussian']:.3%})"))
+    pairs = masks["persistence"].get("pairs")
+    if pairs and pairs[-1]["masked_if_masked"] is not None:
+        again = f"{pairs[-1]['masked_if_masked']:.1%} of those masked at step {pairs[-1]['from']}"
+        rows.append(("masked again", f"{again}, at step {pairs[-1]['to']}"))
+    for role, error in result["error"].items():
+        rows.extend(_role_rows(result, role, error))
+    return rows
+
+
+def _role_rows(result: dict[str, Any], role: str, error: dict[str, Any] | None) -> list[tuple[str, str]]:
+    layer = result["normality"]["worst"][role]["layer"]
+    before, after = (result["normality"][role][layer][stage]["excess_kurtosis"] for stage in ("before", "after"))
+    rows = [(f"{role}, kurtosis", f"{before:+.2f} before HT, {after:+.2f} after, in {layer}")]
+    if error is not None:
+        errors = {name: values["quest"] or 0.0 for name, values in error["layers"].items()}
+        worst = max(errors, key=lambda name: errors[name])
+        text = f"{errors[worst]:.4f} at most, in {worst} (Gaussian: {error['gaussian']:.4f})"
+        rows.append((f"{role}, error", text))
+    return rows
+
+
+def _mean(series: dict[str, dict[str, float | None]]) -> str:
+    known = [value["mean"] for value in series.values() if value["mean"] is not None]
+    return f"{sum(known) / len(known):.3f}" if known else "undefined"

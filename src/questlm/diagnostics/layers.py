@@ -1,0 +1,130 @@
+"""What the diagnostics look at: the layers a method would quantise, their names, and what goes into them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from questlm.config import QuantSpec
+from questlm.quant import fake_quantize, prepare, quantized_layers, restore
+
+__all__ = [
+    "Batch",
+    "block_of",
+    "capture_inputs",
+    "group_by",
+    "kind_of",
+    "layer_names",
+    "mean_and_std",
+    "prepared",
+    "rotate",
+    "spread_rows",
+    "unit_rows",
+    "weights_of",
+]
+
+K = TypeVar("K", int, str)
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets: token ids, int64, each (sequences, tokens)."""
+
+MAX_ROWS = 1024
+"""Rows of a layer (output channels, or tokens) that are looked at; of longer ones, this many evenly spaced."""
+
+
+def kind_of(name: str) -> str:
+    """What a layer does in its block: the last part of its dotted name ('layers.3.attention.q' -> 'q')."""
+    return name.rpartition(".")[2]
+
+
+def block_of(name: str) -> int:
+    """Index of a layer's block: the first number in its dotted name; 0 where there is none."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), 0)
+
+
+def group_by(names: Iterable[str], key: Callable[[str], K]) -> dict[K, list[str]]:
+    """Names by `key`, in order of first appearance."""
+    groups: dict[K, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+@contextmanager
+def prepared(model: nn.Module, spec: QuantSpec) -> Iterator[nn.Module]:
+    """The plain `model` quantised by `spec` inside the block, and plain again behind it."""
+    prepare(model, spec)
+    try:
+        yield model
+    finally:
+        restore(model)
+
+
+def layer_names(model: nn.Module, spec: QuantSpec) -> list[str]:
+    """Dotted names of the layers of a plain `model` that `spec` quantises."""
+    with prepared(model, spec):
+        return list(quantized_layers(model))
+
+
+def weights_of(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Weights (out, in) of the named layers."""
+    return {name: model.get_parameter(f"{name}.weight").detach() for name in names}
+
+
+@torch.no_grad()
+def capture_inputs(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], max_rows: int = MAX_ROWS
+) -> dict[str, Tensor]:
+    """Inputs of the named layers while `model` reads `batches`.
+
+    Returns:
+        (rows, in_features) float32 by layer: at most `max_rows` tokens, evenly spaced within each batch and the same
+        tokens for every layer.
+    """
+    captured: dict[str, list[Tensor]] = {name: [] for name in names}
+    share = max(1, max_rows // len(batches))
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: captured[name].append(spread_rows(inputs[0].flatten(0, -2).float(), share))
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    try:
+        for inputs, _ in batches:
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts) for name, parts in captured.items()}
+
+
+def spread_rows(x: Tensor, count: int = MAX_ROWS) -> Tensor:
+    """At most `count` rows of `x` (rows, K), evenly spaced."""
+    if len(x) <= count:
+        return x
+    return x[torch.linspace(0, len(x) - 1, count, device=x.device).round().long()]
+
+
+def rotate(x: Tensor, method: str, block_size: int = 128) -> Tensor:
+    """`x` (rows, K) in the domain where `method` rounds: after its Hadamard transform, if it has one. Self-inverse."""
+    return fake_quantize(x, method=method, bits=16, block_size=block_size)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """`x` (rows, K) with each row divided by its rms, as the grid sees it. Rows of zeros are left out."""
+    rms = x.square().mean(dim=-1, keepdim=True).sqrt()
+    alive = rms.squeeze(-1) > 0
+    return x[alive] / rms[alive]
+
+
+def mean_and_std(values: Sequence[float | None]) -> Mapping[str, float | None]:
+    """Mean and sample standard deviation (None for fewer than two) of the values that are defined."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+    }

@@ -37,7 +37,7 @@ class _Sign(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, codes: Tensor, smooth: bool) -> Tensor:
         ctx.save_for_backward(u)
         ctx.smooth = smooth
-        return 2 * codes.to(u.dtype) - 1
+        return 2 * codes.to(u.dtype) - 1 + 0 * u  # what is not finite stays visible
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

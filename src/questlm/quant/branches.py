@@ -52,7 +52,7 @@ class ScaledQuantizer(Quantizer):
         return operand._replace(step=operand.step * self.output_scale.detach().abs())
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
-        return self.inner.values(x, operand) * self.output_scale.abs()
+        return self.inner.values(x, self.inner.operand(x)) * self.output_scale.abs()
 
 
 class BranchedLinear(FakeQuantLinear):

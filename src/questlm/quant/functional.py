@@ -7,7 +7,7 @@ from torch import Tensor
 from questlm import ops
 from questlm.errors import ConfigError
 from questlm.ops import Grid, Operand
-from questlm.quant.methods import METHODS, Role, find_method, make_quantizer
+from questlm.quant.methods import METHODS, Role, make_quantizer
 from questlm.quant.quantizers import Quantizer
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
@@ -92,12 +92,13 @@ def dequantize(
 def _stateless(
     x: Tensor, method: str, bits: Bits, role: Role, block_size: int, format: str, trust: float | None
 ) -> Quantizer:
-    if find_method(method).recipe(role).learned:
+    quantizer = make_quantizer(method, bits, role, (1, x.shape[-1]), format, block_size, trust)
+    if any(True for _ in quantizer.parameters()):
         free = ", ".join(name for name, value in METHODS.items() if not value.recipe(role).learned)
         raise ConfigError(
             f"{method} learns from one call to the next; use make_quantizer({method!r}, ...), or one of {free}"
         )
-    return make_quantizer(method, bits, role, (1, x.shape[-1]), format, block_size, trust)
+    return quantizer
 
 
 def _coded(x: Tensor, method: str, bits: Bits, role: Role, block_size: int, format: str) -> tuple[Quantizer, Grid]:

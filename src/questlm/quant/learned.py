@@ -33,7 +33,7 @@ from questlm.quant.quantizers import Quantizer
 
 __all__ = ["LearnedQuantizer", "LearnedStep", "StatefulQuantizer"]
 
-_SMALLEST = 1e-8  # of an initial parameter: a row of zeros would get none, and 0 has no gradient to leave it by
+_SMALLEST = 1e-8  # of an initial parameter: 0 has no gradient to leave it by
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,15 @@ class StatefulQuantizer(Quantizer):
 
     @torch.no_grad()
     def ensure_initialized(self, x: Tensor) -> None:
-        """Initialise from the rows x (rows, K), unless that has been done, here or before a save."""
+        """Initialise from the rows x (rows, K), unless that has been done, here or before a save.
+
+        Nothing can be learned of a size from zeros or from what is not finite: it then waits for the next tensor.
+        """
         if self._ready or x.is_meta:
             return
         if not bool(self.initialized):
+            if not bool(x.isfinite().all()) or not bool(x.any()):
+                return
             self.initialize(x.detach())
             self.initialized.fill_(True)
         self._ready = True
@@ -123,7 +128,9 @@ class LearnedQuantizer(StatefulQuantizer):
         else:
             relative = rotated / ops.row_scale(rotated, self.grid).clamp_min(_SMALLEST)
             scale = self.rule.start(relative if self.scale.shape[0] > 1 else relative.reshape(1, -1))
-        self.scale.copy_(scale.view(-1, 1).clamp_min(_SMALLEST))
+        # A row of zeros, which has no size of its own, begins with the mean of the others.
+        scale = torch.where(scale > _SMALLEST, scale, scale[scale > _SMALLEST].mean())
+        self.scale.copy_(scale.view(-1, 1))
 
     def operand(self, x: Tensor) -> Operand:
         self.ensure_initialized(x)

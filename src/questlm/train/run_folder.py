@@ -140,6 +140,10 @@ def require_same_config(saved: dict[str, Any], config: RunConfig, source: Path) 
         CheckpointError: naming the first setting that differs, and both values.
     """
     current = config.model_dump(mode="json")
+    try:
+        saved = RunConfig(**saved).model_dump(mode="json")  # settings that are newer than the run had their defaults
+    except ConfigError as problem:
+        raise CheckpointError(f"{source} was made with settings that this version does not know: {problem}") from None
     for section in sorted(set(saved) | set(current)):
         old, new = saved.get(section), current.get(section)
         if not isinstance(old, dict) or not isinstance(new, dict):

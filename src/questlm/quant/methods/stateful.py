@@ -14,7 +14,7 @@ from questlm.quant.methods.base import Method, Recipe, Request, learned
 __all__ = ["adabin", "lsq", "lsq_plus", "lsq_row", "pact", "seq"]
 
 _BITS = (4, 1, 2, 3, 5, 6, 7, 8, "ternary")
-_SHRINKS = [step / 100 for step in range(20, 101, 2)]  # of the range that LSQ+ starts from
+_SHRINKS = [step / 100 for step in range(2, 101, 2)]  # of the range that LSQ+ starts from
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ Activations: s clip(round((x - o) / s), -Qn, Qp) + o with learned s and o, one e
 Gradient to x and s: as `lsq` with x - o for x, and no formula of its own at 1 bit, where the offset takes that part. To
 o: 0 inside, 1 outside, with the gradient scale of s.
 Initialisation: weights as `lsq`; activations the s and o of least squared error among ranges from min to max, shrunk
-about their middle to 20, 22, ..., 100 % (the paper minimises the same error by gradient descent).
+about their middle to 2, 4, ..., 100 % (the paper minimises the same error by gradient descent).
 """,
     weight=learned(_lsq_grid, _lsq_rule, "step, one per tensor", _BITS),
     act=learned(_lsq_plus_grid, _lsq_plus_rule, "step and offset, one per tensor", _BITS),

@@ -159,7 +159,8 @@ pquant = Method(
 Weights, 1 bit: g sign(W - mean(W)), g = mean|W| of the branch's matrix. Weights of the 8-bit branch: g round(W / g)
 with g = max|row| / 127. Activations: as BitNet's, 8 bits by the token's largest magnitude.
 Branches: of the feed-forward width, the last 1/16 (a multiple of 16) is the 8-bit branch: rows of gate and up, columns
-of down. Each branch's output is multiplied by a learned scale, which starts at 1. Attention is all 1-bit.
+of down, whose inputs then have a scale for each branch. Each branch's output is multiplied by a learned scale, which
+starts at 1. Attention is all 1-bit.
 Initialisation: output scales and the norms' gains at 1; quantisers' scales are dynamic and constants for the gradient.
 Gradient: 1 everywhere; to a branch's output scale, exact.
 An RMSNorm with a learned gain stands before each quantised layer.

@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in {"ops", "quant", "models", "data", "export", "inference", "evaluation", "train"}:
+    if name in {"ops", "quant", "models", "data", "export", "inference", "diagnostics", "evaluation", "train"}:
         return importlib.import_module(f"questlm.{name}")
     raise AttributeError(f"module 'questlm' has no attribute {name!r}")
 

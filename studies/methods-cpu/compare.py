@@ -26,6 +26,7 @@ from questlm.files import atomic_write, canonical_json
 TOKENS = 300_000
 MODEL = {"layers": 3, "hidden": 128, "heads": 1}
 TRAIN = {"lr": 3e-3, "seq_len": 128, "batch_size": 8, "device": "cpu", "checkpoint_every": 1_000_000}
+TRAIN_KEYS = ("cage", "quantizer_lr")
 SAME_WIDTH = ("quest", "quest-noht", "quest-clip", "ste", "clip-ste", "quarot", "lsq", "lsq-row", "lsq+", "pact")
 
 
@@ -37,6 +38,7 @@ def sides() -> dict[str, dict[str, Any]]:
         names = SAME_WIDTH + (("seq",) if bits < 4 else ()) + (("adabin",) if bits == 1 else ())
         found |= {f"W{bits}A{bits}/{name}": {"method": name, **both} for name in names}
         found[f"W{bits}A{bits}/quest + cage"] = {**both, "cage": 10.0}
+    found["W4A4/lsq, steps at lr / 100"] = {"method": "lsq", "quantizer_lr": 3e-5}
     found["W4A4/quest fp4"] = {"format": "fp4"}
     found["W4A4/quest int-2:4"] = {"format": "int-2:4"}
     for bits in (4, 2):
@@ -45,6 +47,7 @@ def sides() -> dict[str, dict[str, Any]]:
     for name in ("bitnet", "extra-rmsnorm", "quest", "lsq-row"):
         found[f"own widths/{name} WtA8"] = {"method": name, **ternary}
     found["own widths/quest W1A8"] = {"weight_bits": 1, "act_bits": 8}
+    found["own widths/bitnet W16A8"] = {"method": "bitnet", "weight_bits": 16, "act_bits": 8}
     found["own widths/pquant W1A8"] = {"method": "pquant", "weight_bits": 1, "act_bits": 8}
     found["own widths/quest bf16-2:4 A16"] = {"format": "bf16-2:4", "act_bits": 16}
     return found
@@ -52,12 +55,12 @@ def sides() -> dict[str, dict[str, Any]]:
 
 def settings(side: dict[str, Any], seed: int) -> RunConfig:
     """The run of one side with one seed."""
-    quant = {"embeddings": "bf16"} | {key: value for key, value in side.items() if key != "cage"}
+    quant = {"embeddings": "bf16"} | {key: value for key, value in side.items() if key not in TRAIN_KEYS}
     return RunConfig(
         model=MODEL,
         quant=quant,
         data={"source": "stdlib", "vocab_size": 2048},
-        train=TRAIN | {"cage": side.get("cage", 0.0)},
+        train=TRAIN | {key: value for key, value in side.items() if key in TRAIN_KEYS},
         budget={"tokens": TOKENS},
         seed=seed,
     )
@@ -86,29 +89,43 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.out.with_suffix(".json")
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else _empty()
-    missing = [
-        (name, seed)
-        for seed in arguments.seeds
-        for name in sides()
-        if str(seed) not in result["losses"].get(name, {}) and (arguments.only or "") in name
-    ]
-    for number, (name, seed, (loss, seconds, device)) in enumerate(_runs(missing, arguments.workers), 1):
+    if missing_runs := _missing(result, arguments.seeds, arguments.only or ""):
+        _require_same_text(result)
+    for number, (name, seed, (loss, seconds, device)) in enumerate(_runs(missing_runs, arguments.workers), 1):
         result["losses"].setdefault(name, {})[str(seed)] = loss
         result["seconds"].setdefault(name, {})[str(seed)] = round(seconds, 1)
-        result["device"] = device
+        result["devices"] = sorted({*result["devices"], device})
         atomic_write(path, canonical_json(result) + "\n")
-        print(f"{number}/{len(missing)}  {name}, seed {seed}: {loss:.4f}", flush=True)
+        print(f"{number}/{len(missing_runs)}  {name}, seed {seed}: {loss:.4f}", flush=True)
     _write_table(arguments.out.with_suffix(".md"), result)
     _draw(arguments.out.with_suffix(".png"), result)
 
 
-def noise(losses: dict[str, dict[str, float]]) -> float:
-    """How far apart two means must be to be called different: two standard errors of a difference, pooled seeds."""
-    groups = [list(by_seed.values()) for by_seed in losses.values() if len(by_seed) > 1]
-    if not groups:
-        return float("nan")
-    pooled = statistics.fmean(statistics.variance(group) for group in groups) ** 0.5
-    return 2 * pooled * (2 / max(len(group) for group in groups)) ** 0.5
+def difference(losses: dict[str, dict[str, float]], name: str, other: str) -> tuple[float, float]:
+    """Mean of `name` minus `other`, seed by seed, and half the width of its 95 % interval (Student's t).
+
+    Runs of one seed share their initial weights and their batches, so differences vary less than losses do.
+    """
+    shared = sorted(losses[name].keys() & losses[other].keys())
+    differences = [losses[name][seed] - losses[other][seed] for seed in shared]
+    if len(differences) < 2:
+        return statistics.fmean(differences), float("inf")
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(differences), 2.5)
+    return statistics.fmean(differences), quantile * statistics.stdev(differences) / len(differences) ** 0.5
+
+
+def _missing(result: dict[str, Any], seeds: list[int], only: str) -> list[tuple[str, int]]:
+    losses = result["losses"]
+    return [
+        (name, seed) for seed in seeds for name in sides() if only in name and str(seed) not in losses.get(name, {})
+    ]
+
+
+def _require_same_text(result: dict[str, Any]) -> None:
+    """The standard library is another text in another version of Python: runs on it do not belong in one table."""
+    here = _empty()["data"]
+    if here != result["data"]:
+        raise SystemExit(f"the runs so far were made on {result['data']}, but here there is {here}")
 
 
 def _empty() -> dict[str, Any]:
@@ -124,6 +141,7 @@ def _empty() -> dict[str, Any]:
         "versions": package_versions(),
         "data": {"description": data.description, "hash": data.data_hash, "val_tokens": len(data.val)},
         "config": config.model_dump(mode="json", exclude={"quant"}),
+        "devices": [],
         "losses": {},
         "seconds": {},
     }
@@ -150,10 +168,19 @@ def _groups(losses: dict[str, dict[str, float]]) -> dict[str, list[tuple[str, fl
 
 
 def _write_table(path: Path, result: dict[str, Any]) -> None:
-    lines = [f"Differences below {noise(result['losses']):.3f} nats are noise.", ""]
-    for group, rows in _groups(result["losses"]).items():
-        lines += [f"| {group} | mean loss, nats/token | standard deviation | seeds |", "|---|---|---|---|"]
-        lines += [f"| {name} | {mean:.4f} | {spread:.4f} | {count} |" for name, mean, spread, count in rows] + [""]
+    losses, lines = result["losses"], []
+    for group, rows in _groups(losses).items():
+        base = f"{group}/quest" if f"{group}/quest" in losses else "reference/float32"
+        against = base.split("/", 1)[1]
+        lines += [f"| {group} | mean loss, nats/token | standard deviation | minus {against}, 95 % interval | |"]
+        lines += ["|---|---|---|---|---|"]
+        for name, mean, spread, _ in rows:
+            by, half = difference(losses, f"{group}/{name}", base)
+            verdict = (
+                "" if f"{group}/{name}" == base else "noise" if abs(by) <= half else "better" if by < 0 else "worse"
+            )
+            lines.append(f"| {name} | {mean:.3f} | {spread:.3f} | {by:+.3f} +- {half:.3f} | {verdict} |")
+        lines.append("")
     begin, end = "<!-- table -->", "<!-- end of table -->"
     text = path.read_text(encoding="utf-8") if path.exists() else f"{begin}\n{end}\n"
     head, tail = text.split(begin)[0], text.split(end)[1]

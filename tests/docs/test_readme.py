@@ -19,6 +19,7 @@ import pytest
 import typer
 
 from questlm.cli.main import app
+from questlm.quant import METHODS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -95,8 +96,13 @@ def test_python_in_a_document_runs(
 ) -> None:
     shutil.copytree(packed_model, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
+    table = dict(METHODS)
     code = compile("\n" * block.line + block.body, str(block.path), "exec")
-    exec(code, {"__name__": "__main__"})
+    try:
+        exec(code, {"__name__": "__main__"})
+    finally:  # a page may add a method, which other tests would look for
+        METHODS.clear()
+        METHODS.update(table)
 
 
 @pytest.mark.parametrize(("place", "command"), COMMANDS)

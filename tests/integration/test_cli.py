@@ -25,7 +25,7 @@ from questlm.records import RunRecord
 from questlm.train.checkpoint import latest_checkpoint
 
 Quest = Callable[..., str]
-COMMANDS = ("demo", "train", "eval", "pack", "generate", "doctor")
+COMMANDS = ("demo", "train", "methods", "eval", "pack", "generate", "diagnose", "doctor")
 
 
 @pytest.fixture

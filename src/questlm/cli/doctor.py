@@ -10,7 +10,7 @@ from questlm.cli.options import print_table
 
 __all__ = ["doctor"]
 
-_EXTRAS = {"datasets": "hf", "tensorboard": "tensorboard", "wandb": "wandb"}
+_EXTRAS = {"datasets": "hf", "matplotlib": "plots", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def doctor() -> None:

@@ -33,3 +33,26 @@ def test_a_row_of_zeros_begins_as_the_others_do(name):
     quantizer(x)
     others = quantizer.scale.detach()[[0, 1, 3]]
     torch.testing.assert_close(quantizer.scale.detach()[2], others.mean(0))
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-15, 1e20, 1e30])
+@pytest.mark.parametrize(("name", "role"), STATEFUL)
+def test_steps_are_learned_of_any_size(name, role, size):
+    quantizer, x = make_quantizer(name, role=role, shape=(4, 32)), torch.randn(4, 32) * size
+    values = quantizer(x)
+    assert all(bool(p.isfinite().all()) for p in quantizer.parameters())
+    if quantizer.initialized:
+        assert 0 < (values - x).double().norm() / x.double().norm() <= 1
+
+
+@pytest.mark.parametrize(("name", "role"), STATEFUL)
+def test_no_rows_at_all_change_nothing(name, role):
+    if role == "weight":
+        pytest.skip("a weight has rows")
+    quantizer = make_quantizer(name, role=role, shape=(4, 32))
+    x = torch.zeros(0, 32, requires_grad=True)
+    quantizer(x).sum().backward()
+    assert not quantizer.initialized
+    quantizer(torch.randn(4, 32))
+    quantizer(x).sum().backward()
+    assert all(p.isfinite().all() for p in quantizer.parameters())

@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, models
 import questlm
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError
+from questlm.export.format import FORMAT as FORMAT_NAME
+from questlm.export.format import VERSION
 from questlm.export.load import load_artifact
 from questlm.export.pack import pack
 from questlm.files import canonical_json, seal
@@ -50,7 +52,7 @@ def copy(artifact: Path, tmp_path: Path) -> Path:
 
 def reseal(folder: Path) -> None:
     details = json.loads((folder / "MANIFEST.json").read_text())["details"]
-    seal(folder, "questlm-artifact", 1, details)
+    seal(folder, FORMAT_NAME, VERSION, details)
 
 
 def refused(folder: Path) -> str:
@@ -151,7 +153,7 @@ CONFIG_LIES = [
     _set("model", "tied_head", to=True),
     _set("model", "surprise", to=1),
     _set("format", to="other"),
-    *(_set("version", to=value) for value in (0, 2, "1", None, 10**400)),
+    *(_set("version", to=value) for value in (0, 1, "2", None, 10**400)),
     *(_set(*FORMAT, "block_size", to=value) for value in (0, -16, 3, 32, 64, 128, 2**40, None)),
     *(_set(*FORMAT, "weight", "levels", to=value) for value in (0, 1, 2, 4, 5, 255, 256, 257, -3, 10**300, None)),
     *(_set(*FORMAT, "act", "levels", to=value) for value in (0, 1, 257, 10**300)),
@@ -160,7 +162,23 @@ CONFIG_LIES = [
         for part in ("weight", "act")
         for v in (0, -1, 1e-320, 1e300, 10**400)
     ),
-    *(_set(*FORMAT, "weight", to=value) for value in ("float32", "bf16", "int8", "int4", None, [], 5)),
+    *(_set(*FORMAT, "weight", "group", to=value) for value in (1, 2, -1, "x")),
+    *(_set(*FORMAT, part, "zero", to=value) for part in ("weight", "act") for value in (-1, 0.25, 300, 1e300, "x")),
+    *(
+        _set(*FORMAT, part, "table", to=value)
+        for part in ("weight", "act")
+        for value in ([], [1], [float(i) for i in range(16)][::-1], ["x"] * 16, [1e300] * 16, 5)
+    ),
+    *(_set(*FORMAT, part, "scale", to=value) for part in ("weight", "act") for value in ("one", "absmean", "x", 1)),
+    *(_set(*FORMAT, part, "step_per_scale", to=None) for part in ("weight", "act")),
+    *(_set(*FORMAT, key, to=True) for key in ("weight_offset", "act_offset")),
+    *(_set(*FORMAT, "input_norm", to=value) for value in (0, -1, 1e-5, 2, "x")),
+    *(
+        _set(*FORMAT, "narrow", to={"axis": axis, "width": width, "weight": {"levels": 255, "step_per_scale": 1.0}})
+        for axis in ("rows", "columns", "x")
+        for width in (0, 1, 16, 10**9)
+    ),
+    *(_set(*FORMAT, "weight", to=value) for value in ("float32", "bf16-2:4", "bf16", "int8", "int4", None, [], 5)),
     *(_set(*LAYERS, "embed", to=value) for value in (-1, 1, 2, 10**9, None, "0")),
     _set(*LAYERS, "layers.7.mlp.up", to=0),
     _set(*LAYERS, to={}),
@@ -204,7 +222,7 @@ def test_a_config_that_lies_is_refused_or_describes_the_same_model(artifact: Pat
 def test_json_that_is_none_is_refused(copy: Path, name: str, text: bytes) -> None:
     (copy / name).write_bytes(text)
     if name != "MANIFEST.json":
-        seal(copy, "questlm-artifact", 1)
+        seal(copy, FORMAT_NAME, VERSION)
     refused(copy)
 
 
@@ -322,7 +340,7 @@ def test_values_out_of_range_are_refused(copy: Path, name: str, at: int, value: 
 
 
 def _forge(folder: Path, files: Any, **fields: Any) -> None:
-    manifest: dict[str, Any] = {"kind": "questlm-artifact", "version": 1, "files": files, "details": {}} | fields
+    manifest: dict[str, Any] = {"kind": FORMAT_NAME, "version": VERSION, "files": files, "details": {}} | fields
     manifest["digest"] = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
     (folder / "MANIFEST.json").write_text(canonical_json(manifest), encoding="utf-8")
 
@@ -349,7 +367,7 @@ def test_manifest_entries_of_other_shapes_are_refused(copy: Path, entry: Any) ->
     refused(copy)
 
 
-@pytest.mark.parametrize("fields", [{"kind": "checkpoint"}, {"version": 2}, {"version": None}])
+@pytest.mark.parametrize("fields", [{"kind": "checkpoint"}, {"version": VERSION - 1}, {"version": None}])
 def test_manifests_of_other_things_are_refused(copy: Path, fields: dict[str, Any]) -> None:
     _forge(copy, json.loads((copy / "MANIFEST.json").read_text())["files"], **fields)
     refused(copy)

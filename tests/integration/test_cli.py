@@ -338,3 +338,35 @@ def test_the_demo_works_from_nothing_to_text(tmp_path: Path, quest: Quest, monke
     for name, words in named:
         if "--help" not in words:
             _command(name).make_context(name, shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    ("options", "widths"),
+    [
+        ("--method bitnet", ("ternary", 8)),
+        ("--method bitnet --set quant.overrides={lm_head:\\ 16}", ("ternary", 8)),
+        ("--method seq --act-bits 1", (2, 1)),
+        ("--format ternary", ("ternary", "ternary")),
+        ("--method adabin --set quant.act_bits=16", (1, 16)),
+        ("", (4, 4)),
+    ],
+)
+def test_a_method_brings_its_usual_bits(options: str, widths: tuple[object, object], monkeypatch, tmp_path) -> None:
+    from questlm.cli import train as command
+
+    seen = []
+    monkeypatch.setattr(command, "run_training", lambda config, out: seen.append(config))
+    monkeypatch.setattr(sys, "argv", ["quest", "train", *shlex.split(options), "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit):
+        main()
+    assert (seen[0].quant.weight_bits, seen[0].quant.act_bits) == widths
+
+
+def test_methods_are_listed_and_described(quest: Quest) -> None:
+    from questlm.quant import METHODS
+
+    everything = quest("methods")
+    for name, method in METHODS.items():
+        assert f"{name} " in everything
+        assert method.source.split()[1] in everything
+        assert method.doc.strip().splitlines()[0] in quest(f"methods {name}")

@@ -25,6 +25,10 @@ __all__ = ["diagnose", "diagnose_run"]
 RESULT_NAME = "diagnostics.json"
 _FORMAT = 1
 _TOKENS_PER_BATCH = 1024
+_NOTE = (
+    "This run has a format, a trust factor or overrides of its own; it is diagnosed on integer grids, alike in all "
+    "layers, and by the published trust factor."
+)
 
 
 def diagnose(
@@ -51,6 +55,8 @@ def diagnose(
     result = diagnose_run(run, folder, data, bits, batches, seed)
     print_table(f"diagnostics {folder}", _rows(result))
     persistence = result["masks"]["persistence"]
+    if result["note"]:
+        typer.echo(result["note"])
     if "skipped" in persistence:
         typer.echo(f"Not drawn: {persistence['skipped']}.")
     typer.echo(f"Wrote {RESULT_NAME} and {len(result['pictures'])} pictures to {folder}")
@@ -84,6 +90,7 @@ def diagnose_run(
         "versions": {name: version for name, version in package_versions().items() if name != "git"},
         "run": {"label": loaded.config.quant.label, "parameters": loaded.config.model.block_parameters},
         "checkpoint": {"step": loaded.step, "tokens": loaded.tokens},
+        "note": "" if _uniform(loaded.config.quant) else _NOTE,
         "bits": {"weights": spec.weight_bits, "activations": spec.act_bits},
         "seed": seed,
         "tokens_per_batch": chosen[0][0].numel(),
@@ -99,8 +106,17 @@ def diagnosed_spec(trained: QuantSpec, bits: str | None) -> QuantSpec:
     """What to diagnose a run at: its own bits or those asked for, on the uniform grids that the pictures compare.
 
     Raises:
-        ConfigError: `bits` are none, or the run's weights are not quantised and no bits are given.
+        ConfigError: `bits` are none, the run's weights are not quantised and no bits are given, or its layers are more
+            than a linear layer with rounded factors, so that the plain model beside it would be another one.
     """
+    from questlm.quant import find_method
+
+    method = find_method(trained.method)
+    if trained.enabled and (method.input_norm or method.branches):
+        raise ConfigError(
+            f"the layers of {trained.method} have norms before them or branches, which the unquantised model that they "
+            f"would be compared with lacks; diagnose a run of another method"
+        )
     own: dict[str, Any] = {"weight_bits": trained.weight_bits, "act_bits": trained.act_bits}
     width: Any = parse_bits(bits)
     spec = QuantSpec(
@@ -177,8 +193,16 @@ def _title(config: RunConfig, step: int, tokens: int, spec: QuantSpec) -> str:
     size = config.model.block_parameters / 1e6
     text = f"{config.quant.label}, {size:.3g}M parameters in blocks, step {step:,} ({tokens:,} tokens)"
     trained = (config.quant.weight_bits, config.quant.act_bits)
+    same_widths = trained == (spec.weight_bits, spec.act_bits)
     at = f"; diagnosed at w{spec.weight_bits}a{spec.act_bits}"
-    return text + (at if trained != (spec.weight_bits, spec.act_bits) else "")
+    on = "" if _uniform(config.quant) else "; on integer grids, alike in all layers"
+    return text + ("" if same_widths else at) + on
+
+
+def _uniform(trained: QuantSpec) -> bool:
+    """Whether a run was trained on the grids that it is diagnosed on."""
+    dense = trained.format in ("int", "ternary") and trained.act_format in (None, "int")
+    return dense and trained.trust is None and not trained.overrides
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -66,9 +66,6 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
 ) -> None:
     flags = _flags(method, bits, weight_bits, act_bits, format, data, tokens, tokens_per_param, seconds, seed)
-    says_bits = any("quant" in text and ("bits" in text or "format" in text) for text in set_ or [])
-    if method is not None and set(flags["quant"]) == {"method"} and config is None and resume is None and not says_bits:
-        flags["quant"] |= _usual_bits(method)
     if init_from is not None:
         flags["init_from"] = str(init_from)
     if resume is not None:
@@ -76,7 +73,7 @@ def train(
         return
     fresh = "init_from" not in flags and not any(text.startswith("init_from=") for text in set_ or [])
     default = "nano" if config is None and fresh else None  # an initial model brings its own shape
-    settings = load_config(preset or default, config, flags, set_ or [])
+    settings = _with_usual_bits(load_config(preset or default, config, flags, set_ or []))
     name = preset or default or (config.stem if config else Path(settings.init_from or "").resolve().name)
     run = out or fresh_folder(f"{name}-{settings.quant.label}")
     run_training(settings, run)
@@ -121,12 +118,14 @@ def _continue(
     _say_next(run)
 
 
-def _usual_bits(method: str) -> dict[str, Any]:
-    """The widths that a method is mostly used with; not all have the 4 bits that are the default elsewhere."""
+def _with_usual_bits(settings: RunConfig) -> RunConfig:
+    """Where nobody said how many bits, those that the method is mostly used with: not all have the usual 4."""
     from questlm.quant.methods import find_method
 
-    chosen = find_method(method)
-    return {"weight_bits": chosen.weight.bits[0], "act_bits": chosen.act.bits[0]}
+    method = find_method(settings.quant.method)
+    usual = {"weight_bits": method.weight.bits[0], "act_bits": method.act.bits[0]}
+    unsaid = {key: bits for key, bits in usual.items() if key not in settings.quant.model_fields_set}
+    return settings.model_copy(update={"quant": settings.quant.model_copy(update=unsaid)})
 
 
 def _say_next(run: Path) -> None:

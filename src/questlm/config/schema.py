@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from questlm.config.messages import explain
 from questlm.errors import ConfigError
@@ -161,8 +161,7 @@ class LayerOverride(Section):
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
         if isinstance(values, int | str):
-            dense = {"format": "int"} if values == 16 else {}
-            return {"weight_bits": values, "act_bits": values} | dense
+            return {"weight_bits": values, "act_bits": values, "format": "int", "act_format": "int"}
         return _with_bits_of_format(values)
 
 
@@ -197,14 +196,30 @@ class QuantSpec(Section):
     )
     overrides: dict[str, LayerOverride] = Field(
         default={},
-        description="for layers by name or pattern, such as {lm_head: 8, mlp.down: {act_bits: 8}}; later ones win; "
-        "16 leaves a layer out, and lm_head is left out unless it is named",
+        description="for layers by name or pattern, such as {lm_head: 8, mlp.down: {act_bits: 8}}; the more particular "
+        "pattern wins; 16 leaves a layer out, and lm_head is left out unless a pattern names it",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _bits_of_the_format(cls, values: Any) -> Any:
         return _with_bits_of_format(values)
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _name_the_pattern(cls, values: Any) -> Any:
+        for pattern, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, dict | LayerOverride):
+                continue
+            if value not in get_args(Bits) or isinstance(value, bool):
+                raise ValueError(
+                    f"{pattern!r} is given {value!r}; it takes bits (1 to 8, 'ternary', 16) or settings, as in "
+                    f"{{mlp.down: 8}} or {{mlp.down: {{act_bits: 8}}}}, with a space after each colon"
+                )
+        return values
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # overrides are a dictionary, which has no hash
 
     @model_validator(mode="after")
     def _fits(self) -> QuantSpec:
@@ -236,6 +251,7 @@ class QuantSpec(Section):
         width = {"ternary": "t"}
         weight, act = (width.get(str(b), str(b)) for b in (self.weight_bits, self.act_bits))
         form = "" if self.format in ("int", "ternary") else f"-{self.format.replace(':', '')}"
+        form += f"-a{self.act_format}" if self.act_format and self.act_format != self.format else ""
         return f"{self.method}{form}-w{weight}a{act}{'-mixed' if self.overrides else ''}"
 
 

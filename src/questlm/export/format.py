@@ -120,6 +120,8 @@ class WeightFormat(Section):
             raise ValueError(f"block_size {self.block_size} is not a power of two")
         if not self.quantized and (self.block_size != 1 or self.input_norm is not None):
             raise ValueError("a layer that is not quantised has block_size 1 and no norm before it")
+        if self.quantized and self.weight in ("bf16", "int8"):
+            raise ValueError("weights that are multiplied by quantised activations are codes, float32 or bf16-2:4")
         if self.weight_offset and not isinstance(self.weight, GridConfig):
             raise ValueError("only codes have an offset")
         if self.act_offset and (self.act is None or self.act.step_per_scale is not None):
@@ -168,7 +170,7 @@ class WeightFormat(Section):
 
 
 class QuantizationConfig(Section):
-    """Method and bits, for people; formats and which layer has which, for the program."""
+    """Method and bits of most layers, for people; formats and which layer has which, for the program."""
 
     method: Annotated[str, Field(min_length=1, max_length=64)]
     weight_bits: Bits

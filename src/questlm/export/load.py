@@ -176,7 +176,7 @@ def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:
         try:
             check_codes(matrix_tensors(tensors, name), form, form.wide_shape(shapes[name])[1])
         except ArtifactError as problem:
-            raise ArtifactError(f"{name} {problem}; the artifact is damaged") from None
+            raise ArtifactError(f"{name}.{problem}; the artifact is damaged") from None
 
 
 def _refuse_oversized(path: Path, limit: int) -> None:

@@ -63,17 +63,16 @@ def check_codes(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int)
     """
     if isinstance(form.weight, GridConfig):
         stored = columns // 2 if form.weight.group else columns
-        _require_on_grid(tensors["codes"], form.weight.levels, stored)
+        _require_on_grid(tensors, "codes", form.weight.levels, stored)
     if form.narrow is not None:
         width = columns if form.narrow.axis == "rows" else form.narrow.width
-        _require_on_grid(tensors["narrow_codes"], form.narrow.weight.levels, width)
+        _require_on_grid(tensors, "narrow_codes", form.narrow.weight.levels, width)
     group = form.weight.group if isinstance(form.weight, GridConfig) else int(form.weight == "bf16-2:4")
     if group:
-        kept = tensors["kept"]
-        _require_on_grid(kept, 2, columns // group)
-        fours = ops.unpack(kept, 2, columns // group).unflatten(-1, (-1, 4))
+        _require_on_grid(tensors, "kept", 2, columns // group)
+        fours = ops.unpack(tensors["kept"], 2, columns // group).unflatten(-1, (-1, 4))
         if not bool((fours.sum(-1) == 2).all()):
-            raise ArtifactError("keeps other than 2 of 4 entries somewhere")
+            raise ArtifactError("kept does not keep 2 of each 4 entries")
 
 
 def _operand(tensors: Mapping[str, Tensor], weight: GridConfig | StoredForm, block_size: int, columns: int) -> Operand:
@@ -89,10 +88,10 @@ def _operand(tensors: Mapping[str, Tensor], weight: GridConfig | StoredForm, blo
     return Operand(codes, weight.grid, tensors["step"], tensors.get("offset"))
 
 
-def _require_on_grid(packed: Tensor, levels: int, length: int) -> None:
+def _require_on_grid(tensors: Mapping[str, Tensor], kind: str, levels: int, length: int) -> None:
     """Refuse what is not the packing of rows of `length` codes below `levels`."""
-    if not _on_grid(packed, levels, length):
-        raise ArtifactError("holds a code that is not on its grid")
+    if not _on_grid(tensors[kind], levels, length):
+        raise ArtifactError(f"{kind} holds a code that is not on its grid")
 
 
 def _on_grid(packed: Tensor, levels: int, length: int) -> bool:

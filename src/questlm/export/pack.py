@@ -148,10 +148,11 @@ def _check_model(model: Llama) -> None:
             raise ConfigError(f"{name} is {parameter.dtype}; pack the float32 weights that training keeps")
         if not torch.isfinite(parameter).all():
             raise ConfigError(f"{name} holds a value that is not finite; the model has diverged and cannot be packed")
-    for name, module in model.named_modules():
-        if isinstance(module, StatefulQuantizer) and not bool(module.initialized):
-            raise ConfigError(f"{name} has seen no data yet, so it has no step; run or train the model first")
-        if isinstance(module, FakeQuantLinear) and module.blending:
+    for name, layer in layers.items():
+        act = layer.act_quantizer
+        if isinstance(act, StatefulQuantizer) and not bool(act.initialized):
+            raise ConfigError(f"{name} has seen no data yet, so its inputs have no step; run or train the model first")
+        if layer.blending or (layer.strength is not None and bool(layer.strength < 1)):
             raise ConfigError(
                 f"quantisation of {name} is still being faded in; train to the end of the gradual schedule"
             )
@@ -160,7 +161,8 @@ def _check_model(model: Llama) -> None:
 def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | None) -> ArtifactConfig:
     forms = {name: _format(model.get_submodule(name), name, embeddings) for name in matrix_shapes(model.config)}
     distinct = tuple(dict.fromkeys(forms.values()))
-    spec = next((layer.spec for layer in quantized_layers(model).values()), QuantSpec(weight_bits=16, act_bits=16))
+    specs = Counter(layer.spec for layer in quantized_layers(model).values())
+    spec = specs.most_common(1)[0][0] if specs else QuantSpec(weight_bits=16, act_bits=16)
     quantization = QuantizationConfig(
         method=spec.method,
         weight_bits=spec.weight_bits,

@@ -13,7 +13,7 @@ from questlm.export.format import WeightFormat
 from questlm.export.operands import narrow_operand, weight_operand
 from questlm.ops import Operand
 
-__all__ = ["PackedBranches", "PackedLinear", "packed_layer"]
+__all__ = ["InputNorm", "PackedBranches", "PackedLinear", "packed_layer"]
 
 
 class PackedLinear(nn.Module):
@@ -40,7 +40,8 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.form, self.narrow = in_features, form, narrow
-        self._kinds = [kind for kind in tensors if kind.startswith("narrow_") == narrow or kind.startswith("act_")]
+        own = [kind for kind in tensors if kind.startswith("narrow_") == narrow or kind.startswith("act_")]
+        self._kinds = [kind for kind in own if kind != "input_norm"]
         for kind in self._kinds:
             self.register_buffer(kind, tensors[kind])
         self._weight = None
@@ -95,14 +96,27 @@ class PackedBranches(nn.Module):
         return y
 
 
+class InputNorm(nn.Module):
+    """The norm before a layer: gain (in_features,)."""
+
+    gain: Tensor
+
+    def __init__(self, gain: Tensor, eps: float) -> None:
+        super().__init__()
+        self.register_buffer("gain", gain)
+        self.eps = eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., in_features)."""
+        return ops.rms_norm(input, self.gain, self.eps)
+
+
 def packed_layer(tensors: Mapping[str, Tensor], in_features: int, form: WeightFormat) -> nn.Module:
     """The layer of a quantised matrix, with the norm before it where it has one."""
     layer = (PackedLinear if form.narrow is None else PackedBranches)(tensors, in_features, form)
     if form.input_norm is None:
         return layer
-    norm = nn.RMSNorm(in_features, eps=form.input_norm, device="meta")
-    norm.weight = nn.Parameter(tensors["input_norm"], requires_grad=False)
-    return nn.Sequential(norm, layer)
+    return nn.Sequential(InputNorm(tensors["input_norm"], form.input_norm), layer)
 
 
 def _compute_dtype(device_type: str) -> torch.dtype:

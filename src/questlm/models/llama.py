@@ -6,6 +6,7 @@ Knows nothing of quantisation: `questlm.prepare` swaps its `nn.Linear`s. Weights
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from questlm.models.cache import KVCache
 __all__ = ["Llama"]
 
 _INIT_STD = 0.02
+_PLAIN = re.compile(
+    r"(embed|lm_head|norm|layers\.\d+\.(attention\.[qkvo]|mlp\.(gate|up|down)|(attention|mlp)_norm))\.weight"
+)
 
 
 class Attention(nn.Module):
@@ -99,6 +103,11 @@ class Llama(nn.Module):
         """Draw all weights: N(0, 0.02); projections into the residual stream N(0, 0.02 / sqrt(2 layers)); norms 1."""
         if self.embed.weight.is_meta:
             raise ConfigError("a model on the meta device has no memory for weights; call to_empty(device=...) first")
+        for name, _ in self.named_parameters():
+            if not _PLAIN.fullmatch(name):
+                raise ConfigError(
+                    f"{name} is not a weight of a plain Llama; draw the weights first, then prepare the model"
+                )
         generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
         residual_std = _INIT_STD / (2 * self.config.layers) ** 0.5
         for name, parameter in self.named_parameters():

@@ -19,6 +19,7 @@ from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
 from questlm.ops.reference.hadamard import without_autocast
 from questlm.ops.reference.matmul import Operand, factor, operand_gradient, operand_values
+from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.packing import packed_width
 from questlm.ops.reference.quantize import kept_entries, row_scale
 
@@ -44,6 +45,7 @@ __all__ = [
     "pack_sparse",
     "packed_width",
     "quantize",
+    "rms_norm",
     "row_scale",
     "scaled_matmul",
     "unavailable",

@@ -47,7 +47,7 @@ class _Sign(torch.autograd.Function):
 
 
 def _values(x: Tensor, center: Tensor, distance: Tensor, codes: Tensor, smooth: bool) -> Tensor:
-    sign: Tensor = _Sign.apply((x - center) / distance, codes, smooth)
+    sign: Tensor = _Sign.apply((x - center) / distance.clamp_min(_SMALLEST), codes, smooth)
     return distance * sign + center
 
 
@@ -78,15 +78,20 @@ class AdaBinActivation(StatefulQuantizer):
         self.center = nn.Parameter(torch.zeros(1, 1))
 
     def step_per_scale(self) -> Tensor:
-        return 2 * self.distance.detach().abs()
+        return 2 * self.distance.detach().abs() * self.initialized
 
     def offset(self) -> Tensor:
         return self.center.detach()
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor) -> bool:
         x = x.to(self.center.dtype)
-        self.center.copy_(x.mean().view(1, 1))
-        self.distance.copy_((x - self.center).abs().mean().view(1, 1).clamp_min(_SMALLEST))
+        center = x.mean()
+        distance = (x - center).abs().mean()
+        if not bool(distance.isfinite()) or not bool(distance > 0):
+            return False
+        self.center.copy_(center.view(1, 1))
+        self.distance.copy_(distance.view(1, 1))
+        return True
 
     def operand(self, x: Tensor) -> Operand:
         self.ensure_initialized(x)
@@ -94,8 +99,8 @@ class AdaBinActivation(StatefulQuantizer):
         return Operand(codes, _GRID, step, self.offset())
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
-        exact = x.to(self.center.dtype)
-        return _values(exact, self.center, self.distance.abs(), operand.data, smooth=False).to(x.dtype)
+        exact, distance = x.to(self.center.dtype), self.distance.abs() * self.initialized
+        return _values(exact, self.center, distance, operand.data, smooth=False).to(x.dtype)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

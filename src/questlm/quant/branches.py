@@ -66,8 +66,8 @@ class BranchedLinear(FakeQuantLinear):
 
     axis: Axis
     narrow: int
-    weight_quantizer: Quantizer
-    narrow_quantizer: Quantizer
+    weight_quantizer: ScaledQuantizer
+    narrow_quantizer: ScaledQuantizer
 
     @classmethod
     def cut(cls, linear: nn.Linear, spec: QuantSpec, axis: Axis) -> BranchedLinear:
@@ -84,7 +84,8 @@ class BranchedLinear(FakeQuantLinear):
         assert isinstance(layer, cls)
         layer.axis, layer.narrow = axis, narrow
         inner = make_quantizer(spec.method, _NARROW_BITS, "weight", tuple(linear.weight.shape))
-        layer.weight_quantizer, layer.narrow_quantizer = ScaledQuantizer(layer.weight_quantizer), ScaledQuantizer(inner)
+        wide: Quantizer = layer.weight_quantizer
+        layer.weight_quantizer, layer.narrow_quantizer = ScaledQuantizer(wide), ScaledQuantizer(inner)
         for quantizer in (layer.weight_quantizer, layer.narrow_quantizer):
             quantizer.to(device=linear.weight.device, dtype=linear.weight.dtype)
         return layer
@@ -99,9 +100,11 @@ class BranchedLinear(FakeQuantLinear):
         """The wide branch's codes and steps."""
         return self.quantized_branches()[0]
 
-    def dequantized_weight(self) -> Tensor:
-        """What the forward pass takes the weight for, (out, in), output scales included; no gradient."""
-        values = [ops.operand_values(operand) for operand in self.quantized_branches()]
+    def rounded_weight(self) -> Tensor:
+        """Q(W), (out, in), before the output scales; no gradient."""
+        with torch.no_grad():
+            inner = (self.weight_quantizer.inner, self.narrow_quantizer.inner)
+            values = [ops.operand_values(q.operand(w)) for q, w in zip(inner, self._weights(), strict=True)]
         return torch.cat(values, dim=0 if self.axis == "rows" else 1).to(self.weight.dtype)
 
     def _weights(self) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from itertools import pairwise
 
 from questlm.ops import Grid
 
-__all__ = ["Estimator", "clip", "identity", "trust", "trust_bound"]
+__all__ = ["Estimator", "clip", "identity", "trust_bound"]
 
 Estimator = Callable[[Grid, bool, float | None], float | None]
 
@@ -30,17 +30,12 @@ _ONE_BIT_TRUST = {True: 1.30, False: 1.25}
 
 
 def trust_bound(grid: Grid, rotates: bool, outer: float | None = None) -> float:
-    """Bound of the trust mask in steps; `outer` is the factor s on the outermost level, None the published one."""
+    """The trust estimator of QuEST; `outer` is the factor s on the outermost level, None the published one."""
     if outer is not None:
         return outer * grid.largest
     if grid.levels == 2:
         return _ONE_BIT_TRUST[rotates] * grid.largest
     return grid.largest + _largest_interval(grid) / 2
-
-
-def trust(grid: Grid, rotates: bool, outer: float | None) -> float:
-    """The trust estimator of QuEST."""
-    return trust_bound(grid, rotates, outer)
 
 
 def clip(grid: Grid, rotates: bool, outer: float | None) -> float:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from questlm import ops
@@ -32,8 +33,6 @@ from questlm.ops import Grid, Operand
 from questlm.quant.quantizers import Quantizer
 
 __all__ = ["LearnedQuantizer", "LearnedStep", "StatefulQuantizer"]
-
-_SMALLEST = 1e-8  # of an initial parameter: 0 has no gradient to leave it by
 
 
 @dataclass(frozen=True)
@@ -72,22 +71,26 @@ class StatefulQuantizer(Quantizer):
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
         self._ready = False  # the buffer's last known value, because reading it waits for the device and breaks graphs
 
-    def initialize(self, x: Tensor) -> None:
-        """Set the parameters from the rows x (rows, K)."""
+    def initialize(self, x: Tensor) -> bool:
+        """Set the parameters from the rows x (rows, K); False where x says nothing of a size."""
         raise NotImplementedError
 
     @torch.no_grad()
     def ensure_initialized(self, x: Tensor) -> None:
         """Initialise from the rows x (rows, K), unless that has been done, here or before a save.
 
-        Nothing can be learned of a size from zeros or from what is not finite: it then waits for the next tensor.
+        Nothing can be learned of a size from zeros or from what is not finite: it then waits for the next tensor, and
+        gives zeros until then. Of several processes the first decides for all, so that they learn the same.
         """
-        if self._ready or x.is_meta:
+        if self._ready or x.is_meta or x.numel() == 0:
             return
         if not bool(self.initialized):
-            if not bool(x.isfinite().all()) or not bool(x.any()):
+            usable = torch.tensor(self.initialize(x.detach()), device=x.device)
+            if dist.is_available() and dist.is_initialized():
+                for tensor in (usable, *self.parameters(recurse=False)):
+                    dist.broadcast(tensor, src=0)
+            if not bool(usable):
                 return
-            self.initialize(x.detach())
             self.initialized.fill_(True)
         self._ready = True
 
@@ -115,22 +118,28 @@ class LearnedQuantizer(StatefulQuantizer):
         self._terms = (rule.lower, rule.upper, rule.inside, rule.balance)
 
     def step_per_scale(self) -> Tensor:
-        return self.rule.ratio * self.scale.detach().abs()
+        return self.rule.ratio * self.scale.detach().abs() * self.initialized
 
     def offset(self) -> Tensor | None:
         return None if self.shift is None else self.shift.detach()
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor) -> bool:
         rotated = ops.hadamard(x.to(self.scale.dtype), self.block_size)
-        if self.rule.offset is not None and self.shift is not None:
+        shift = torch.zeros(1, 1)
+        if self.rule.offset is not None:
             scale, shift = self.rule.offset(rotated)
-            self.shift.copy_(shift.view(1, 1))
         else:
-            relative = rotated / ops.row_scale(rotated, self.grid).clamp_min(_SMALLEST)
+            smallest = torch.finfo(rotated.dtype).tiny
+            relative = rotated / ops.row_scale(rotated, self.grid).clamp_min(smallest)
             scale = self.rule.start(relative if self.scale.shape[0] > 1 else relative.reshape(1, -1))
-        # A row of zeros, which has no size of its own, begins with the mean of the others.
-        scale = torch.where(scale > _SMALLEST, scale, scale[scale > _SMALLEST].mean())
-        self.scale.copy_(scale.view(-1, 1))
+        sized = scale > 0
+        if not bool(sized.any()) or not bool(scale.isfinite().all()) or not bool(shift.isfinite().all()):
+            return False
+        # A row of zeros, which has no size of its own, begins with the mean of the others: 0 has no gradient.
+        self.scale.copy_(torch.where(sized, scale, scale[sized].mean()).view(-1, 1))
+        if self.shift is not None:
+            self.shift.copy_(shift.view(1, 1))
+        return True
 
     def operand(self, x: Tensor) -> Operand:
         self.ensure_initialized(x)
@@ -177,7 +186,7 @@ class _LearnedRound(torch.autograd.Function):
         by_step = {"residual": levels - u, "level": levels, "nothing": torch.zeros_like(u)}[kind]
         # The step of a row is ratio * |p| * rms(row), so by |p| it moves as much as it is large itself.
         terms = dy * torch.where(inside, by_step, levels) * (step / scale.abs())
-        factor = 1.0 if balance is None else (balance * x.numel() / scale.shape[0]) ** -0.5
+        factor = 1.0 if balance is None else (balance * max(x.numel(), 1) / scale.shape[0]) ** -0.5
         dscale = _shared_sum(terms, scale.shape[0]) * scale.sign() * factor
         dshift = None if shift is None else (dy * ~inside).sum().view(1, 1) * factor
         return (dy * inside).to(x.dtype), dscale, dshift, None, None, None, None

@@ -97,9 +97,12 @@ class _CodedProduct(torch.autograd.Function):
         saved = ctx.saved_tensors
         x_dtype, w_dtype, dtype = ctx.dtypes
         with without_autocast(saved[0]):
-            dx = ops.operand_gradient(gradients[0], _operand(saved[3:], ctx.grids[1]), dtype)
-            dw = ops.operand_gradient(gradients[0].T, _operand(saved[:3], ctx.grids[0]), dtype)
-        return dx.to(x_dtype), dw.to(w_dtype), *[None] * 8
+            dx = dw = None
+            if ctx.needs_input_grad[0]:
+                dx = ops.operand_gradient(gradients[0], _operand(saved[3:], ctx.grids[1]), dtype).to(x_dtype)
+            if ctx.needs_input_grad[1]:
+                dw = ops.operand_gradient(gradients[0].T, _operand(saved[:3], ctx.grids[0]), dtype).to(w_dtype)
+        return dx, dw, *[None] * 8
 
 
 def _operand(tensors: Any, grid: Grid | None) -> Operand:
@@ -166,6 +169,8 @@ class FakeQuantLinear(nn.Linear):
     def quantized_weight(self) -> Operand:
         """Codes (out, in) uint8 and steps (out, 1) as the forward pass uses them, in the Hadamard domain.
 
+        Sparse bf16 weights are not codes: their operand holds the values.
+
         Raises:
             ValueError: the weight of this layer is not quantised (16 bits).
         """
@@ -174,8 +179,8 @@ class FakeQuantLinear(nn.Linear):
         with torch.no_grad():
             return self.weight_quantizer.operand(self.weight)
 
-    def dequantized_weight(self) -> Tensor:
-        """What the forward pass takes the weight for, (out, in), back in its own domain; no gradient."""
+    def rounded_weight(self) -> Tensor:
+        """Q(W): what rounding makes of the weight, (out, in), back in its own domain; no gradient."""
         if self.weight_quantizer is None:
             return self.weight.detach()
         return ops.hadamard(ops.operand_values(self.quantized_weight()), self.block_size).to(self.weight.dtype)
@@ -183,7 +188,8 @@ class FakeQuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """y = x_q w_q^T + b."""
         if self.input_norm is not None:
-            input = self.input_norm(input)
+            assert self.input_norm.eps is not None
+            input = ops.rms_norm(input, self.input_norm.weight, self.input_norm.eps)
         if not self.quantized:
             return super().forward(input)
         dtype = _autocast_dtype(input.device.type) or self.weight.dtype
@@ -195,6 +201,10 @@ class FakeQuantLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.label}, block_size={self.block_size}"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.blending = self.strength is not None and not self.strength.is_meta and bool(self.strength < 1)
 
     def _set_quantizers(self, quantizers: LayerQuantizers) -> None:
         self.weight_quantizer, self.act_quantizer, self.block_size = quantizers

@@ -23,18 +23,23 @@ def layer_specs(
     """The settings of each layer that is to be quantised, by dotted name.
 
     A pattern names a layer by its whole dotted name or by its end, from a dot on, with * for anything: 'mlp.down',
-    'layers.0.*', 'lm_head'. Where several match, later ones win, setting by setting.
+    'layers.0.*', 'lm_head'. Where several match, the more particular ones win, setting by setting: those with fewer
+    wildcards, then the longer ones. The order in which they are written means nothing.
 
     Raises:
         ConfigError: a pattern that names no linear layer, or a head that shares the embedding's weight.
     """
-    chosen = filter_fn or _all_but_the_head(model)
     _require_matches(linears, spec)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+
+    def by_default(linear: nn.Module, name: str) -> bool:
+        return name.rpartition(".")[2] != "lm_head" and id(linear.weight) not in embeddings
+
+    chosen = filter_fn or by_default
     specs = {}
     for name, linear in linears.items():
         override = _override(name, spec)
-        own = spec if override is None else spec.overridden(override)
+        own = spec.overridden(override or LayerOverride())
         if not own.quantizes or not (override is not None or chosen(linear, name)):
             continue
         if override is not None and id(linear.weight) in embeddings:
@@ -46,19 +51,14 @@ def layer_specs(
     return specs
 
 
-def _all_but_the_head(model: nn.Module) -> FilterFn:
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return lambda module, name: name.rpartition(".")[2] != "lm_head" and id(module.weight) not in embeddings
-
-
 def _override(name: str, spec: QuantSpec) -> LayerOverride | None:
     """All overrides that name a layer, as one; None where none does."""
-    matching = [override for pattern, override in spec.overrides.items() if _matches(name, pattern)]
+    matching = sorted((p for p in spec.overrides if _matches(name, p)), key=lambda p: (-p.count("*"), len(p), p))
     if not matching:
         return None
     merged: dict[str, Any] = {}
-    for override in matching:
-        merged |= override.model_dump(exclude_none=True)
+    for pattern in matching:
+        merged |= spec.overrides[pattern].model_dump(exclude_none=True)
     return LayerOverride(**merged)
 
 

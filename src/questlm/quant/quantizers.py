@@ -89,7 +89,11 @@ class DynamicQuantizer(Quantizer):
         return Operand(codes, self.grid, step)
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
-        result: Tensor = _Masked.apply(x, self.grid, self.block_size, self.mask_bound)
+        result: Tensor
+        if self.mask_bound is None:
+            result = _StraightThrough.apply(ops.hadamard(x, self.block_size), ops.operand_values(operand))
+        else:
+            result = _Masked.apply(x, self.grid, self.block_size, self.mask_bound)
         return result
 
 
@@ -105,18 +109,21 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
+_SIGN = Grid(2, None, scale="one")
+
+
 class CenteredSignQuantizer(Quantizer):
     """g sign(W - mean(W)) with g = mean|W| over the whole tensor; straight-through gradient. The weights of BitNet."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.grid, self.block_size = Grid(2, None, scale="one"), 1
+        self.grid, self.block_size = _SIGN, 1
 
     def operand(self, x: Tensor) -> Operand:
         x = x.detach()
         step = 2 * x.abs().mean().view(1, 1)
-        codes, step, _ = ops.quantize(x, self.grid or Grid(2, None), 1, None, step, x.mean())
-        return Operand(codes, self.grid, step)
+        codes, step, _ = ops.quantize(x, _SIGN, 1, None, step, x.mean())
+        return Operand(codes, _SIGN, step)
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
         result: Tensor = _StraightThrough.apply(x, ops.operand_values(operand))

@@ -2,7 +2,7 @@
 
 After each optimizer step   w <- w - lr * lambda_t * (w - Q(w)),   with lambda_t zero for the first 80 % of the
 training, then rising linearly to `train.cage` (10 in the paper). It needs nothing of the method but Q, so it goes with
-any.
+any. It means most where Q(Q(w)) = Q(w); BitNet's ternary scale shrinks each time it is taken, and the weights with it.
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ def pull_to_grid(model: nn.Module, rate: float) -> None:
     """w <- w - rate (w - Q(w)) for every layer with quantised weights; `rate` is lr * lambda_t."""
     for layer in quantized_layers(model).values():
         if layer.weight_quantizer is not None:
-            layer.weight.lerp_(layer.dequantized_weight(), rate)
+            layer.weight.lerp_(layer.rounded_weight(), rate)

@@ -88,7 +88,8 @@ def _product_difference(layer: FakeQuantLinear) -> float:
     """Relative distance between a layer's quantised and plain product on random rows."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn(16, layer.in_features, generator=generator).to(layer.weight.device, layer.weight.dtype)
-    plain = nn.functional.linear(x, layer.weight, layer.bias)
+    with dense(layer):
+        plain = layer(x)
     return float((layer(x) - plain).norm() / plain.norm())
 
 

@@ -159,7 +159,14 @@ def _from_run(path: Path) -> InitialModel:
     state = read_json(checkpoint / "state.json", CheckpointError)
     require_same_config(state.get("config", {}) if isinstance(state, dict) else {}, config, checkpoint)
     expected = _shapes(config.model)
-    places = {name: place for name, place in _headers([checkpoint / _WEIGHTS]).items() if name in expected}
+    places = _headers([checkpoint / _WEIGHTS])
+    for name in places:
+        if name.endswith((".input_norm.weight", ".output_scale")):
+            raise ConfigError(
+                f"{path} holds {name}, without which its weights are another model; a run cannot begin from a run of "
+                f"{config.quant.method}, only continue it with --resume"
+            )
+    places = {name: place for name, place in places.items() if name in expected}
     _check(places, expected, path)
     return InitialModel(path, config.model, places, run.tokenizer_file if run.tokenizer_file.is_file() else None)
 

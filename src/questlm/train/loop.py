@@ -231,22 +231,22 @@ class Trainer:
     def _loop(self, log: Log, interrupt: Interrupt, update: Callable[..., None]) -> None:
         train = self.config.train
         clock = time.monotonic() - self.state.seconds
+        set_quantization_strength(self.model, self._share_done())
         while (share := self._share_done()) < 1.0 and interrupt.received is None:
             started = time.monotonic()
-            set_quantization_strength(self.model, share)
             self._step(learning_rate(train, share), cage_strength(train, share))
             if self.device.type == "cpu" or self.state.step % train.log_every == 0:
                 self._look_at_losses()
             self.state.step_seconds += time.monotonic() - started
             if self.state.step % train.log_every == 0:
                 self._add_to_curve(learning_rate(train, share), log)
+            self.state.seconds = time.monotonic() - clock
+            set_quantization_strength(self.model, self._share_done())  # before anyone looks at the model or saves it
             if train.eval_every and self.state.step % train.eval_every == 0:
                 self._validate(log)
-            self.state.seconds = time.monotonic() - clock
             if self.state.step % train.checkpoint_every == 0:
                 self._save()
             update(self._share_done(), self._status())
-        set_quantization_strength(self.model, self._share_done())
         self._look_at_losses()
 
     def _step(self, lr: float, correction: float) -> None:

@@ -66,7 +66,7 @@ def test_pictures_and_numbers(run: Path, quest: Quest) -> None:
     result = _read("first")
     assert set(result) == {
         "format", "title", "date", "device", "versions", "run", "checkpoint", "bits", "seed", "tokens_per_batch",
-        "gradient_alignment", "masks", "normality", "error", "pictures",
+        "note", "gradient_alignment", "masks", "normality", "error", "pictures",
     }  # fmt: skip
     assert set(result["pictures"]) == PICTURES
     assert result["checkpoint"] == {"step": 12, "tokens": 12 * 4 * 32}

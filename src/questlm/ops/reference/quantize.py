@@ -84,7 +84,8 @@ def kept_entries(rotated: Tensor, group: int) -> Tensor:
     if rotated.shape[-1] % (4 * group):
         raise ValueError(f"2:4 sparsity needs rows of a multiple of {4 * group} entries, not {rotated.shape[-1]}")
     groups = rotated.unflatten(-1, (-1, 4, group))
-    largest = groups.square().sum(-1).topk(2, dim=-1).indices
+    norms = groups[..., 0].abs() if group == 1 else torch.hypot(groups[..., 0], groups[..., 1])
+    largest = norms.topk(2, dim=-1).indices
     kept = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=rotated.device).scatter(-1, largest, True)
     return kept.unsqueeze(-1).expand(groups.shape).flatten(-3)
 

@@ -5,6 +5,7 @@ To add a method, put a `Method` into METHODS (docs/howto/add-a-method.md).
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 from questlm.config import QuantSpec
@@ -96,8 +97,8 @@ def make_quantizer(
         method: name in METHODS.
         bits: 1 to 8 or 'ternary', as far as the method and format have them; None: their usual width.
         role: which factor of the product the tensor is.
-        shape: of the tensor; its first dimension is the number of rows where a method learns one parameter for each,
-            its last one K, the length of a row.
+        shape: of the tensor, (..., K). Its last dimension is a row; where a method learns a parameter for each row of a
+            weight, the others say how many there are.
         format: of the grid: 'int', 'ternary', 'fp4', 'lloydmax', 'int-2:4' or 'bf16-2:4'.
         block_size: of the Hadamard transform, for methods that rotate.
         trust: outer trust factor s; None: the method's own.
@@ -112,7 +113,10 @@ def make_quantizer(
         bits = recipe.bits[0] if format == "int" else FORMAT_BITS.get(format, recipe.bits)[0]
     _check(method, role, bits, format, trust)
     block = _block_size(chosen, shape[-1], block_size)
-    return recipe.make(Request(bits, format, block, shape[0] if role == "weight" else 1, trust))
+    group = {"int-2:4": 2, "bf16-2:4": 1}.get(format)
+    if group and shape[-1] % (4 * group):
+        raise ConfigError(f"{format} sparsity needs rows of a multiple of {4 * group} entries, not {shape[-1]}")
+    return recipe.make(Request(bits, format, block, prod(shape[:-1]) if role == "weight" else 1, trust))
 
 
 def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> LayerQuantizers:
@@ -123,6 +127,8 @@ def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> La
     """
     block_size = _block_size(find_method(spec.method), in_features, spec.block_size)
     weight = act = None
+    if spec.weight_bits == 16 and spec.format == "int-2:4":
+        raise ConfigError("the format int-2:4 is of 4-bit weights, not 16; sparse weights of 16 bits are bf16-2:4")
     if spec.weight_bits != 16 or spec.format == "bf16-2:4":
         shape = (out_features, in_features)
         weight = make_quantizer(
@@ -160,9 +166,14 @@ def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) 
         what = f"{name} quantises {factor}" if format == "int" else f"the format {format} quantises"
         others = [other for other, value in METHODS.items() if format == "int" and bits in value.recipe(role).bits]
         elsewhere = f", or a method that has {bits}: {_list(others)}" if others else ""
+        if format != "int" and bits in recipe.bits:
+            key = "format" if role == "weight" else "act_format"
+            elsewhere = f"; for {bits!r} bits say {key} = 'int'"
         raise ConfigError(
             f"{what} to {_list(allowed)} bits, not {bits!r}; the nearest is {_nearest(bits, allowed)!r}{elsewhere}"
         )
+    if trust is not None and not trust > 0:
+        raise ConfigError(f"trust = {trust}; the outer trust factor is above 0")
     if trust is not None and not method.trusts:
         others = [other for other, value in METHODS.items() if value.trusts]
         raise ConfigError(

@@ -18,7 +18,8 @@ __all__ = ["ALL_BITS", "Bits", "Method", "Recipe", "Request", "Role", "dynamic",
 Bits = int | str
 Role = Literal["weight", "activation"]
 
-ALL_BITS: tuple[Bits, ...] = (1, 2, 3, 4, 5, 6, 7, 8, "ternary")
+ALL_BITS: tuple[Bits, ...] = (4, 1, 2, 3, 5, 6, 7, 8, "ternary")
+"""Every width, the usual one first."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ class Method:
         return self.weight if role == "weight" else self.act
 
 
-def dynamic(
-    grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[Bits, ...] = (4, 1, 2, 3, 5, 6, 7, 8, "ternary")
-) -> Recipe:
+def dynamic(grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[Bits, ...] = ALL_BITS) -> Recipe:
     """A recipe whose steps follow from the rows themselves; the estimator says where gradients pass."""
 
     def make(request: Request) -> Quantizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,19 @@ from questlm.ops import Grid
 from questlm.quant.adabin import AdaBinActivation, AdaBinWeight
 from questlm.quant.grids import gaussian_scale, level_count
 from questlm.quant.learned import LearnedStep
-from questlm.quant.methods.base import Method, Recipe, Request, learned
+from questlm.quant.methods.base import ALL_BITS, Method, Recipe, Request, learned
 
 __all__ = ["adabin", "lsq", "lsq_plus", "lsq_row", "pact", "seq"]
 
-_BITS = (4, 1, 2, 3, 5, 6, 7, 8, "ternary")
 _SHRINKS = [step / 100 for step in range(2, 101, 2)]  # of the range that LSQ+ starts from
 
 
 def _mean(x: Tensor) -> Tensor:
     return x.abs().mean(-1)
+
+
+def _rms(x: Tensor, times: float) -> Tensor:
+    return times * x.square().mean(-1).sqrt()
 
 
 def _amax(x: Tensor) -> Tensor:
@@ -48,9 +53,13 @@ def _lsq_rule(request: Request) -> LearnedStep:
         lower=-grid.zero_point,
         upper=top,
         inside="residual",
-        start=lambda x: 2 * _mean(x) / top**0.5,
+        start=partial(_lsq_start, top=top),
         balance=top,
     )
+
+
+def _lsq_start(x: Tensor, top: float) -> Tensor:
+    return 2 * _mean(x) / top**0.5
 
 
 _LSQ = """
@@ -68,8 +77,8 @@ lsq = Method(
 Differs: m for activations counts the whole batch (the paper: the features of one sample); with Adam this changes
 nothing but the share in the clipped norm. The step is |s|, so that it cannot turn negative.
 """,
-    weight=learned(_lsq_grid, _lsq_rule, "step, one per tensor", _BITS),
-    act=learned(_lsq_grid, _lsq_rule, "step, one per tensor", _BITS),
+    weight=learned(_lsq_grid, _lsq_rule, "step, one per tensor", ALL_BITS),
+    act=learned(_lsq_grid, _lsq_rule, "step, one per tensor", ALL_BITS),
 )
 
 lsq_row = Method(
@@ -80,8 +89,8 @@ lsq_row = Method(
 Differs from `lsq`: each row of a weight has a step of its own; activations share one s in units of the token's rms,
 which is a constant for the gradient, so that both factors are scaled by rows as QuEST's are.
 """,
-    weight=learned(_lsq_grid, _lsq_rule, "step, one per row", _BITS, by_row=True),
-    act=learned(_lsq_row_act_grid, _lsq_rule, "step in units of the rms, one per tensor", _BITS),
+    weight=learned(_lsq_grid, _lsq_rule, "step, one per row", ALL_BITS, by_row=True),
+    act=learned(_lsq_row_act_grid, _lsq_rule, "step in units of the rms, one per tensor", ALL_BITS),
 )
 
 
@@ -92,18 +101,16 @@ def _lsq_plus_grid(request: Request) -> Grid:
 
 def _lsq_plus_rule(request: Request) -> LearnedStep:
     grid = _lsq_plus_grid(request)
-
-    def start(x: Tensor) -> tuple[Tensor, Tensor]:
-        return _best_range(x, grid)
-
-    top = grid.largest
+    top, start = grid.largest, partial(_best_range, grid=grid)
     return LearnedStep(1, -grid.zero_point, top, "residual", _mean, balance=max(top, 1), offset=start)
 
 
 def _best_range(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """(step, offset) of the smallest squared error among shrunken ranges from min to max."""
     low, high = x.min(), x.max()
-    middle, width = (low + high) / 2, (high - low).clamp_min(1e-8)
+    middle, width = (low + high) / 2, high - low
+    if not bool(width > 0):
+        return width, middle
     candidates = []
     for shrink in _SHRINKS:
         step = width * shrink / (grid.levels - 1)
@@ -125,8 +132,8 @@ o: 0 inside, 1 outside, with the gradient scale of s.
 Initialisation: weights as `lsq`; activations the s and o of least squared error among ranges from min to max, shrunk
 about their middle to 2, 4, ..., 100 % (the paper minimises the same error by gradient descent).
 """,
-    weight=learned(_lsq_grid, _lsq_rule, "step, one per tensor", _BITS),
-    act=learned(_lsq_plus_grid, _lsq_plus_rule, "step and offset, one per tensor", _BITS),
+    weight=learned(_lsq_grid, _lsq_rule, "step, one per tensor", ALL_BITS),
+    act=learned(_lsq_plus_grid, _lsq_plus_rule, "step and offset, one per tensor", ALL_BITS),
 )
 
 # -- PACT -------------------------------------------------------------------------------------------------------------
@@ -144,7 +151,7 @@ def _pact_rule(request: Request) -> LearnedStep:
         lower=-top,
         upper=top,
         inside="nothing",
-        start=lambda x: optimum * x.square().mean(-1).sqrt(),
+        start=partial(_rms, times=optimum),
     )
 
 
@@ -155,11 +162,11 @@ pact = Method(
 Formula: x clipped to [-alpha, alpha], then the nearest of 2^b evenly spaced levels from -alpha to alpha.
 Gradient to x: 1 where |x| < alpha, else 0. To alpha: sign(x) where |x| >= alpha, else 0.
 Initialisation: alpha = a* rms of the first tensor seen, the MSE-optimal clip of a Gaussian.
-Regularisation: the paper's L2 penalty on alpha is weight decay; train.quantizer_weight_decay sets it.
+Regularisation: the paper's L2 penalty on alpha is AdamW's decoupled decay, train.quantizer_weight_decay; 0 by default.
 Differs: symmetric, since inputs are signed; weights are quantised alike (the paper takes DoReFa's for them).
 """,
-    weight=learned(_pact_grid, _pact_rule, "clip, one per tensor", _BITS),
-    act=learned(_pact_grid, _pact_rule, "clip, one per tensor", _BITS),
+    weight=learned(_pact_grid, _pact_rule, "clip, one per tensor", ALL_BITS),
+    act=learned(_pact_grid, _pact_rule, "clip, one per tensor", ALL_BITS),
 )
 
 # -- SEQ --------------------------------------------------------------------------------------------------------------

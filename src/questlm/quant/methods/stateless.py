@@ -1,9 +1,9 @@
-"""Methods whose steps follow from the rows themselves and which learn nothing beside the weights."""
+"""Methods whose steps follow from the rows themselves; none is learned."""
 
 from __future__ import annotations
 
 from questlm.ops import Grid
-from questlm.quant.estimators import clip, identity, trust
+from questlm.quant.estimators import clip, identity, trust_bound
 from questlm.quant.grids import level_count
 from questlm.quant.methods.base import Method, Recipe, Request, dynamic, format_grid
 from questlm.quant.quantizers import CenteredSignQuantizer, Quantizer
@@ -28,8 +28,8 @@ norm; the mask is taken against the sparse value), bf16-2:4.
 Differs: a* is solved to machine precision (the published runs used a coarser solution); FP4's T is half the largest
 interval, 0.487 rms (the public code has 0.319).
 """,
-    weight=dynamic(format_grid, trust),
-    act=dynamic(format_grid, trust),
+    weight=dynamic(format_grid, trust_bound),
+    act=dynamic(format_grid, trust_bound),
     rotates=True,
     formats=_ALL,
     trusts=True,
@@ -41,8 +41,8 @@ quest_noht = Method(
     doc="""
 Formula, initialisation and gradient as `quest`, with x in the place of HT(x); at 1 bit s = 1.25.
 """,
-    weight=dynamic(format_grid, trust),
-    act=dynamic(format_grid, trust),
+    weight=dynamic(format_grid, trust_bound),
+    act=dynamic(format_grid, trust_bound),
     formats=_ALL,
     trusts=True,
 )
@@ -167,7 +167,7 @@ An RMSNorm with a learned gain stands before each quantised layer.
 Differs: one 8-bit branch (the paper also routes among several), cut from the layer's own width so that the number of
 parameters stays what it was; the paper starts its scales unequal.
 """,
-    weight=Recipe((1, 8), _pquant_weight, "two output scales per feed-forward layer"),
+    weight=Recipe((1, 8), _pquant_weight, "two output scales for each of gate, up and down"),
     act=dynamic(_eight_bits, identity, (8,)),
     formats=("int",),
     input_norm=True,

@@ -258,6 +258,21 @@ def test_four_bits_begin_near_the_model_and_can_be_packed(exported: Path, settin
     assert answer
 
 
+@pytest.mark.parametrize("method", ["quest", "lsq", "seq"])
+def test_faded_in_it_begins_as_the_model_and_ends_quantised(
+    method: str, exported: Path, settings: Settings, tmp_path: Path
+) -> None:
+    quant = {"method": method, "weight_bits": 2, "act_bits": 2}
+    losses = {
+        share: train(settings(exported, quant={**quant, "gradual": share}), tmp_path / str(share)).curve[0]["loss"]
+        for share in (0.0, 0.9)
+    }
+    plain = train(settings(exported, quant=OFF), tmp_path / "plain").curve[0]["loss"]
+    assert losses[0.9] == pytest.approx(plain, abs=2e-3)  # of bf16 embeddings
+    assert losses[0.0] > plain + 0.01
+    pack(load_run(tmp_path / "0.9").model, tmp_path / "packed")
+
+
 def test_scaled_positions_survive_packing(tokenizer: Path, settings: Settings, tmp_path: Path) -> None:
     random_folder(tmp_path / "theirs", tokenizer, rope_scaling=LLAMA3)
     train(settings(tmp_path / "theirs"), tmp_path / "run")

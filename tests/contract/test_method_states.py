@@ -45,11 +45,9 @@ def test_steps_are_learned_of_any_size(name, role, size):
         assert 0 < (values - x).double().norm() / x.double().norm() <= 1
 
 
-@pytest.mark.parametrize(("name", "role"), STATEFUL)
-def test_no_rows_at_all_change_nothing(name, role):
-    if role == "weight":
-        pytest.skip("a weight has rows")
-    quantizer = make_quantizer(name, role=role, shape=(4, 32))
+@pytest.mark.parametrize("name", [name for name, role in STATEFUL if role == "activation"])
+def test_no_rows_at_all_change_nothing(name):
+    quantizer = make_quantizer(name, role="activation", shape=(4, 32))
     x = torch.zeros(0, 32, requires_grad=True)
     quantizer(x).sum().backward()
     assert not quantizer.initialized

@@ -40,6 +40,7 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.form, self.narrow = in_features, form, narrow
+        self._linear = form.linear  # made once, not for each token
         own = [kind for kind in tensors if kind.startswith("narrow_") == narrow or kind.startswith("act_")]
         self._kinds = [kind for kind in own if kind != "input_norm"]
         for kind in self._kinds:
@@ -48,13 +49,13 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        dtype = _compute_dtype(input.device.type)
+        dtype = ops.compute_dtype(ops.autocast_dtype(input) or torch.float32)
         with torch.autocast(input.device.type, enabled=False):
             y = ops.scaled_matmul(self._input(input.reshape(-1, self.in_features)), self._unpacked(dtype), dtype)
         return y.reshape(*input.shape[:-1], -1)
 
     def _input(self, rows: Tensor) -> Operand:
-        block_size, grid = self.form.linear.block_size, self.form.linear.act
+        block_size, grid = self._linear.block_size, self._linear.act
         if grid is None:
             return Operand(ops.hadamard(rows, block_size))
         step, offset = (getattr(self, kind) if kind in self._kinds else None for kind in ("act_step", "act_offset"))
@@ -117,8 +118,3 @@ def packed_layer(tensors: Mapping[str, Tensor], in_features: int, form: WeightFo
     if form.input_norm is None:
         return layer
     return nn.Sequential(InputNorm(tensors["input_norm"], form.input_norm), layer)
-
-
-def _compute_dtype(device_type: str) -> torch.dtype:
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else torch.float32
-    return torch.float32 if dtype is torch.float16 else dtype

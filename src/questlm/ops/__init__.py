@@ -17,7 +17,7 @@ from questlm.ops.reference import hadamard as _hadamard
 from questlm.ops.reference import matmul as _matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
-from questlm.ops.reference.hadamard import without_autocast
+from questlm.ops.reference.hadamard import autocast_dtype, compute_dtype, without_autocast
 from questlm.ops.reference.matmul import Operand, factor, operand_gradient, operand_values
 from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.packing import packed_width
@@ -32,7 +32,9 @@ __all__ = [
     "Operand",
     "Quantized",
     "Scale",
+    "autocast_dtype",
     "backend_for",
+    "compute_dtype",
     "dequantize",
     "factor",
     "fit_block_size",

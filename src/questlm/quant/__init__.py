@@ -3,7 +3,7 @@
 from questlm.config import LayerOverride, QuantSpec
 from questlm.quant.branches import BranchedLinear
 from questlm.quant.functional import dequantize, fake_quantize, quantize
-from questlm.quant.gradual import refresh_blending, set_quantization_strength
+from questlm.quant.gradual import set_quantization_strength
 from questlm.quant.grids import gaussian_grid, gaussian_mse, gaussian_scale, grid_mse
 from questlm.quant.learned import StatefulQuantizer
 from questlm.quant.linear import FakeQuantLinear
@@ -36,7 +36,6 @@ __all__ = [
     "prepare",
     "quantize",
     "quantized_layers",
-    "refresh_blending",
     "restore",
     "set_quantization_strength",
 ]

@@ -9,41 +9,26 @@ packed model.
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from questlm.quant.linear import FakeQuantLinear
-from questlm.quant.methods import find_method
+from questlm.quant.methods import gradual_share
 
-__all__ = ["gradual_share", "refresh_blending", "set_quantization_strength"]
-
-
-def gradual_share(layer: FakeQuantLinear) -> float:
-    """Share of the training over which this layer's model fades quantisation in; 0: not at all."""
-    own = layer.spec.gradual
-    return find_method(layer.spec.method).gradual if own is None else own
+__all__ = ["set_quantization_strength"]
 
 
 def set_quantization_strength(model: nn.Module, done: float) -> None:
-    """Set every layer's lambda for the share `done` (0 to 1) of the training. Without a schedule nothing changes."""
-    layers = [layer for layer in _layers(model) if layer.strength is not None]
-    for index, layer in enumerate(layers):
-        ramp = gradual_share(layer) / 2
+    """Set every layer's lambda for the share `done` (0 to 1) of the training. Without a schedule nothing changes.
+
+    All layers blend until the last is done, so that torch.compile makes two graphs and not one for each layer.
+    """
+    modules = (module for module in model.modules() if isinstance(module, FakeQuantLinear))
+    layers = [(layer, layer.strength) for layer in modules if layer.strength is not None]
+    for index, (layer, strength) in enumerate(layers):
+        share = gradual_share(layer.spec)
+        if done >= share and not layer.blending:
+            continue  # finished before: nothing to write to the device
+        ramp = share / 2
         start = ramp * index / max(len(layers) - 1, 1)
-        strength = min(max((done - start) / ramp, 0.0), 1.0)
-        layer.blending = done < 2 * ramp
-        assert layer.strength is not None
-        layer.strength.fill_(strength if layer.blending else 1.0)
-
-
-@torch.no_grad()
-def refresh_blending(model: nn.Module) -> None:
-    """After loading weights: a model saved while quantisation was being faded in goes on blending."""
-    layers = [layer for layer in _layers(model) if layer.strength is not None]
-    unfinished = any(bool(layer.strength < 1) for layer in layers)  # type: ignore[operator]
-    for layer in layers:
-        layer.blending = unfinished
-
-
-def _layers(model: nn.Module) -> list[FakeQuantLinear]:
-    return [module for module in model.modules() if isinstance(module, FakeQuantLinear)]
+        layer.blending = done < share
+        strength.fill_(min(max((done - start) / ramp, 0.0), 1.0) if layer.blending else 1.0)

@@ -20,6 +20,7 @@ the rms is a constant for the gradient, as in QuEST.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -71,9 +72,9 @@ class StatefulQuantizer(Quantizer):
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
         self._ready = False  # the buffer's last known value, because reading it waits for the device and breaks graphs
 
+    @abstractmethod
     def initialize(self, x: Tensor) -> bool:
         """Set the parameters from the rows x (rows, K); False where x says nothing of a size."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def ensure_initialized(self, x: Tensor) -> None:

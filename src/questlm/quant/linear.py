@@ -23,7 +23,7 @@ from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.ops import Grid, LinearFormat, Operand, without_autocast
-from questlm.quant.methods import LayerQuantizers, find_method, layer_quantizers
+from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer
 
 __all__ = ["FakeQuantLinear"]
@@ -141,17 +141,19 @@ class FakeQuantLinear(nn.Linear):
         Raises:
             ConfigError: unknown method, a combination that makes no sense, or no Hadamard block divides the inputs.
         """
-        method = find_method(spec.method)
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.spec, layer.quantized, layer.blending = spec, True, False
-        layer._set_quantizers(layer_quantizers(spec, linear.out_features, linear.in_features))
-        layer.input_norm = nn.RMSNorm(linear.in_features, eps=_NORM_EPS) if method.input_norm else None
+        quantizers = layer_quantizers(spec, linear.out_features, linear.in_features)
+        layer.weight_quantizer, layer.act_quantizer, layer.block_size = quantizers
+        layer.input_norm = (
+            nn.RMSNorm(linear.in_features, eps=_NORM_EPS) if find_method(spec.method).input_norm else None
+        )
         for module in (layer.weight_quantizer, layer.act_quantizer, layer.input_norm):
             if module is not None:
                 module.to(device=linear.weight.device, dtype=linear.weight.dtype)
-        share = method.gradual if spec.gradual is None else spec.gradual
-        layer.register_buffer("strength", torch.ones((), device=linear.weight.device) if share > 0 else None)
+        fades = gradual_share(spec) > 0
+        layer.register_buffer("strength", torch.ones((), device=linear.weight.device) if fades else None)
         return layer.train(linear.training)
 
     def to_linear(self) -> nn.Linear:
@@ -192,9 +194,8 @@ class FakeQuantLinear(nn.Linear):
             input = ops.rms_norm(input, self.input_norm.weight, self.input_norm.eps)
         if not self.quantized:
             return super().forward(input)
-        dtype = _autocast_dtype(input.device.type) or self.weight.dtype
-        computed = torch.float32 if dtype is torch.float16 else dtype
-        y = self._product(input.reshape(-1, self.in_features), computed)
+        dtype = ops.autocast_dtype(input) or self.weight.dtype
+        y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.to(dtype).reshape(*input.shape[:-1], self.out_features)
@@ -205,9 +206,6 @@ class FakeQuantLinear(nn.Linear):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.blending = self.strength is not None and not self.strength.is_meta and bool(self.strength < 1)
-
-    def _set_quantizers(self, quantizers: LayerQuantizers) -> None:
-        self.weight_quantizer, self.act_quantizer, self.block_size = quantizers
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return self._quantized_product(x, self.weight, self.weight_quantizer, dtype)
@@ -257,8 +255,3 @@ def _values_and_operand(
 
 def _tensors(operand: Operand) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return operand.data, operand.step, operand.offset
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    enabled = device_type != "meta" and torch.is_autocast_enabled(device_type)  # there is no autocast for meta
-    return torch.get_autocast_dtype(device_type) if enabled else None

@@ -6,6 +6,7 @@ learn in parameters and buffers: it is saved, loaded and moved with the model.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from questlm.ops.reference.storage import stored_form
 __all__ = ["CenteredSignQuantizer", "DynamicQuantizer", "Quantizer", "SparseQuantizer"]
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """One factor of a linear layer's product, weight or activation.
 
     Called on x (..., K) it gives the values (..., K) that x takes, in the Hadamard domain where `block_size` > 1, with
@@ -32,13 +33,13 @@ class Quantizer(nn.Module):
     grid: Grid | None
     block_size: int
 
+    @abstractmethod
     def operand(self, x: Tensor) -> Operand:
         """Codes of rows (rows, K), as a factor of `ops.scaled_matmul`; no gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, x: Tensor, operand: Operand) -> Tensor:
         """What `operand`, made of the rows x (rows, K), stands for: (rows, K) of the dtype of x, with the gradient."""
-        raise NotImplementedError
 
     def step_per_scale(self) -> Tensor | None:
         """Learned steps in units of the row's scale, (1, 1) or (rows, 1); None where the grid has a fixed one."""

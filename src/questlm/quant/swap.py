@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -120,5 +120,4 @@ def _replace(model: M, replacements: dict[nn.Module, nn.Module]) -> M:
         for name, child in list(parent._modules.items()):  # named_children would skip a layer used twice
             if child in replacements:
                 setattr(parent, name, replacements[child])
-    replaced: M = replacements.get(model, model)  # type: ignore[assignment]
-    return replaced
+    return cast(M, replacements.get(model, model))

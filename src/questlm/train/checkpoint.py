@@ -33,7 +33,7 @@ _PREFIX = "step-"
 
 
 def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
-    """Write `folder/step-XXXXXXXX` with one safetensors file per entry of `tensors` and `state` as JSON.
+    """Write `folder/step-` and eight digits, with one safetensors file per entry of `tensors` and `state` as JSON.
 
     Raises:
         CheckpointError: the disk is full or not writable; what was there before is untouched.
@@ -123,4 +123,4 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Pat
                 f"{source} is a checkpoint of another model: {name} is {tuple(other.shape)} {other.dtype} there "
                 f"and {tuple(tensor.shape)} {tensor.dtype} here"
             )
-        tensor.copy_(other)
+    model.load_state_dict(tensors, strict=False)  # names are checked above; a tied head is there once

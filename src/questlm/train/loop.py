@@ -188,6 +188,7 @@ class Trainer:
             log = open_loggers(self.config.train.loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
             stack.enter_context(_without_advice())
             batch = self._first_micro_batch()
+            set_quantization_strength(self.model, 1.0)  # what is checked is the whole of it, also half-way through
             self._initialize_quantizers(batch)
             self.checks = check_quantization(self.model, self.loss_fn, self._loss, batch)
             interrupt = stack.enter_context(Interrupt())

@@ -12,7 +12,7 @@ from questlm.config import RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
 from questlm.files import atomic_folder
 from questlm.models import Llama
-from questlm.quant import prepare, refresh_blending
+from questlm.quant import prepare
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
 
 if TYPE_CHECKING:
@@ -193,6 +193,5 @@ def load_run(path: Path) -> LoadedRun:
     require_same_config(state.get("config", {}), config, checkpoint)
     model = build_model(config)
     load_model_tensors(model, tensors.get("model", {}), checkpoint)
-    refresh_blending(model)
     progress = state.get("progress", {})
     return LoadedRun(model, config, progress.get("step", 0), progress.get("tokens", 0))

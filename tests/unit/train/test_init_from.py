@@ -497,7 +497,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nan": (_set(DOWN, lambda: torch.full((32, 64), float("nan"))), "holds a value that is not finite"),
     "inf": (_set(DOWN, lambda: torch.full((32, 64), float("-inf"))), "holds a value that is not finite"),
     "index-outside": (_map(x="../x.safetensors"), "'../x.safetensors', which is no safetensors file in its folder"),
-    "index-absolute": (_map(x="/tmp/x.safetensors"), "refusing to read it"),
+    "index-absolute": (_map(x="/x.safetensors"), "refusing to read it"),
     "index-pickle": (_map(x="x.bin"), "'x.bin', which is no safetensors file"),
     "index-number": (_map(x=3), "lists no files of weights"),
     "index-null-byte": (_map(x="a\0.safetensors"), "refusing to read it"),

@@ -5,6 +5,7 @@ To add a method, put a `Method` into METHODS (docs/howto/add-a-method.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ __all__ = [
     "dynamic",
     "find_method",
     "format_grid",
+    "gradual_share",
     "layer_quantizers",
     "learned",
     "make_quantizer",
@@ -80,6 +82,11 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"no method {name!r}.{nearest_name(name, METHODS)} There are: {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def gradual_share(spec: QuantSpec) -> float:
+    """Share of the training over which quantisation by `spec` is faded in; 0: not at all."""
+    return find_method(spec.method).gradual if spec.gradual is None else spec.gradual
 
 
 def make_quantizer(
@@ -188,5 +195,5 @@ def _nearest(bits: object, allowed: tuple[Bits, ...]) -> Bits:
     return min(allowed, key=lambda value: abs(width(value) - width(bits)))
 
 
-def _list(values: object) -> str:
-    return ", ".join(str(value) for value in values)  # type: ignore[attr-defined]
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)

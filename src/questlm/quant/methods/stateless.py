@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from questlm.ops import Grid
 from questlm.quant.estimators import clip, identity, trust_bound
 from questlm.quant.grids import level_count
@@ -35,16 +37,14 @@ interval, 0.487 rms (the public code has 0.319).
     trusts=True,
 )
 
-quest_noht = Method(
+quest_noht = replace(
+    quest,
     summary="QuEST without the Hadamard transform",
     source="arXiv 2502.05003, ablation",
     doc="""
 Formula, initialisation and gradient as `quest`, with x in the place of HT(x); at 1 bit s = 1.25.
 """,
-    weight=dynamic(format_grid, trust_bound),
-    act=dynamic(format_grid, trust_bound),
-    formats=_ALL,
-    trusts=True,
+    rotates=False,
 )
 
 quest_clip = Method(
@@ -70,15 +70,14 @@ Formula: as `quest-noht`. Initialisation: none. Gradient to x: 1 everywhere, cli
     formats=_ALL,
 )
 
-clip_ste = Method(
+clip_ste = replace(
+    quest_clip,
     summary="MSE-optimal Gaussian grid, gradient inside the clipping range only",
     source="arXiv 1602.02830 (the estimator) with the grid of arXiv 2502.05003",
     doc="""
 Formula: as `quest-noht`. Initialisation: none. Gradient to x: 1 where |x| is not above the outermost level, else 0.
 """,
-    weight=dynamic(format_grid, clip),
-    act=dynamic(format_grid, clip),
-    formats=_DENSE,
+    rotates=False,
 )
 
 

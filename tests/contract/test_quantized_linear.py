@@ -137,7 +137,7 @@ def test_weight_only_keeps_the_activation_in_the_sixteen_bits_it_is_multiplied_i
 @pytest.mark.parametrize(("weight_bits", "act_bits"), [(4, 4), (1, 1), (8, 8), (4, 16), (16, 4)], ids=str)
 def test_bfloat16_autocast_is_close_to_float32(weight_bits, act_bits):
     layer = make_layer(640, 24, weight_bits, act_bits)
-    x = torch.randn(16, 640, requires_grad=True)
+    x = torch.randn(16, 640).bfloat16().float().requires_grad_()  # autocast rounds it before it is quantised
     plain = torch.autograd.grad(layer(x).square().sum(), (x, layer.weight, layer.bias))
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from questlm.config import QuantSpec
 from questlm.quant import fake_quantize, prepare, quantized_layers, restore
+from questlm.quant.swap import unfused
 
 __all__ = [
     "Batch",
@@ -94,8 +95,9 @@ def capture_inputs(
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     try:
-        for inputs, _ in batches:
-            model(inputs)
+        with unfused(model):
+            for inputs, _ in batches:
+                model(inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -49,16 +49,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        dtype = ops.compute_dtype(ops.autocast_dtype(input) or torch.float32)
+        rounded = ops.autocast_dtype(input) or torch.float32
+        dtype = ops.compute_dtype(rounded)
         with torch.autocast(input.device.type, enabled=False):
-            y = ops.scaled_matmul(self._input(input.reshape(-1, self.in_features)), self._unpacked(dtype), dtype)
+            x = self._input(input.reshape(-1, self.in_features), rounded)
+            y = ops.scaled_matmul(x, self._unpacked(dtype), dtype)
         return y.reshape(*input.shape[:-1], -1)
 
-    def _input(self, rows: Tensor) -> Operand:
+    def _input(self, rows: Tensor, dtype: torch.dtype) -> Operand:
         block_size, grid = self._linear.block_size, self._linear.act
         if grid is None:
             return Operand(ops.hadamard(rows, block_size))
         step, offset = (getattr(self, kind) if kind in self._kinds else None for kind in ("act_step", "act_offset"))
+        if step is None:
+            rows = rows.to(dtype)  # as in training: see questlm.quant.linear
         codes, steps, _ = ops.quantize(rows, grid, block_size, None, step, offset)
         return Operand(codes, grid, steps, offset)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
 from questlm.models.cache import KVCache
+from questlm.ops import SwiGLU
 
 __all__ = ["Llama"]
 
@@ -43,7 +45,7 @@ class Attention(nn.Module):
         v = self.v(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        mask = _cache_mask(tokens, k.shape[-2], x.device)
+        mask = _cache_mask(tokens, k.shape[-2], k.device)
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, enable_gqa=self.heads != self.kv_heads
         )
@@ -55,20 +57,29 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
+    feeds: ClassVar = {"activation": ("down",)}
+    """By name of a module: the layers that take its output, and are all that take it (see `questlm.quant.fused`)."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate = nn.Linear(config.hidden, config.mlp_width, bias=False)
         self.up = nn.Linear(config.hidden, config.mlp_width, bias=False)
+        self.activation = SwiGLU()
         self.down = nn.Linear(config.mlp_width, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) -> the same shape."""
-        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(self.activation(self.gate(x), self.up(x)))
         return y
 
 
 class Block(nn.Module):
     """One transformer block: attention and MLP, each behind a norm and added to the residual stream."""
+
+    feeds: ClassVar = {
+        "attention_norm": ("attention.q", "attention.k", "attention.v"),
+        "mlp_norm": ("mlp.gate", "mlp.up"),
+    }
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -120,15 +131,30 @@ class Llama(nn.Module):
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (batch, tokens, vocab_size) of token ids (batch, tokens), which continue what `cache` holds."""
+        logits: Tensor = self.lm_head(self.norm(self._stream(ids, cache)))
+        return logits
+
+    def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the token after each, in nats, and the last tokens' logits (batch, vocab_size).
+
+        Blocks and `head_loss` may be compiled each by itself: that takes seconds where the whole model takes minutes.
+        """
+        return self.head_loss(self._stream(ids, None), targets)
+
+    def head_loss(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`loss` from the residual stream (batch, tokens, hidden) behind the last block."""
+        logits = self.lm_head(self.norm(x))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
+
+    def _stream(self, ids: Tensor, cache: KVCache | None) -> Tensor:
         start = cache.length if cache is not None else 0
         angles = _rotary_angles(start, ids.shape[1], self.config, ids.device)
-        x = self.embed(ids)
+        x: Tensor = self.embed(ids)
         for index, block in enumerate(self.layers):
             x = block(x, angles, index, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
-        logits: Tensor = self.lm_head(self.norm(x))
-        return logits
+        return x
 
 
 def _rotary_angles(start: int, tokens: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:

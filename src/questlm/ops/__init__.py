@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, unavailable, using_backend
+from questlm.ops.encode import (
+    Encoded,
+    Normed,
+    encode,
+    masked_hadamard,
+    norm_encode,
+    norm_encode_backward,
+    swiglu_encode,
+    swiglu_encode_backward,
+)
 from questlm.ops.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
-from questlm.ops.reference import hadamard as _hadamard
 from questlm.ops.reference import matmul as _matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
@@ -22,25 +31,32 @@ from questlm.ops.reference.matmul import Operand, factor, operand_gradient, oper
 from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.packing import packed_width
 from questlm.ops.reference.quantize import kept_entries, row_scale
+from questlm.ops.swiglu import SwiGLU
 
 __all__ = [
     "BACKENDS",
     "MIN_BLOCK_SIZE",
     "OPERATIONS",
+    "Encoded",
     "Grid",
     "LinearFormat",
+    "Normed",
     "Operand",
     "Quantized",
     "Scale",
+    "SwiGLU",
     "autocast_dtype",
     "backend_for",
     "compute_dtype",
     "dequantize",
+    "encode",
     "factor",
     "fit_block_size",
     "hadamard",
     "kept_entries",
     "masked_hadamard",
+    "norm_encode",
+    "norm_encode_backward",
     "operand_gradient",
     "operand_values",
     "pack",
@@ -50,6 +66,8 @@ __all__ = [
     "rms_norm",
     "row_scale",
     "scaled_matmul",
+    "swiglu_encode",
+    "swiglu_encode_backward",
     "unavailable",
     "unpack",
     "unpack_sparse",
@@ -70,12 +88,18 @@ class _Hadamard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block_size: int) -> Tensor:
         ctx.block_size = block_size
-        rotated = _hadamard.hadamard(x, block_size)
-        return rotated if rotated.dtype is x.dtype and rotated is not x else rotated.to(x.dtype, copy=True)
+        if block_size == 1:
+            return x.clone()
+        rotated = _rotated(x, block_size)
+        return rotated if rotated.dtype is x.dtype else rotated.to(x.dtype)  # see questlm.ops.reference.matmul
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # symmetric, so its own gradient
-        return _hadamard.hadamard(gradients[0], ctx.block_size).to(gradients[0].dtype), None
+        return _rotated(gradients[0], ctx.block_size).to(gradients[0].dtype), None
+
+
+def _rotated(x: Tensor, block_size: int) -> Tensor:
+    return masked_hadamard(x.reshape(-1, x.shape[-1]), None, block_size).view(x.shape)
 
 
 def hadamard(x: Tensor, block_size: int = 128) -> Tensor:
@@ -111,26 +135,16 @@ def quantize(
         step_per_scale: (rows, 1) or (1, 1) where the grid's is learned.
         offset: (rows, 1) or (1, 1), taken off the rotated rows first; the codes stand for what is left.
     """
-    # A kernel is made for plain grids; others are not what a request for a backend can be about.
-    if grid.plain and step_per_scale is None and offset is None and backend_for("quantize", x) == "cpu":
-        from questlm.ops import cpu
-
-        return Quantized(*cpu.quantize(x, grid, block_size, mask_bound))
+    if grid.plain and step_per_scale is None and offset is None:
+        (codes, _, step, _), mask = encode(x, grid, block_size, mask_bound, torch.float32)  # float32: plain codes
+        assert step is not None
+        return Quantized(codes, step, mask)
     return Quantized(*_quantize.quantize(x, grid, block_size, mask_bound, step_per_scale, offset))
 
 
 def dequantize(codes: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """Values that codes stand for, in the rotated domain: (rows, K) of the step's dtype."""
     return _quantize.dequantize(codes, step, grid)
-
-
-def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
-    """IHT(M * gradient): (rows, K) -> (rows, K), float32 for 16-bit gradients. `mask` is bits from `quantize`."""
-    if backend_for("masked_hadamard", gradient) == "cpu":
-        from questlm.ops import cpu
-
-        return cpu.masked_hadamard(gradient, mask, block_size)
-    return _hadamard.masked_hadamard(gradient, mask, block_size)
 
 
 def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:

@@ -15,20 +15,22 @@ from torch import Tensor
 
 from questlm.errors import BackendError, nearest_name
 
-__all__ = ["BACKENDS", "OPERATIONS", "backend_for", "unavailable", "using_backend"]
+__all__ = ["BACKENDS", "OPERATIONS", "backend_for", "float8_products", "unavailable", "using_backend"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "quantize": ("cpu", "reference"),
-    "masked_hadamard": ("cpu", "reference"),
+    "quantize": ("triton", "cpu", "reference"),
+    "masked_hadamard": ("triton", "cpu", "reference"),
+    "norm_quantize": ("triton", "reference"),
+    "swiglu_quantize": ("triton", "reference"),
     "scaled_matmul": ("reference",),
     "pack": ("reference",),
     "unpack": ("reference",),
 }
 """Backends that implement each operation, fastest first."""
 
-_CPU_DTYPES = (torch.float32,)
+_DTYPES = {"cpu": (torch.float32,), "triton": (torch.float32, torch.bfloat16, torch.float16)}
 _requested = "auto"
 _reasons: dict[str, str | None] = {}
 
@@ -53,23 +55,29 @@ def using_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
-def backend_for(operation: str, x: Tensor) -> str:
-    """Name of the backend that will run `operation` on a tensor like `x`.
+def backend_for(operation: str, x: Tensor, block_size: int = 1) -> str:
+    """Name of the backend that will run `operation` on rows like `x`, rotated by blocks of `block_size`.
 
     Raises:
         BackendError: the requested backend does not implement the operation for such a tensor.
     """
     if _requested == "auto":
-        return next(name for name in OPERATIONS[operation] if _fits(name, x) and unavailable(name) is None)
+        candidates = (name for name in OPERATIONS[operation] if unavailable(name) is None)
+        return next(name for name in candidates if _fits(name, x, block_size))
     # A backend implements the operations worth a kernel; the rest always runs on the reference.
     if _requested not in OPERATIONS[operation]:
         return "reference"
-    if not _fits(_requested, x):
+    if not _fits(_requested, x, block_size, on_request=True):
         raise BackendError(
-            f"the {_requested} backend does not implement {operation} for {x.dtype} on {x.device.type}; "
-            f"use the backend 'auto' or 'reference'"
+            f"the {_requested} backend does not implement {operation} for {x.dtype} rows of {x.shape[-1]} in blocks of "
+            f"{block_size} on {x.device.type}; use the backend 'auto' or 'reference'"
         )
     return _requested
+
+
+def float8_products(device: torch.device) -> bool:
+    """Whether `device` multiplies float8 matrices with a scale for each row: NVIDIA GPUs from Hopper on."""
+    return device.type == "cuda" and torch.version.cuda is not None and _capability(device) >= (9, 0)
 
 
 @torch.compiler.assume_constant_result  # imports a module and loads a library, which torch.compile cannot trace
@@ -80,8 +88,26 @@ def unavailable(backend: str) -> str | None:
     return _reasons[backend]
 
 
-def _fits(backend: str, x: Tensor) -> bool:
-    return backend == "reference" or (backend == "cpu" and x.device.type == "cpu" and x.dtype in _CPU_DTYPES)
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _fits(backend: str, x: Tensor, block_size: int, on_request: bool = False) -> bool:
+    if backend == "reference":
+        return True
+    if x.dtype not in _DTYPES[backend]:
+        return False
+    if backend == "cpu":
+        return x.device.type == "cpu"
+    # Under Triton's interpreter a CPU's tensors fit, but who did not ask for that does not want to wait for it.
+    return (x.is_cuda or (on_request and x.device.type == "cpu")) and _triton_fits(x.shape[-1], block_size)
+
+
+@torch.compiler.assume_constant_result
+def _triton_fits(k: int, block_size: int) -> bool:
+    fits: bool = importlib.import_module("questlm.ops.triton").fits(k, block_size)
+    return fits
 
 
 def _find_reason(backend: str) -> str | None:
@@ -89,5 +115,15 @@ def _find_reason(backend: str) -> str | None:
         reason: str | None = importlib.import_module("questlm.ops.cpu").unavailable()
         return reason
     if backend == "triton":
-        return "this version of questlm has no Triton kernels yet"
+        return _no_triton()
     return None
+
+
+def _no_triton() -> str | None:
+    try:
+        interpreted: bool = importlib.import_module("questlm.ops.triton").interpreted()
+    except ImportError as problem:
+        return f"Triton cannot be imported ({problem}); pip install triton"
+    if interpreted or torch.cuda.is_available():
+        return None
+    return "there is no GPU here; set TRITON_INTERPRET=1 to run its kernels slowly on the CPU"

@@ -5,6 +5,7 @@ from questlm.quant.branches import BranchedLinear
 from questlm.quant.functional import dequantize, fake_quantize, quantize
 from questlm.quant.gradual import set_quantization_strength
 from questlm.quant.grids import gaussian_grid, gaussian_mse, gaussian_scale, grid_mse
+from questlm.quant.held import held_weights
 from questlm.quant.learned import StatefulQuantizer
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.methods import METHODS, Method, find_method, make_quantizer
@@ -31,6 +32,7 @@ __all__ = [
     "gaussian_mse",
     "gaussian_scale",
     "grid_mse",
+    "held_weights",
     "learned_parameters",
     "make_quantizer",
     "prepare",

@@ -4,17 +4,12 @@ Forward (arXiv 2502.05003, section 3):   y  = x_q w_q^T, both factors in the Had
 Backward, in the precision of the layer: dx = IHT(M_x * (dy w_q)),  dw = IHT(M_w * (dy^T x_q)).
 
 The codes are multiplied as they are and each row's step size is applied to the product, which keeps the integer part
-exact; in the backward pass the step is applied to dy for the same reason. Saved for backward are codes (one byte an
-entry), step sizes (one a row) and mask bits (an eighth of a byte an entry), never a 16- or 32-bit copy of x or w.
-
-That is `_MaskedProduct`, for quantisers without state whose gradient is a mask. Every other quantiser goes the general
-way, `_CodedProduct`: it makes the values with their gradient and the codes; the product is computed from the codes, so
-that it is the one a packed model computes, and its gradient dy w_q, dy^T x_q is handed to the values.
+exact. `questlm.quant.rows` has the gradients, and says what is saved for them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,92 +17,22 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
-from questlm.ops import Grid, LinearFormat, Operand, without_autocast
+from questlm.ops import LinearFormat, Operand, without_autocast
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer
+from questlm.quant.rows import Rows, encode_rows, product
 
-__all__ = ["FakeQuantLinear"]
+__all__ = ["FakeQuantLinear", "HeldWeight"]
 
 _NORM_EPS = 1e-5
 
 
-class _MaskedProduct(torch.autograd.Function):
-    """y = x_q w_q^T with the gradients above. x is (tokens, K), w is (out, K); y is (tokens, out) of `dtype`."""
+class HeldWeight(NamedTuple):
+    """A weight's codes for one optimizer step, the mask of its gradient, and the dtype of the products they are for."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, quantizers: tuple[_Masking, _Masking], block_size: int, dtype: torch.dtype
-    ) -> Tensor:
-        with without_autocast(x):  # every dtype below is chosen, none left to autocast
-            qx, x_mask = _encode(x, quantizers[0], block_size, dtype, ctx.needs_input_grad[0])
-            qw, w_mask = _encode(w, quantizers[1], block_size, dtype, ctx.needs_input_grad[1])
-            ctx.grids, ctx.block_size, ctx.dtypes = (qx.grid, qw.grid), block_size, (x.dtype, w.dtype, dtype)
-            ctx.save_for_backward(qx.data, qx.step, x_mask, qw.data, qw.step, w_mask)
-            return ops.scaled_matmul(qx, qw, dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x_data, x_step, x_mask, w_data, w_step, w_mask = ctx.saved_tensors
-        x_dtype, w_dtype, dtype = ctx.dtypes
-        dx = dw = None
-        with without_autocast(x_data):
-            if ctx.needs_input_grad[0]:
-                product = ops.operand_gradient(gradients[0], Operand(w_data, ctx.grids[1], w_step), dtype)
-                dx = ops.masked_hadamard(product, x_mask, ctx.block_size).to(x_dtype)
-            if ctx.needs_input_grad[1]:
-                product = ops.operand_gradient(gradients[0].T, Operand(x_data, ctx.grids[0], x_step), dtype)
-                dw = ops.masked_hadamard(product, w_mask, ctx.block_size).to(w_dtype)
-        return dx, dw, None, None, None
-
-
-_Masking = tuple[Grid | None, float | None]
-"""Grid of a factor (None: not quantised) and the bound of its gradient's mask in steps (None: no mask)."""
-
-
-def _encode(
-    x: Tensor, masking: _Masking, block_size: int, dtype: torch.dtype, needs_mask: bool
-) -> tuple[Operand, Tensor | None]:
-    """Codes of a quantised factor and its mask; of another one the rotated values."""
-    grid, bound = masking
-    if grid is None:
-        return Operand(ops.hadamard(x, block_size).to(dtype)), None
-    codes, step, mask = ops.quantize(x, grid, block_size, bound if needs_mask else None)
-    return Operand(codes, grid, step), mask
-
-
-class _CodedProduct(torch.autograd.Function):
-    """y = x_q w_q^T computed from operands; the gradient goes to their differentiable values (tokens, K), (out, K)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_values: Tensor,
-        w_values: Tensor,
-        grids: tuple[Grid | None, Grid | None],
-        dtype: torch.dtype,
-        *tensors: Tensor | None,  # data, step and offset of x, then of w
-    ) -> Tensor:
-        ctx.grids, ctx.dtypes = grids, (x_values.dtype, w_values.dtype, dtype)
-        ctx.save_for_backward(*tensors)
-        with without_autocast(x_values):
-            return ops.scaled_matmul(_operand(tensors[:3], grids[0]), _operand(tensors[3:], grids[1]), dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        x_dtype, w_dtype, dtype = ctx.dtypes
-        with without_autocast(saved[0]):
-            dx = dw = None
-            if ctx.needs_input_grad[0]:
-                dx = ops.operand_gradient(gradients[0], _operand(saved[3:], ctx.grids[1]), dtype).to(x_dtype)
-            if ctx.needs_input_grad[1]:
-                dw = ops.operand_gradient(gradients[0].T, _operand(saved[:3], ctx.grids[0]), dtype).to(w_dtype)
-        return dx, dw, *[None] * 8
-
-
-def _operand(tensors: Any, grid: Grid | None) -> Operand:
-    data, step, offset = tensors
-    return Operand(data, grid, step, offset)
+    operand: Operand
+    mask: Tensor | None
+    dtype: torch.dtype
 
 
 class FakeQuantLinear(nn.Linear):
@@ -123,6 +48,7 @@ class FakeQuantLinear(nn.Linear):
         input_norm: RMSNorm before the layer, for methods that have one.
         quantized: False computes the plain product.
         blending: whether quantisation is being faded in, to the share `strength` (`questlm.quant.gradual`).
+        held: codes of the weight for the present optimizer step (`questlm.quant.held`); None: made on each call.
     """
 
     spec: QuantSpec
@@ -133,6 +59,7 @@ class FakeQuantLinear(nn.Linear):
     strength: Tensor | None
     quantized: bool
     blending: bool
+    held: HeldWeight | None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: QuantSpec) -> FakeQuantLinear:
@@ -143,7 +70,7 @@ class FakeQuantLinear(nn.Linear):
         """
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.spec, layer.quantized, layer.blending = spec, True, False
+        layer.spec, layer.quantized, layer.blending, layer.held = spec, True, False, None
         quantizers = layer_quantizers(spec, linear.out_features, linear.in_features)
         layer.weight_quantizer, layer.act_quantizer, layer.block_size = quantizers
         layer.input_norm = (
@@ -187,18 +114,48 @@ class FakeQuantLinear(nn.Linear):
             return self.weight.detach()
         return ops.hadamard(ops.operand_values(self.quantized_weight()), self.block_size).to(self.weight.dtype)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """y = x_q w_q^T + b."""
+    @property
+    def holds(self) -> bool:
+        """Whether the weight's codes can be kept for a whole optimizer step."""
+        return type(self) is FakeQuantLinear and type(self.weight_quantizer) is DynamicQuantizer and not self.blending
+
+    def forward(self, input: Tensor | Rows) -> Tensor:
+        """y = x_q w_q^T + b, of a tensor or of rows that a norm or an activation before this layer has quantised."""
+        if isinstance(input, Rows):
+            return self._of_rows(input)
         if self.input_norm is not None:
             assert self.input_norm.eps is not None
             input = ops.rms_norm(input, self.input_norm.weight, self.input_norm.eps)
         if not self.quantized:
             return super().forward(input)
         dtype = ops.autocast_dtype(input) or self.weight.dtype
+        if type(self.act_quantizer) is DynamicQuantizer:
+            input = input.to(dtype)  # as a plain linear layer rounds its input; those that learn see all of it
         y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y.to(dtype).reshape(*input.shape[:-1], self.out_features)
+        return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
+
+    def _of_rows(self, rows: Rows) -> Tensor:
+        if not self.quantized or self.blending:
+            raise RuntimeError(
+                "a dense layer was handed quantised rows; switch the whole model with questlm.quant.dense"
+            )
+        dtype = ops.autocast_dtype(rows.carrier) or self.weight.dtype
+        return self._with_bias(
+            product(rows, self._weight_rows(ops.compute_dtype(dtype)), ops.compute_dtype(dtype)), dtype
+        )
+
+    def _with_bias(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        return (y if self.bias is None else y + self.bias.to(y.dtype)).to(dtype)
+
+    def _weight_rows(self, dtype: torch.dtype) -> Rows:
+        if self.held is None:
+            return encode_rows(self.weight, self.weight_quantizer, self.block_size, dtype)
+        if self.held.dtype is not dtype:
+            raise RuntimeError(
+                f"weights are held for products in {self.held.dtype}, but this forward pass computes in {dtype}; "
+                "enter held_weights with autocast as in the forward passes"
+            )
+        return Rows(self.held.operand, self.weight)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.label}, block_size={self.block_size}"
@@ -208,24 +165,16 @@ class FakeQuantLinear(nn.Linear):
         self.blending = self.strength is not None and not self.strength.is_meta and bool(self.strength < 1)
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.held is not None:
+            return product(encode_rows(x, self.act_quantizer, self.block_size, dtype), self._weight_rows(dtype), dtype)
         return self._quantized_product(x, self.weight, self.weight_quantizer, dtype)
 
     def _quantized_product(self, x: Tensor, w: Tensor, quantizer: Quantizer | None, dtype: torch.dtype) -> Tensor:
         """x_q w_q^T of rows (tokens, K) and (out, K), w by `quantizer`."""
-        factors = (self.act_quantizer, quantizer)
         if self.blending:
-            return self._blended_product(x, w, factors, dtype)
-        if all(type(q) in (DynamicQuantizer, type(None)) for q in factors):
-            maskings = tuple((None, None) if q is None else (q.grid, q.mask_bound) for q in factors)
-            masked: Tensor = _MaskedProduct.apply(x, w, maskings, self.block_size, dtype)
-            return masked
-        (x_values, x_operand), (w_values, w_operand) = (
-            _values_and_operand(each, q, self.block_size, dtype) for each, q in zip((x, w), factors, strict=True)
-        )
-        grids = (x_operand.grid, w_operand.grid)
-        tensors = (*_tensors(x_operand), *_tensors(w_operand))
-        y: Tensor = _CodedProduct.apply(x_values, w_values, grids, dtype, *tensors)
-        return y
+            return self._blended_product(x, w, (self.act_quantizer, quantizer), dtype)
+        x_rows = encode_rows(x, self.act_quantizer, self.block_size, dtype)
+        return product(x_rows, encode_rows(w, quantizer, self.block_size, dtype), dtype)
 
     def _blended_product(
         self, x: Tensor, w: Tensor, factors: tuple[Quantizer | None, Quantizer | None], dtype: torch.dtype
@@ -240,18 +189,3 @@ class FakeQuantLinear(nn.Linear):
             mixed.append(rotated + self.strength.to(rotated.dtype) * (values - rotated))
         with without_autocast(x):
             return mixed[0].to(dtype) @ mixed[1].to(dtype).T
-
-
-def _values_and_operand(
-    x: Tensor, quantizer: Quantizer | None, block_size: int, dtype: torch.dtype
-) -> tuple[Tensor, Operand]:
-    if quantizer is None:
-        rotated = ops.hadamard(x, block_size) if block_size > 1 else x
-        return rotated, Operand(rotated.detach().to(dtype))
-    with torch.no_grad():
-        operand = quantizer.operand(x)
-    return quantizer.values(x, operand), operand
-
-
-def _tensors(operand: Operand) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return operand.data, operand.step, operand.offset

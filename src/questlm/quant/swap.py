@@ -12,13 +12,14 @@ from torch import nn
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.quant.branches import BranchedLinear, branch_axis
+from questlm.quant.fused import QuantizedNorm, QuantizedSwiGLU, fusions
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.methods import find_method
 from questlm.quant.overrides import FilterFn, layer_specs
 from questlm.quant.quantizers import Quantizer
 from questlm.quant.stored import StoredEmbedding, StoredLinear
 
-__all__ = ["FilterFn", "dense", "learned_parameters", "prepare", "quantized_layers", "restore"]
+__all__ = ["FilterFn", "dense", "learned_parameters", "prepare", "quantized_layers", "restore", "unfused"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -66,7 +67,8 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             replacements[module] = StoredEmbedding.from_embedding(module, spec.embeddings)
     if spec.enabled and not specs:
         raise ConfigError("nothing to quantise: the model has no nn.Linear layer that filter_fn accepts")
-    return _replace(model, replacements)
+    prepared = _replace(model, replacements)
+    return _replace(prepared, dict(fusions(prepared)))
 
 
 def restore(model: M) -> M:
@@ -75,7 +77,7 @@ def restore(model: M) -> M:
     for module in model.modules():
         if isinstance(module, FakeQuantLinear):
             replacements[module] = module.to_linear()
-        elif isinstance(module, StoredEmbedding | StoredLinear):
+        elif isinstance(module, StoredEmbedding | StoredLinear | QuantizedNorm | QuantizedSwiGLU):
             replacements[module] = module.to_plain()
     return _replace(model, replacements)
 
@@ -98,14 +100,27 @@ def learned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
     """Run the model without quantising inside the block: the same weights, plain products."""
-    before = {layer: layer.quantized for layer in quantized_layers(model).values()}
-    for layer in before:
-        layer.quantized = False
+    with _switched_off(model, (FakeQuantLinear, QuantizedNorm, QuantizedSwiGLU)):
+        yield
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Let each quantised layer inside the block quantise its own input, so that it can be seen as a tensor."""
+    with _switched_off(model, (QuantizedNorm, QuantizedSwiGLU)):
+        yield
+
+
+@contextmanager
+def _switched_off(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    before = {module: module.quantized for module in model.modules() if isinstance(module, kinds)}
+    for module in before:
+        module.quantized = False
     try:
         yield
     finally:
-        for layer, quantized in before.items():
-            layer.quantized = quantized
+        for module, quantized in before.items():
+            module.quantized = quantized  # type: ignore[assignment]
 
 
 def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:

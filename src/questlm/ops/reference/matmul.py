@@ -27,7 +27,7 @@ class Operand(NamedTuple):
     """A factor of a product: rows of codes, or of plain values.
 
     Attributes:
-        data: (rows, K): uint8 codes, or floating-point values (levels or rotated numbers) where `grid` is None.
+        data: (rows, K): codes, or where `grid` is None values: rotated numbers, or levels (float8 on newer GPUs).
         grid: what codes mean, or None.
         step: (rows, 1), what each row's levels are multiplied by; None: 1.
         offset: (rows, 1) or (1, 1), added to each entry of a row; None: 0.
@@ -45,6 +45,8 @@ def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     Args:
         dtype: what the product is computed in, and the dtype of the result.
     """
+    if _multiplies_float8(x, w, dtype):
+        return torch._scaled_mm(x.data, w.data.T, x.step, w.step.T, out_dtype=dtype, use_fast_accum=True)  # type: ignore[union-attr]
     with without_autocast(x.data):
         a, b = factor(x.data, x.grid, dtype), factor(w.data, w.grid, dtype)
         y = a @ b.T
@@ -63,24 +65,34 @@ def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     return y if y.dtype is dtype else y.to(dtype)
 
 
-def operand_gradient(dy: Tensor, other: Operand, dtype: torch.dtype) -> Tensor:
-    """dy b of the other factor's values b: (rows, out) and (out, K) -> (rows, K) of `dtype`.
+def _multiplies_float8(x: Operand, w: Operand, dtype: torch.dtype) -> bool:
+    """Whether both factors are float8 with a step a row, and of a shape that the GPU's own product takes."""
+    float8 = x.data.dtype is w.data.dtype is torch.float8_e4m3fn and dtype is torch.bfloat16
+    return float8 and x.data.is_cuda and not x.data.shape[1] % 16 and not w.data.shape[0] % 16
+
+
+def operand_gradient(dy: Tensor, other: Operand, dtype: torch.dtype, out: torch.dtype | None = None) -> Tensor:
+    """dy b of the other factor's values b: (rows, out) and (out, K) -> (rows, K), computed in `dtype`.
 
     The gradient of x_q w_q^T with respect to x_q is dy w_q, and with respect to w_q it is dy^T x_q.
+
+    Args:
+        out: dtype of the result; None: `dtype`.
     """
-    scaled = dy.to(dtype) if other.step is None else (dy * other.step.T).to(dtype)
+    a, b, out = dy.to(dtype), operand_values(other).to(dtype), out or dtype
     with without_autocast(dy):
-        product = scaled @ factor(other.data, other.grid, dtype)
-    if other.offset is None:
-        return product
-    column = other.offset.expand(dy.shape[-1], 1)
-    with without_autocast(dy):
-        return (product + dy.to(column.dtype) @ column).to(dtype)
+        if out is torch.float32 and dtype is torch.bfloat16 and dy.is_cuda:  # sums leave the product unrounded
+            return torch.mm(a, b, out_dtype=out)
+        product = a @ b
+    return product if product.dtype is out else product.to(out)
 
 
 def operand_values(operand: Operand) -> Tensor:
     """The numbers that an operand stands for: (rows, K), of the step's dtype."""
-    values = operand.data if operand.grid is None else levels(operand.data, operand.grid, _step(operand).dtype)
+    if operand.grid is not None:
+        values = levels(operand.data, operand.grid, _step(operand).dtype)
+    else:
+        values = operand.data if operand.step is None else operand.data.to(operand.step.dtype)
     if operand.step is not None:
         values = values * operand.step
     return values if operand.offset is None else values + operand.offset

@@ -1,0 +1,182 @@
+"""Rows as factors of a quantised product, also straight from the norm or the activation before it.
+
+`encode` writes codes in the form that multiplies fastest where they are; the operand says which. What is fused here
+(RMSNorm or SwiGLU with the quantisation behind it, forward and backward) is one kernel on a GPU and the composition of
+its parts on every other backend. No gradients of their own: `questlm.quant` has the autograd functions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from questlm.ops.dispatch import backend_for, float8_products
+from questlm.ops.grid import Grid
+from questlm.ops.reference import fused as _fused
+from questlm.ops.reference import hadamard as _hadamard
+from questlm.ops.reference import quantize as _quantize
+from questlm.ops.reference.matmul import Operand
+
+__all__ = [
+    "Encoded",
+    "Normed",
+    "encode",
+    "masked_hadamard",
+    "norm_encode",
+    "norm_encode_backward",
+    "swiglu_encode",
+    "swiglu_encode_backward",
+]
+
+_FLOAT8_LEVELS = 16
+"""More half-integer levels than these are not all values of float8 (E4M3)."""
+
+
+class Encoded(NamedTuple):
+    """A factor of a product, and the bits of its entries whose gradient passes: (rows, ceil(K / 8)) or None."""
+
+    operand: Operand
+    mask: Tensor | None
+
+
+class Normed(NamedTuple):
+    """A factor made from RMSNorm(x), and what the backward pass needs: u = x / rms (rows, K) and 1 / rms (rows, 1)."""
+
+    encoded: Encoded
+    unit: Tensor
+    rstd: Tensor
+
+
+def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype) -> Encoded:
+    """Rotate the rows of `x` by blocks, scale each, and round to codes.
+
+    Args:
+        x: (rows, K) floating point.
+        grid: the levels; those with learned steps go through `ops.quantize`.
+        mask_bound: make the mask of |x_h| <= mask_bound * step; None: no mask.
+        dtype: what the product will be computed in.
+    """
+    backend = _backend("quantize", x, grid, block_size)
+    if backend == "triton":
+        from questlm.ops import triton
+
+        form = _form(x, grid, dtype)
+        return _encoded(triton.quantize(x, block_size, *_numbers(grid), mask_bound, form), grid, form, mask_bound)
+    if backend == "cpu":
+        from questlm.ops import cpu
+
+        codes, step, mask = cpu.quantize(x, grid, block_size, mask_bound)
+    else:
+        codes, step, mask = _quantize.quantize(x, grid, block_size, mask_bound)
+    return Encoded(Operand(codes, grid, step), mask)
+
+
+def norm_encode(
+    x: Tensor, gain: Tensor, eps: float, grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype,
+    trains: bool,
+) -> Normed:  # fmt: skip
+    """`encode` of RMSNorm(x) = x / sqrt(mean x^2 + eps) * gain, rounded to `dtype`.
+
+    Args:
+        x: (rows, K); gain: (K,).
+        trains: whether `unit` and `rstd` are needed; without, they may be empty.
+    """
+    if _backend("norm_quantize", x, grid, block_size) == "triton":
+        from questlm.ops import triton
+
+        form = _form(x, grid, dtype)
+        *codes, unit, rstd = triton.norm_quantize(
+            x, gain, eps, dtype, block_size, *_numbers(grid), mask_bound, form, trains
+        )
+        return Normed(_encoded(codes, grid, form, mask_bound), unit, rstd)
+    normed, unit, rstd = _fused.norm(x, gain, eps, dtype)
+    return Normed(encode(normed, grid, block_size, mask_bound, dtype), unit, rstd)
+
+
+def norm_encode_backward(
+    gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
+    residual: Tensor | None, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, (rows, K) of `dtype`, and of the gain, (K,), from that of the rotated rows.
+
+    Args:
+        gradient: (rows, K), with respect to the values that codes stand for.
+        residual: (rows, K) to add to the gradient of x, or None.
+    """
+    if _backend("norm_quantize", gradient, None, block_size) == "triton":
+        from questlm.ops import triton
+
+        dx, dgain = triton.norm_quantize_backward(gradient, mask, unit, rstd, gain, block_size, residual, dtype)
+        return dx, dgain
+    dx, dgain = _fused.norm_backward(gradient, mask, unit, rstd, gain, block_size)
+    return (dx if residual is None else dx + residual).to(dtype), dgain
+
+
+def swiglu_encode(
+    gate: Tensor, up: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype
+) -> Encoded:
+    """`encode` of silu(gate) * up, rounded to `dtype`; gate and up are (rows, K)."""
+    if _backend("swiglu_quantize", gate, grid, block_size) == "triton":
+        from questlm.ops import triton
+
+        form = _form(gate, grid, dtype)
+        codes = triton.swiglu_quantize(gate, up, dtype, block_size, *_numbers(grid), mask_bound, form)
+        return _encoded(codes, grid, form, mask_bound)
+    return encode(_fused.swiglu(gate, up, dtype), grid, block_size, mask_bound, dtype)
+
+
+def swiglu_encode_backward(
+    gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up, each (rows, K) of its dtype, from that of the rotated rows."""
+    if _backend("swiglu_quantize", gradient, None, block_size) == "triton":
+        from questlm.ops import triton
+
+        dgate, dup = triton.swiglu_quantize_backward(gradient, mask, gate, up, block_size)
+        return dgate, dup
+    return _fused.swiglu_backward(gradient, mask, gate, up, block_size)
+
+
+def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """IHT(M * gradient): (rows, K) -> (rows, K) of `dtype`, by default float32 for 16-bit gradients.
+
+    `mask` is bits from `encode` or `quantize`; None lets everything pass.
+    """
+    dtype = dtype or torch.promote_types(gradient.dtype, torch.float32)
+    backend = _backend("masked_hadamard", gradient, None, block_size)
+    if backend == "triton":
+        from questlm.ops import triton
+
+        rotated: Tensor = triton.masked_hadamard(gradient, mask, block_size, dtype)
+        return rotated
+    if backend == "cpu":
+        from questlm.ops import cpu
+
+        rotated = cpu.masked_hadamard(gradient, mask, block_size)
+    else:
+        rotated = _hadamard.masked_hadamard(gradient, mask, block_size)
+    return rotated if rotated.dtype is dtype else rotated.to(dtype)
+
+
+def _backend(operation: str, x: Tensor, grid: Grid | None, block_size: int) -> str:
+    """Kernels are made for plain grids; others are not what a request for a backend can be about."""
+    if grid is not None and not grid.plain:
+        return "reference"
+    return backend_for(operation, x, block_size)
+
+
+def _form(x: Tensor, grid: Grid, dtype: torch.dtype) -> str:
+    exact = grid.levels <= _FLOAT8_LEVELS and dtype is torch.bfloat16
+    return "float8" if exact and float8_products(x.device) else "uint8"
+
+
+def _numbers(grid: Grid) -> tuple[int, float]:
+    assert grid.step_per_scale is not None
+    return grid.levels, grid.step_per_scale
+
+
+def _encoded(codes: tuple[Tensor, ...] | list[Tensor], grid: Grid, form: str, mask_bound: float | None) -> Encoded:
+    data, step, mask = codes
+    return Encoded(Operand(data, None if form == "float8" else grid, step), None if mask_bound is None else mask)

@@ -1,0 +1,135 @@
+"""GPU kernels in Triton: whole rows in one pass, what surrounds a quantised product fused into it.
+
+`device` holds what the kernels share, one file each has a kernel, and this module makes them operators of torch
+(`questlm::triton_...`), imported by `questlm.ops` on first use. Everything is measured against its floor, the bytes that
+must move, by `benchmarks/bench_kernels.py`.
+
+They run wherever Triton does: on NVIDIA and AMD devices, and slowly on a CPU under its interpreter (TRITON_INTERPRET=1),
+which is how they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from questlm.ops.library import register
+from questlm.ops.triton.masked_hadamard import masked_hadamard as _masked_hadamard
+from questlm.ops.triton.norm_quantize import norm_quantize as _norm_quantize
+from questlm.ops.triton.norm_quantize import norm_quantize_backward as _norm_quantize_backward
+from questlm.ops.triton.quantize import FORMS
+from questlm.ops.triton.quantize import quantize as _quantize
+from questlm.ops.triton.swiglu_quantize import swiglu_quantize as _swiglu_quantize
+from questlm.ops.triton.swiglu_quantize import swiglu_quantize_backward as _swiglu_quantize_backward
+from questlm.ops.triton.tiles import fits
+
+__all__ = [
+    "fits",
+    "interpreted",
+    "masked_hadamard",
+    "norm_quantize",
+    "norm_quantize_backward",
+    "quantize",
+    "swiglu_quantize",
+    "swiglu_quantize_backward",
+]
+
+
+def interpreted() -> bool:
+    """Whether kernels run under Triton's interpreter, on tensors of a CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _codes_like(x: Tensor, mask_bound: float | None, form: str) -> tuple[Tensor, Tensor, Tensor]:
+    rows, k = x.shape
+    return (
+        x.new_empty((rows, k), dtype=FORMS[form]),
+        x.new_empty((rows, 1), dtype=torch.float32),
+        x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8),
+    )
+
+
+def _fake_quantize(
+    x: Tensor, block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _codes_like(x, mask_bound, form)
+
+
+def _fake_masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtype: torch.dtype) -> Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
+
+
+def _fake_norm_quantize(
+    x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str, trains: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    unit = x.new_empty(x.shape if trains else (0,), dtype=dtype)
+    rstd = x.new_empty((len(x), 1) if trains else (0,), dtype=torch.float32)
+    return *_codes_like(x, mask_bound, form), unit, rstd
+
+
+def _fake_norm_quantize_backward(
+    gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
+    residual: Tensor | None, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return gradient.new_empty(gradient.shape, dtype=dtype), gain.new_empty(gain.shape, dtype=torch.float32)
+
+
+def _fake_swiglu_quantize(
+    gate: Tensor, up: Tensor, dtype: torch.dtype,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _codes_like(gate, mask_bound, form)
+
+
+def _fake_swiglu_quantize_backward(
+    gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    return gate.new_empty(gate.shape), up.new_empty(up.shape)
+
+
+_DEVICE = "cpu" if interpreted() else "cuda"
+_QUANTIZED = "(Tensor, Tensor, Tensor)"
+_GRID = "int block_size, int levels, float step_per_rms, float? mask_bound, str form"
+
+quantize = register(
+    "questlm::triton_quantize", f"(Tensor x, {_GRID}) -> {_QUANTIZED}", _DEVICE, _quantize, _fake_quantize
+)
+masked_hadamard = register(
+    "questlm::triton_masked_hadamard",
+    "(Tensor gradient, Tensor? mask, int block_size, ScalarType dtype) -> Tensor",
+    _DEVICE,
+    _masked_hadamard,
+    _fake_masked_hadamard,
+)
+norm_quantize = register(
+    "questlm::triton_norm_quantize",
+    f"(Tensor x, Tensor gain, float eps, ScalarType dtype, {_GRID}, bool trains)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _DEVICE,
+    _norm_quantize,
+    _fake_norm_quantize,
+)
+norm_quantize_backward = register(
+    "questlm::triton_norm_quantize_backward",
+    "(Tensor gradient, Tensor? mask, Tensor unit, Tensor rstd, Tensor gain, int block_size, Tensor? residual,"
+    " ScalarType dtype) -> (Tensor, Tensor)",
+    _DEVICE,
+    _norm_quantize_backward,
+    _fake_norm_quantize_backward,
+)
+swiglu_quantize = register(
+    "questlm::triton_swiglu_quantize",
+    f"(Tensor gate, Tensor up, ScalarType dtype, {_GRID}) -> {_QUANTIZED}",
+    _DEVICE,
+    _swiglu_quantize,
+    _fake_swiglu_quantize,
+)
+swiglu_quantize_backward = register(
+    "questlm::triton_swiglu_quantize_backward",
+    "(Tensor gradient, Tensor? mask, Tensor gate, Tensor up, int block_size) -> (Tensor, Tensor)",
+    _DEVICE,
+    _swiglu_quantize_backward,
+    _fake_swiglu_quantize_backward,
+)

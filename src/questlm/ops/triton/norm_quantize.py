@@ -1,0 +1,150 @@
+"""RMSNorm and quantisation in one pass, and both of their gradients in one.
+
+Forward: u = x / sqrt(mean x^2 + eps), h = u * gain rounded to the dtype that the layer computes in, then codes, step and
+mask of h. Backward, from the gradient g of the rotated h: dh = IHT(M * g), and with w = dh * gain
+
+    dx = (w - u mean(u w)) / sqrt(mean x^2 + eps),    dgain = sum over rows of dh * u.
+
+What the backward pass needs of x is u, kept in the dtype computed in: half of float32 x. The gradient of x along the
+residual stream is added on the way. Floor of the forward pass: x read, u and codes and bits written; of the backward
+pass: g, bits, u and the residual stream's gradient read, dx written.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from questlm.ops.triton.device import (
+    levels_of,
+    load_mask,
+    offsets_of,
+    pieces,
+    rotate,
+    row_sums,
+    store_codes,
+    store_mask,
+)
+from questlm.ops.triton.quantize import FORMS
+from questlm.ops.triton.tiles import Launch, matrix, tiles_of
+
+__all__ = ["norm_quantize", "norm_quantize_backward"]
+
+_FORWARD = Launch(programs=2, num_warps=8, num_stages=2)
+_BACKWARD = Launch(programs=2, num_warps=8, num_stages=2)
+
+
+@triton.jit
+def _forward(
+    x_ptr, gain_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, unit_ptr, rstd_ptr,
+    rows, eps, step_per_rms, bound, factor,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, TRAINS: tl.constexpr,
+):  # fmt: skip
+    entries = tl.arange(0, T)
+    h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
+    gain = tl.load(gain_ptr + offsets_of(tl.arange(0, P) % NB, T)).to(tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        index, inside = pieces(tile, rows, NB, R, P)
+        offsets = offsets_of(index, T)
+        x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        rstd = 1.0 / tl.sqrt(row_sums(tl.sum(x * x, axis=1), NB, R, P) / (NB * T) + eps)
+        unit = x * rstd[:, None]
+        y = unit * gain
+        if EXACT:
+            y = y.to(tl.bfloat16).to(tl.float32)
+        step = step_per_rms * tl.sqrt(row_sums(tl.sum(y * y, axis=1), NB, R, P) / (NB * T))
+        if ROTATES:
+            y = rotate(y, h, factor, EXACT)
+        store_codes(levels_of(y, step, LEVELS), data_ptr, offsets, inside, LEVELS, FORM)
+        first = inside & (index % NB == 0)
+        tl.store(step_ptr + index // NB, step, mask=first)
+        if HAS_MASK:
+            store_mask(tl.abs(y) <= (bound * step)[:, None], mask_ptr, index, inside, P, T)
+        if TRAINS:
+            tl.store(unit_ptr + offsets, unit.to(unit_ptr.dtype.element_ty), mask=inside[:, None])
+            tl.store(rstd_ptr + index // NB, rstd, mask=first)
+
+
+@triton.jit
+def _backward(
+    gradient_ptr, mask_ptr, unit_ptr, rstd_ptr, gain_ptr, matrix_ptr, residual_ptr, dx_ptr, dgain_ptr,
+    rows, factor,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    entries = tl.arange(0, T)
+    h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
+    own = tl.arange(0, P)
+    gain = tl.load(gain_ptr + offsets_of(own % NB, T)).to(tl.float32)
+    dgain = tl.zeros((P, T), dtype=tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        index, inside = pieces(tile, rows, NB, R, P)
+        offsets = offsets_of(index, T)
+        dh = tl.load(gradient_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        if HAS_MASK:
+            dh *= load_mask(mask_ptr, index, inside, P, T)
+        if ROTATES:
+            dh = rotate(dh, h, factor, EXACT)
+        unit = tl.load(unit_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + index // NB, mask=inside, other=0.0)
+        dgain += dh * unit
+        dh *= gain
+        along = row_sums(tl.sum(unit * dh, axis=1), NB, R, P) / (NB * T)
+        dx = (dh - unit * along[:, None]) * rstd[:, None]
+        if HAS_RESIDUAL:
+            dx += tl.load(residual_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None])
+    into = tl.program_id(0) * (R * NB) + own
+    tl.store(dgain_ptr + offsets_of(into, T), dgain, mask=(own < R * NB)[:, None])
+
+
+def norm_quantize(
+    x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str, trains: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Codes, step and mask of RMSNorm(x) as `quantize` gives them, u (rows, K) of `dtype` and 1 / rms (rows, 1).
+
+    The last two are empty unless it `trains`. x is (rows, K) and `gain` (K,).
+    """
+    x, gain = x.contiguous(), gain.contiguous()
+    rows, k = x.shape
+    tiles = tiles_of(k, block_size)
+    data = x.new_empty((rows, k), dtype=FORMS[form])
+    step = x.new_empty((rows, 1), dtype=torch.float32)
+    mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
+    unit = x.new_empty((rows, k) if trains else (0,), dtype=dtype)
+    rstd = x.new_empty((rows, 1) if trains else (0,), dtype=torch.float32)
+    if rows:
+        _forward[_FORWARD.grid(rows, tiles, x.device)](
+            x, gain, matrix(tiles.T, block_size, x.device), data, step, mask, unit, rstd,
+            rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5,
+            *tiles, levels, form, block_size > 1, dtype is torch.bfloat16, mask_bound is not None, trains,
+            **_FORWARD.options(tiles),
+        )  # fmt: skip
+    return data, step, mask, unit, rstd
+
+
+def norm_quantize_backward(
+    gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
+    residual: Tensor | None, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dx (rows, K) of `dtype`, with `residual` added, and dgain (K,) float32, from the gradient of the rotated rows."""
+    gradient = gradient.contiguous()
+    rows, k = gradient.shape
+    tiles = tiles_of(k, block_size)
+    dx = gradient.new_empty((rows, k), dtype=dtype)
+    if not rows:
+        return dx, gain.new_zeros(k, dtype=torch.float32)
+    grid = _BACKWARD.grid(rows, tiles, gradient.device)
+    partial = gradient.new_empty((grid[0] * tiles.R, k), dtype=torch.float32)
+    _backward[grid](
+        gradient, gradient if mask is None else mask, unit, rstd, gain.contiguous(),
+        matrix(tiles.T, block_size, gradient.device), gradient if residual is None else residual.contiguous(),
+        dx, partial, rows, block_size**-0.5, *tiles,
+        block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, residual is not None,
+        **_BACKWARD.options(tiles),
+    )  # fmt: skip
+    return dx, partial.sum(0)

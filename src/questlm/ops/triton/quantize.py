@@ -1,0 +1,68 @@
+"""Rows to codes in one pass: rms, rotation, rounding, mask.
+
+Floor: each entry read once, one byte and one bit written. `benchmarks/bench_kernels.py` measures how near we are.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from questlm.ops.triton.device import levels_of, offsets_of, pieces, rotate, row_sums, store_codes, store_mask
+from questlm.ops.triton.tiles import Launch, matrix, tiles_of
+
+__all__ = ["FORMS", "quantize"]
+
+_LAUNCH = Launch(programs=4, num_warps=4, num_stages=2)
+
+
+@triton.jit
+def _kernel(
+    x_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, rows, step_per_rms, bound, factor,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    entries = tl.arange(0, T)
+    h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        index, inside = pieces(tile, rows, NB, R, P)
+        offsets = offsets_of(index, T)
+        x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        step = step_per_rms * tl.sqrt(row_sums(tl.sum(x * x, axis=1), NB, R, P) / (NB * T))
+        y = x
+        if ROTATES:
+            y = rotate(x, h, factor, EXACT)
+        store_codes(levels_of(y, step, LEVELS), data_ptr, offsets, inside, LEVELS, FORM)
+        tl.store(step_ptr + index // NB, step, mask=inside & (index % NB == 0))
+        if HAS_MASK:
+            store_mask(tl.abs(y) <= (bound * step)[:, None], mask_ptr, index, inside, P, T)
+
+
+def quantize(
+    x: Tensor, block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (rows, K) in `form`, steps (rows, 1) float32, mask bits (rows, K / 8) uint8 (none: empty).
+
+    Args:
+        x: (rows, K), float32, bfloat16 or float16.
+        form: 'uint8' (codes), 'float8' (levels, at most 16 of them) or 'int8' (levels less one half).
+    """
+    x = x.contiguous()
+    rows, k = x.shape
+    tiles = tiles_of(k, block_size)
+    data = x.new_empty((rows, k), dtype=FORMS[form])
+    step = x.new_empty((rows, 1), dtype=torch.float32)
+    mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
+    if rows:
+        _kernel[_LAUNCH.grid(rows, tiles, x.device)](
+            x, matrix(tiles.T, block_size, x.device), data, step, mask, rows, step_per_rms, mask_bound or 0.0,
+            block_size**-0.5, *tiles, levels, form, block_size > 1, x.dtype is torch.bfloat16, mask_bound is not None,
+            **_LAUNCH.options(tiles),
+        )  # fmt: skip
+    return data, step, mask
+
+
+FORMS = {"uint8": torch.uint8, "int8": torch.int8, "float8": torch.float8_e4m3fn}
+"""Dtype of each form that codes are written in."""

@@ -1,0 +1,123 @@
+"""SwiGLU and quantisation in one pass, and both of their gradients in one.
+
+Forward: a = silu(gate) * up, rounded to the dtype that the layer computes in, then codes, step and mask of a. Backward,
+from the gradient g of the rotated a: da = IHT(M * g), and with s = sigmoid(gate)
+
+    dgate = da * up * s (1 + gate (1 - s)),    dup = da * gate * s.
+
+Floor of the forward pass: gate and up read, codes and bits written; of the backward pass: g, bits, gate and up read, two
+gradients written.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from questlm.ops.triton.device import (
+    levels_of,
+    load_mask,
+    offsets_of,
+    pieces,
+    rotate,
+    row_sums,
+    store_codes,
+    store_mask,
+)
+from questlm.ops.triton.quantize import FORMS
+from questlm.ops.triton.tiles import Launch, matrix, tiles_of
+
+__all__ = ["swiglu_quantize", "swiglu_quantize_backward"]
+
+_FORWARD = Launch(programs=4, num_warps=4, num_stages=2)
+_BACKWARD = Launch(programs=4, num_warps=8, num_stages=2)
+
+
+@triton.jit
+def _forward(
+    gate_ptr, up_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, rows, step_per_rms, bound, factor,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    entries = tl.arange(0, T)
+    h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        index, inside = pieces(tile, rows, NB, R, P)
+        offsets = offsets_of(index, T)
+        gate = tl.load(gate_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        y = gate / (1.0 + tl.exp(-gate)) * up
+        if EXACT:
+            y = y.to(tl.bfloat16).to(tl.float32)
+        step = step_per_rms * tl.sqrt(row_sums(tl.sum(y * y, axis=1), NB, R, P) / (NB * T))
+        if ROTATES:
+            y = rotate(y, h, factor, EXACT)
+        store_codes(levels_of(y, step, LEVELS), data_ptr, offsets, inside, LEVELS, FORM)
+        tl.store(step_ptr + index // NB, step, mask=inside & (index % NB == 0))
+        if HAS_MASK:
+            store_mask(tl.abs(y) <= (bound * step)[:, None], mask_ptr, index, inside, P, T)
+
+
+@triton.jit
+def _backward(
+    gradient_ptr, mask_ptr, gate_ptr, up_ptr, matrix_ptr, dgate_ptr, dup_ptr, rows, factor,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    entries = tl.arange(0, T)
+    h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        index, inside = pieces(tile, rows, NB, R, P)
+        offsets = offsets_of(index, T)
+        da = tl.load(gradient_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        if HAS_MASK:
+            da *= load_mask(mask_ptr, index, inside, P, T)
+        if ROTATES:
+            da = rotate(da, h, factor, EXACT)
+        gate = tl.load(gate_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        share = 1.0 / (1.0 + tl.exp(-gate))
+        dup = da * gate * share
+        dgate = da * up * share * (1.0 + gate * (1.0 - share))
+        tl.store(dgate_ptr + offsets, dgate.to(dgate_ptr.dtype.element_ty), mask=inside[:, None])
+        tl.store(dup_ptr + offsets, dup.to(dup_ptr.dtype.element_ty), mask=inside[:, None])
+
+
+def swiglu_quantize(
+    gate: Tensor, up: Tensor, dtype: torch.dtype,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Codes, step and mask of silu(gate) * up as `quantize` gives them; gate and up are (rows, K)."""
+    gate, up = gate.contiguous(), up.contiguous()
+    rows, k = gate.shape
+    tiles = tiles_of(k, block_size)
+    data = gate.new_empty((rows, k), dtype=FORMS[form])
+    step = gate.new_empty((rows, 1), dtype=torch.float32)
+    mask = gate.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
+    if rows:
+        _forward[_FORWARD.grid(rows, tiles, gate.device)](
+            gate, up, matrix(tiles.T, block_size, gate.device), data, step, mask,
+            rows, step_per_rms, mask_bound or 0.0, block_size**-0.5,
+            *tiles, levels, form, block_size > 1, dtype is torch.bfloat16, mask_bound is not None,
+            **_FORWARD.options(tiles),
+        )  # fmt: skip
+    return data, step, mask
+
+
+def swiglu_quantize_backward(
+    gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """dgate and dup, each (rows, K) of the dtype of `gate`, from the gradient of the rotated rows."""
+    gradient, gate, up = gradient.contiguous(), gate.contiguous(), up.contiguous()
+    rows, k = gradient.shape
+    tiles = tiles_of(k, block_size)
+    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+    if rows:
+        _backward[_BACKWARD.grid(rows, tiles, gate.device)](
+            gradient, gradient if mask is None else mask, gate, up, matrix(tiles.T, block_size, gate.device),
+            dgate, dup, rows, block_size**-0.5, *tiles,
+            block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **_BACKWARD.options(tiles),
+        )  # fmt: skip
+    return dgate, dup

@@ -1,0 +1,101 @@
+"""Norms and activations that hand quantised rows to the layers behind them.
+
+A model says what goes where: a module with an attribute `feeds` names, for a norm or an activation below it, the linear
+layers that take its output and that nothing else takes it. Where those layers quantise their input alike,
+`questlm.prepare` puts in the norm's place one that quantises for all of them: once, and on a GPU in the same pass over
+memory. The numbers are those of the unfused layers; only the backward pass of the norm sees x / rms rounded to the
+dtype computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.ops import SwiGLU
+from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.quantizers import DynamicQuantizer
+from questlm.quant.rows import Rows, norm_rows, swiglu_rows
+
+__all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
+
+
+class QuantizedNorm(nn.RMSNorm):
+    """RMSNorm whose output is quantised; the same parameters as the norm that it replaces."""
+
+    quantizer: DynamicQuantizer
+    quantized: bool
+
+    @classmethod
+    def from_norm(cls, norm: nn.RMSNorm, quantizer: DynamicQuantizer) -> QuantizedNorm:
+        """Wrap `norm`, sharing its gain."""
+        fused = cls(norm.normalized_shape, eps=norm.eps, device="meta")
+        fused.weight, fused.quantizer, fused.quantized = norm.weight, quantizer, True
+        return fused.train(norm.training)
+
+    def to_plain(self) -> nn.RMSNorm:
+        """The plain norm again, sharing its gain."""
+        norm = nn.RMSNorm(self.normalized_shape, eps=self.eps, device="meta")
+        norm.weight = self.weight
+        return norm.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor | Rows:  # type: ignore[override]
+        """(..., K) -> rows for quantised layers, or the plain norm where those are dense."""
+        if not self.quantized:
+            return super().forward(x)
+        assert self.eps is not None
+        return norm_rows(x, self.weight, self.eps, self.quantizer, ops.autocast_dtype(x) or self.weight.dtype)
+
+
+class QuantizedSwiGLU(SwiGLU):
+    """SwiGLU whose output is quantised."""
+
+    quantizer: DynamicQuantizer
+    quantized: bool
+
+    @classmethod
+    def from_activation(cls, activation: SwiGLU, quantizer: DynamicQuantizer) -> QuantizedSwiGLU:
+        """Quantise what `activation` gives."""
+        fused = cls()
+        fused.quantizer, fused.quantized = quantizer, True
+        return fused.train(activation.training)
+
+    def to_plain(self) -> SwiGLU:
+        """The plain activation again."""
+        return SwiGLU().train(self.training)
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor | Rows:  # type: ignore[override]
+        """Two of (..., K) -> rows for quantised layers, or the plain activation where those are dense."""
+        if not self.quantized:
+            return super().forward(gate, up)
+        return swiglu_rows(gate, up, self.quantizer, ops.autocast_dtype(gate) or gate.dtype)
+
+
+def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Norms and activations of a model with quantised layers, each with the module to put in its place."""
+    for module in model.modules():
+        for source, consumers in getattr(module, "feeds", {}).items():
+            plain = module.get_submodule(source)
+            quantizer = _common_quantizer([module.get_submodule(name) for name in consumers])
+            if quantizer is None:
+                continue
+            if type(plain) is nn.RMSNorm and plain.eps is not None and plain.weight is not None:
+                yield plain, QuantizedNorm.from_norm(plain, quantizer)
+            elif type(plain) is SwiGLU:
+                yield plain, QuantizedSwiGLU.from_activation(plain, quantizer)
+
+
+def _common_quantizer(layers: list[nn.Module]) -> DynamicQuantizer | None:
+    """The quantiser of the input that all `layers` share, if rows quantised by it are what each of them would make."""
+    quantizers = []
+    for layer in layers:
+        if type(layer) is not FakeQuantLinear or layer.input_norm is not None or layer.strength is not None:
+            return None
+        if type(layer.act_quantizer) is not DynamicQuantizer or layer.weight.dtype is torch.float16:
+            return None
+        quantizers.append(layer.act_quantizer)
+    alike = {(q.grid, q.block_size, q.mask_bound) for q in quantizers}
+    return quantizers[0] if len(alike) == 1 else None

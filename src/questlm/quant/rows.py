@@ -1,0 +1,200 @@
+"""The two halves of a quantised product's gradient: through the rounding of a factor, and through the product.
+
+A factor of a product is `Rows`: codes, from which the product is computed, and a carrier, a tensor of the same shape that
+takes the gradient with respect to the values that the codes stand for. A method whose values have to be computed anyway
+(learned steps) has them as carrier. Where the gradient is a mask (QuEST, STE) nobody needs the values, so the carrier is
+one zero that pretends to have the shape of the rows and costs no memory; what it receives, the autograd function that made
+the codes masks and rotates back.
+
+So rows that go into several products (q, k and v; gate and up) are quantised once, their gradients are summed in the
+rotated domain, and masked and rotated back once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from questlm import ops
+from questlm.ops import Grid, Operand, without_autocast
+from questlm.quant.quantizers import DynamicQuantizer, Quantizer
+
+__all__ = ["Rows", "encode_rows", "norm_rows", "product", "swiglu_rows"]
+
+
+class Rows(NamedTuple):
+    """A factor of a product.
+
+    Attributes:
+        operand: of (rows, K).
+        carrier: (..., K), takes the gradient with respect to the operand's values.
+    """
+
+    operand: Operand
+    carrier: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor that was encoded, (..., K)."""
+        return self.carrier.shape
+
+
+def encode_rows(x: Tensor, quantizer: Quantizer | None, block_size: int, dtype: torch.dtype) -> Rows:
+    """Rows of x (..., K) as a factor of a product in `dtype`, with the gradient of `quantizer`; None: only rotated."""
+    rows = x.reshape(-1, x.shape[-1])
+    if quantizer is None:
+        rotated = ops.hadamard(rows, block_size) if block_size > 1 else rows
+        return Rows(Operand(rotated.detach().to(dtype)), rotated.view(x.shape))
+    if type(quantizer) is DynamicQuantizer:
+        grid = quantizer.grid
+        data, step, carrier = _Encode.apply(rows, grid, block_size, quantizer.mask_bound, dtype)
+        return Rows(_operand(data, step, grid), carrier.view(x.shape))
+    with torch.no_grad():
+        operand = quantizer.operand(rows)
+    return Rows(operand, quantizer.values(rows, operand).view(x.shape))
+
+
+def norm_rows(x: Tensor, gain: Tensor, eps: float, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
+    """`encode_rows` of RMSNorm(x) rounded to `dtype`, x (..., K) and gain (K,)."""
+    rows, grid = x.reshape(-1, x.shape[-1]), quantizer.grid
+    settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
+    data, step, carrier = _NormEncode.apply(rows, gain, eps, settings)
+    return Rows(_operand(data, step, grid), carrier.view(x.shape))
+
+
+def swiglu_rows(gate: Tensor, up: Tensor, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
+    """`encode_rows` of silu(gate) * up rounded to `dtype`, each (..., K)."""
+    grid = quantizer.grid
+    settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
+    data, step, carrier = _SwiGLUEncode.apply(gate.flatten(0, -2), up.flatten(0, -2), settings)
+    return Rows(_operand(data, step, grid), carrier.view(gate.shape))
+
+
+def product(x: Rows, w: Rows, dtype: torch.dtype) -> Tensor:
+    """y = x_q w_q^T of x (..., K) and w (out, K): (..., out) of `dtype`, computed from codes."""
+    carrier = x.carrier.reshape(-1, x.shape[-1])
+    grids = (x.operand.grid, w.operand.grid)
+    y: Tensor = _Product.apply(carrier, w.carrier, grids, dtype, *_tensors(x.operand), *_tensors(w.operand))
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class _Product(torch.autograd.Function):
+    """y = x_q w_q^T of (tokens, K) and (out, K); the gradients dy w_q and dy^T x_q go to the carriers.
+
+    Saved are the operands' tensors: one byte an entry and one step a row, never a 16- or 32-bit copy of a factor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_carrier: Tensor,
+        w_carrier: Tensor,
+        grids: tuple[Grid | None, Grid | None],
+        dtype: torch.dtype,
+        *tensors: Tensor | None,  # data, step and offset of x, then of w
+    ) -> Tensor:
+        ctx.grids, ctx.dtypes = grids, (x_carrier.dtype, w_carrier.dtype, dtype)
+        ctx.save_for_backward(*tensors)
+        with without_autocast(x_carrier):  # every dtype is chosen, none left to autocast
+            x, w = Operand(tensors[0], grids[0], *tensors[1:3]), Operand(tensors[3], grids[1], *tensors[4:])  # type: ignore[arg-type]
+            return ops.scaled_matmul(x, w, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_data, x_step, x_offset, w_data, w_step, w_offset = ctx.saved_tensors
+        x_dtype, w_dtype, dtype = ctx.dtypes
+        dx = dw = None
+        with without_autocast(x_data):
+            if ctx.needs_input_grad[0]:
+                w = Operand(w_data, ctx.grids[1], w_step, w_offset)
+                dx = ops.operand_gradient(gradients[0], w, dtype, x_dtype)
+            if ctx.needs_input_grad[1]:
+                x = Operand(x_data, ctx.grids[0], x_step, x_offset)
+                dw = ops.operand_gradient(gradients[0].T, x, dtype, w_dtype)
+        return dx, dw, *[None] * 8
+
+
+_Settings = tuple[Grid, int, float | None, torch.dtype]
+"""Grid, block size, bound of the mask and dtype of the product."""
+
+
+class _Encode(torch.autograd.Function):
+    """Rows (rows, K) -> data, step and carrier; the gradient is IHT(M * g). Saves mask bits and nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        bound = mask_bound if ctx.needs_input_grad[0] else None
+        with without_autocast(x):
+            encoded = ops.encode(x, grid, block_size, bound, dtype)
+        ctx.save_for_backward(encoded.mask)
+        ctx.block_size, ctx.dtype = block_size, x.dtype
+        return _outputs(ctx, encoded.operand, x.shape, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (mask,) = ctx.saved_tensors
+        with without_autocast(gradients[2]):
+            dx = ops.masked_hadamard(gradients[2], mask, ctx.block_size, ctx.dtype)
+        return dx, None, None, None, None
+
+
+class _NormEncode(torch.autograd.Function):
+    """Rows and gain -> data, step and carrier of RMSNorm(rows). Saves x / rms in the dtype computed in, and mask bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+        grid, block_size, mask_bound, dtype = settings
+        trains = any(ctx.needs_input_grad)
+        with without_autocast(x):
+            normed = ops.norm_encode(x, gain, eps, grid, block_size, mask_bound if trains else None, dtype, trains)
+        ctx.save_for_backward(normed.encoded.mask, normed.unit, normed.rstd, gain)
+        ctx.block_size, ctx.dtype = block_size, x.dtype
+        return _outputs(ctx, normed.encoded.operand, x.shape, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        mask, unit, rstd, gain = ctx.saved_tensors
+        with without_autocast(gradients[2]):
+            dx, dgain = ops.norm_encode_backward(gradients[2], mask, unit, rstd, gain, ctx.block_size, None, ctx.dtype)
+        return dx, dgain.to(gain.dtype), None, None
+
+
+class _SwiGLUEncode(torch.autograd.Function):
+    """Gate and up -> data, step and carrier of silu(gate) * up. Saves both, and mask bits."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+        grid, block_size, mask_bound, dtype = settings
+        bound = mask_bound if any(ctx.needs_input_grad) else None
+        with without_autocast(gate):
+            encoded = ops.swiglu_encode(gate, up, grid, block_size, bound, dtype)
+        ctx.save_for_backward(encoded.mask, gate, up)
+        ctx.block_size = block_size
+        return _outputs(ctx, encoded.operand, gate.shape, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        mask, gate, up = ctx.saved_tensors
+        with without_autocast(gradients[2]):
+            dgate, dup = ops.swiglu_encode_backward(gradients[2], mask, gate, up, ctx.block_size)
+        return dgate, dup, None
+
+
+def _outputs(ctx: Any, operand: Operand, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """What an autograd function returns: an operand's tensors without gradient, and a carrier of `shape` that has one."""
+    assert operand.step is not None
+    ctx.mark_non_differentiable(operand.data, operand.step)
+    ctx.set_materialize_grads(False)
+    return operand.data, operand.step, operand.step.new_zeros((), dtype=ops.compute_dtype(dtype)).expand(shape)
+
+
+def _operand(data: Tensor, step: Tensor, grid: Grid) -> Operand:
+    return Operand(data, None if data.dtype.is_floating_point else grid, step)
+
+
+def _tensors(operand: Operand) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return operand.data, operand.step, operand.offset

@@ -22,6 +22,7 @@ __all__ = ["RECORD_NAME", "RunRecord", "package_versions"]
 
 RECORD_NAME = "record.json"
 _FORMAT = 1
+_NEWER = {"initial_weights", "processes", "parallel"}  # which the first records did not have
 
 
 @dataclass
@@ -31,7 +32,7 @@ class RunRecord:
     Attributes:
         config: resolved settings, as `RunConfig.model_dump(mode="json")`.
         versions: Python, packages and the git commit of the source, where there is one.
-        device: name of the processor or GPU trained on.
+        device: name of the processor or GPU trained on, of the first process.
         data: description, hash, hash of the validation tokens, and sizes in tokens and bytes.
         parameters: {"all": ..., "non_embedding": ...}.
         curve: [{"step", "tokens", "loss", "lr", "grad_norm"}]; loss in nats a token, mean since the last entry.
@@ -39,9 +40,11 @@ class RunRecord:
         final: {"loss", "perplexity", "bits_per_byte", "tokens"}, on all of it, in float32, or None until the end.
         steps, tokens, seconds: trained so far; seconds of training loop, validations and checkpoints included.
         tokens_per_second: tokens / seconds spent in training steps alone.
-        peak_memory_bytes: of the device (CUDA) or the process (CPU).
+        peak_memory_bytes: of the device (CUDA) or the process (CPU); of several, the most.
         checks: what the quantisation check at the start measured.
         initial_weights: SHA-256 of the weights that training began from (`init_from`), None for weights of its own.
+        processes: how many trained it when the record was written.
+        parallel: how they shared the model: 'none', 'ddp' or 'fsdp'.
     """
 
     config: dict[str, Any]
@@ -59,6 +62,8 @@ class RunRecord:
     peak_memory_bytes: int | None = None
     checks: dict[str, Any] = field(default_factory=dict)
     initial_weights: str | None = None
+    processes: int = 1
+    parallel: str = "none"
     format: int = _FORMAT
 
     def save(self, run: Path) -> None:
@@ -76,7 +81,7 @@ class RunRecord:
         names = {item.name for item in fields(cls)}
         lacking = names - set(content) if isinstance(content, dict) else names
         known = isinstance(content, dict) and content.get("format") == _FORMAT and set(content) <= names
-        if not known or lacking - {"initial_weights"}:  # which the first records did not have
+        if not known or lacking - _NEWER:
             raise CheckpointError(f"{run / RECORD_NAME} is not a run record of format {_FORMAT}")
         return cls(**content)
 

@@ -86,8 +86,8 @@ def test_a_dense_layer_behind_a_norm_is_noticed(tiny_settings: Settings, tmp_pat
         with dense(model):
             return check(model, *arguments)
 
-    check = checks.check_quantization
-    monkeypatch.setattr("questlm.train.loop.check_quantization", plain)
+    check = checks.compute_plainly
+    monkeypatch.setattr("questlm.train.loop.compute_plainly", plain)
     quant = {"method": "bitnet", "weight_bits": "ternary", "act_bits": 8}
     with pytest.raises(TrainingError, match="computes the plain product"):
         train(tiny_settings(quant=quant), tmp_path / "run")

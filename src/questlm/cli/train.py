@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +13,15 @@ from questlm.cli.options import fresh_folder, parse_bits, parse_count, print_tab
 from questlm.config import PRESETS, RunConfig, load_config
 from questlm.config import preset as preset_settings
 from questlm.config.load import merge
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, QuestError
 
 if TYPE_CHECKING:
     from questlm.records import RunRecord
 
 __all__ = ["metric_rows", "run_training", "train"]
+
+_HEAD_START = 2.0
+"""Seconds that the first process has to say what is wrong before the others say it too."""
 
 _HELP = f"""Train a quantised Llama and write a run folder (settings, checkpoints, record).
 
@@ -35,6 +40,8 @@ Examples:
     quest train --init-from llama-3.2-1b/ --data books/ --tokens 200M --set train.lr=1e-4
 
     quest train --resume runs/books-w2a2
+
+    torchrun --nproc-per-node 8 -m questlm train --preset 800m --data fineweb/ --set train.parallel=fsdp
 
 Presets: {", ".join(PRESETS)}. Every other setting is reached with --set section.key=value or a YAML file; the file
 config.yaml of any run shows them all.
@@ -77,7 +84,8 @@ def train(
     name = preset or default or (config.stem if config else Path(settings.init_from or "").resolve().name)
     run = out or fresh_folder(f"{name}-{settings.quant.label}")
     run_training(settings, run)
-    _say_next(run)
+    if _speaks():
+        _say_next(run)
 
 
 train.__doc__ = _HELP
@@ -88,7 +96,8 @@ def run_training(config: RunConfig, out: Path) -> RunRecord:
     from questlm.train import train as train_run
 
     record: RunRecord = _stoppable(lambda: train_run(config, out))
-    _report(record, out)
+    if _speaks():
+        _report(record, out)
     return record
 
 
@@ -114,8 +123,10 @@ def _continue(
     folder.read_config()
     named = merge(preset_settings(preset), flags) if preset else flags  # a preset that differs is refused, not ignored
     settings = load_config(None, config or folder.config_file, named, overrides)
-    _report(_stoppable(lambda: resume_run(run, settings)), run)
-    _say_next(run)
+    record = _stoppable(lambda: resume_run(run, settings))
+    if _speaks():
+        _report(record, run)
+        _say_next(run)
 
 
 def _with_usual_bits(settings: RunConfig) -> RunConfig:
@@ -133,13 +144,25 @@ def _say_next(run: Path) -> None:
 
 
 def _stoppable(work: Any) -> Any:
-    from questlm.train import Interrupted
+    from questlm.train import Interrupted, LostPeerError
 
     try:
         return work()
     except Interrupted as stop:
-        typer.echo(f"quest: {stop}", err=True)
+        if _speaks():
+            typer.echo(f"quest: {stop}", err=True)
         raise typer.Exit(128 + stop.signal_number) from None
+    except LostPeerError:
+        raise
+    except QuestError:
+        if not _speaks():  # what is wrong for all, the first process says, and torchrun then ends this one
+            time.sleep(_HEAD_START)
+        raise
+
+
+def _speaks() -> bool:
+    """Whether this process is the first or the only one of those that train."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _report(record: RunRecord, out: Path) -> None:

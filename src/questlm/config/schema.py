@@ -283,9 +283,12 @@ class TrainConfig(Section):
     """The published protocol by default: AdamW, cosine schedule, 10 % warm-up."""
 
     seq_len: Annotated[int, Field(ge=2, le=1_048_576)] = 512
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=512, description="sequences per optimizer step")
+    batch_size: Annotated[int, Field(ge=1)] = Field(
+        default=512, description="sequences per optimizer step, of all processes together"
+    )
     micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="sequences per forward pass; None: the whole batch. The rest is gradient accumulation"
+        default=None,
+        description="sequences per forward pass of a process; None: its whole share. The rest is gradient accumulation",
     )
     lr: Annotated[float, Field(gt=0)] = 1.2e-3
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="share of the budget spent warming up")
@@ -306,6 +309,19 @@ class TrainConfig(Section):
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     device: str = Field(default="auto", description="'auto' (cuda where there is one), 'cpu', 'cuda', 'cuda:1', ...")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; auto: on CUDA")
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="how the processes of torchrun share the model: 'ddp' (each has all of it; auto) or 'fsdp' (each "
+        "has a part of every weight, gathered block by block)",
+    )
+    timeout: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        default=600.0, description="seconds that a process waits for the others within a step before the job ends"
+    )
+    recompute: Literal["none", "mlp", "block"] = Field(
+        default="none",
+        description="parts of each block that keep only their inputs and are computed again in the backward pass: less "
+        "memory for more time, the same numbers",
+    )
     log_every: Annotated[int, Field(ge=1)] = Field(default=10, description="steps between points of the loss curve")
     eval_every: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="steps between validations; None: at the end only"

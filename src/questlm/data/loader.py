@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from questlm.data.stream import TokenStream, require_window
 from questlm.errors import ConfigError, DataError
 
-__all__ = ["Batch", "WindowLoader", "windows"]
+__all__ = ["Batch", "WindowLoader", "batch_count", "windows"]
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Inputs and targets, each (sequences, tokens); the target of a position is the token after it."""
@@ -82,21 +82,42 @@ class WindowLoader:
         return numbers
 
 
-def windows(stream: TokenStream, seq_len: int, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+def windows(
+    stream: TokenStream,
+    seq_len: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
     """Yield batches that predict every token but the first exactly once, in order.
 
     Each batch is (up to `batch_size`, seq_len); what is left over comes last, as (1, rest). With `max_tokens`, only the
-    whole windows among the first so many predictions come, but at least one.
+    whole windows among the first so many predictions come, but at least one. Rank r of `world_size` gets every
+    `world_size`-th batch, beginning with the r-th.
     """
-    predictions = len(stream) - 1
-    whole = max(predictions, 0) // seq_len
-    if max_tokens is not None:
-        whole = min(whole, max(1, max_tokens // seq_len))
-    for start in range(0, whole, batch_size):
+    whole, rest = _split(stream, seq_len, max_tokens)
+    starts = range(0, whole, batch_size)
+    for start in starts[rank::world_size]:
         numbers = range(start, min(start + batch_size, whole))
         yield _batch([stream.read(n * seq_len, n * seq_len + seq_len + 1) for n in numbers])
-    if max_tokens is None and whole * seq_len < predictions:
+    if rest and len(starts) % world_size == rank:
         yield _batch([stream.read(whole * seq_len, len(stream))])
+
+
+def batch_count(stream: TokenStream, seq_len: int, batch_size: int, max_tokens: int | None = None) -> int:
+    """How many batches `windows` yields to all ranks together."""
+    whole, rest = _split(stream, seq_len, max_tokens)
+    return -(-whole // batch_size) + rest
+
+
+def _split(stream: TokenStream, seq_len: int, max_tokens: int | None) -> tuple[int, bool]:
+    """Whole windows to validate on, and whether something is left over after them."""
+    predictions = max(len(stream) - 1, 0)
+    whole = predictions // seq_len
+    if max_tokens is not None:
+        return min(whole, max(1, max_tokens // seq_len)), False
+    return whole, whole * seq_len < predictions
 
 
 def _batch(rows: list[NDArray[np.int64]]) -> Batch:

@@ -1,4 +1,4 @@
-"""Loss over a validation split: every target predicted once, in windows read in order."""
+"""Loss over a validation split: every target predicted once, in windows read in order, by one process or several."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from questlm.data import TokenStream, windows
+from questlm.data.loader import batch_count
 from questlm.errors import DataError
+from questlm.parallel import Ranks
 from questlm.progress import progress
 
 __all__ = ["Evaluation", "evaluate"]
 
 _TOKENS_PER_BATCH = 4096
+_ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def evaluate(
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
+    ranks: Ranks = _ALONE,
 ) -> Evaluation:
     """Measure `logits`: ids (batch, tokens) int64 -> (batch, tokens, vocabulary) on `stream`.
 
@@ -58,21 +62,28 @@ def evaluate(
             nothing predicts it, which is too little to see beyond some thousand tokens.) Not used with `max_tokens`,
             because a part of the stream has other bytes.
         max_tokens: read only the first windows, at most this many tokens; None: everything.
+        ranks: the processes that share the work; all call it, and all get the result.
     """
     batch_size = max(1, _TOKENS_PER_BATCH // seq_len)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    count = 0
+    total = torch.zeros(2, dtype=torch.float64, device=device)  # nats, tokens
     expected = min(len(stream) - 1, max_tokens or len(stream))
-    with progress("evaluating", expected, show=show_progress) as update:
-        for inputs, targets in windows(stream, seq_len, batch_size, max_tokens):
-            predicted = logits(torch.from_numpy(inputs).to(device))
-            flat = torch.from_numpy(targets).to(device).flatten()
-            total += F.cross_entropy(predicted.flatten(0, 1).float(), flat, reduction="sum").double()
+    with progress("evaluating", expected, show=show_progress and ranks.leads) as update:
+        count = calls = 0
+        for batch in windows(stream, seq_len, batch_size, max_tokens, ranks.rank, ranks.size):
+            inputs, targets = (torch.from_numpy(part).to(device) for part in batch)
+            flat = targets.flatten()
+            nats = F.cross_entropy(logits(inputs).flatten(0, 1).float(), flat, reduction="sum").double()
             count += flat.numel()
-            update(count)
+            total += torch.stack((nats, torch.full_like(nats, flat.numel())))
+            calls += 1
+            update(count * ranks.size)
+    if calls < -(-batch_count(stream, seq_len, batch_size, max_tokens) // ranks.size):
+        # For the others' sake, who have a batch more: of a model that is cut, a pass needs all processes.
+        logits(torch.zeros(1, 1, dtype=torch.int64, device=device))
+    nats, tokens = ranks.sum(total).tolist()
+    count = round(tokens)
     if count == 0:
         raise DataError("the text to evaluate on has no token to predict; use more text")
-    nats = float(total)
     loss = nats / count
     per_byte = nats / math.log(2) / text_bytes if text_bytes and max_tokens is None else None
     return Evaluation(loss, math.exp(min(loss, 700.0)), per_byte, count)

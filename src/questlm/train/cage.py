@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from questlm.config import TrainConfig
+from questlm.parallel import gathered, local_part
 from questlm.quant import quantized_layers
 
 __all__ = ["cage_strength", "pull_to_grid"]
@@ -28,4 +29,6 @@ def pull_to_grid(model: nn.Module, rate: float) -> None:
     """w <- w - rate (w - Q(w)) for every layer with quantised weights; `rate` is lr * lambda_t."""
     for layer in quantized_layers(model).values():
         if layer.weight_quantizer is not None:
-            layer.weight.lerp_(layer.rounded_weight(), rate)
+            with gathered(layer):
+                rounded = layer.rounded_weight()
+            local_part(layer.weight).lerp_(local_part(rounded, like=layer.weight), rate)

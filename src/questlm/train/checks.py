@@ -12,6 +12,7 @@ round trip as if it changed nothing, an estimator whose mask is inverted. So the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.errors import TrainingError
+from questlm.parallel import whole
 from questlm.quant import FakeQuantLinear, dense, quantized_layers
 from questlm.quant.quantizers import DynamicQuantizer
 
-__all__ = ["check_quantization"]
+__all__ = ["Expected", "check_quantization", "compute_plainly"]
 
 _LossFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(inputs, targets) -> loss, and the logits of each sequence's last token."""
@@ -31,14 +33,40 @@ _EDGE = 1e-4  # entries as near the mask's bound as this may fall to either side
 _ZERO = 1e-3  # of the gradient's rms: what the two transforms' rounding may leave of an exact zero
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a model computes plainly (never compiled, not cut between processes) on one batch.
+
+    Attributes:
+        loss, dense_loss: with and without quantisation.
+        logits, dense_logits: of each sequence's last token.
+        differences: relative distance of each quantised layer's product from the plain product, by name.
+    """
+
+    loss: float
+    dense_loss: float
+    logits: Tensor
+    dense_logits: Tensor
+    differences: dict[str, float]
+
+
+@torch.no_grad()
+def compute_plainly(model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Tensor]) -> Expected:
+    """Run `model` with and without quantisation on one batch of (inputs, targets), each (batch, tokens) int64."""
+    loss, logits = loss_fn(*batch)
+    with dense(model):
+        dense_loss, plain = loss_fn(*batch)
+    differences = {name: _product_difference(layer) for name, layer in quantized_layers(model).items()}
+    return Expected(float(loss), float(dense_loss), logits, plain, differences)
+
+
 def check_quantization(
-    model: nn.Module, loss_fn: _LossFn, eager_loss_fn: _LossFn, batch: tuple[Tensor, Tensor]
+    model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Tensor], expected: Expected
 ) -> dict[str, Any]:
-    """Run the check on one batch of (inputs, targets), each (batch, tokens) int64; gradients are cleared afterwards.
+    """Run the check on the batch that `expected` was computed on; gradients are cleared afterwards.
 
     Args:
-        loss_fn: the path that trains, compiled or not.
-        eager_loss_fn: the same computation, never compiled.
+        loss_fn: the path that trains, compiled or not, on one process or on several.
 
     Returns:
         What was measured, for the run record.
@@ -53,17 +81,13 @@ def check_quantization(
     loss, logits = loss_fn(*batch)
     loss.backward()
     with torch.no_grad():
-        quantized_loss, quantized = eager_loss_fn(*batch)
-        with dense(model):
-            dense_loss, plain = eager_loss_fn(*batch)
-        differences = {name: _product_difference(layer) for name, layer in layers.items()}
         leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items()}
     model.zero_grad(set_to_none=True)
 
-    same = [name for name, difference in differences.items() if difference == 0]
+    same = [name for name, difference in expected.differences.items() if difference == 0]
     if same:
         raise TrainingError(f"quantisation is not in effect: the layer {same[0]!r} computes the plain product")
-    to_quantized, to_plain = float((logits - quantized).norm()), float((logits - plain).norm())
+    to_quantized, to_plain = (float((logits - other).norm()) for other in (expected.logits, expected.dense_logits))
     if not to_quantized < to_plain:
         raise TrainingError(
             f"the compiled path does not compute the quantised model: on the first batch its logits are "
@@ -76,8 +100,8 @@ def check_quantization(
     return {
         "quantized_layers": len(layers),
         "loss": float(loss.detach()),
-        "loss_eager": float(quantized_loss),
-        "loss_dense": float(dense_loss),
+        "loss_eager": expected.loss,
+        "loss_dense": expected.dense_loss,
         "logits_from_quantized": to_quantized,
         "logits_from_dense": to_plain,
         "largest_gradient_outside_mask": max((leak for leak in leaks.values() if leak is not None), default=None),
@@ -99,13 +123,15 @@ def _gradient_outside_mask(layer: FakeQuantLinear) -> float | None:
     Raises:
         TrainingError: the layer has no gradient, or only zeros.
     """
-    gradient, quantizer = layer.weight.grad, layer.weight_quantizer
+    quantizer = layer.weight_quantizer
+    gradient = None if layer.weight.grad is None else whole(layer.weight.grad)
     if gradient is None or not bool(gradient.abs().sum() > 0):
         raise TrainingError("a quantised layer receives no gradient; the estimator lets nothing pass")
     if not isinstance(quantizer, DynamicQuantizer) or quantizer.mask_bound is None or quantizer.grid.group:
         return None  # no mask, or one that is not a bound
-    step = ops.quantize(layer.weight, quantizer.grid, layer.block_size).step
-    distance = ops.hadamard(layer.weight, layer.block_size).abs() / (quantizer.mask_bound * step)
+    weight = whole(layer.weight)
+    step = ops.quantize(weight, quantizer.grid, layer.block_size).step
+    distance = ops.hadamard(weight, layer.block_size).abs() / (quantizer.mask_bound * step)
     rotated = ops.hadamard(gradient.float(), layer.block_size)
     masked = distance > 1 + _EDGE
     if not bool(masked.any()):

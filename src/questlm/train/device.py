@@ -11,29 +11,47 @@ import torch
 
 from questlm.config import TrainConfig
 from questlm.errors import ConfigError
+from questlm.parallel import Ranks
 
 __all__ = ["autocast", "device_name", "peak_memory", "pick_device", "should_compile"]
 
+_ALONE = Ranks()
 
-def pick_device(name: str) -> torch.device:
+
+def pick_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
     """The device `name` stands for; 'auto' is CUDA where there is one, else the CPU.
+
+    Of several processes on a machine each takes the GPU of its own number.
 
     Raises:
         ConfigError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"train.device = {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"train.device = {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and ranks.size > 1:
+        return _own_gpu(device, ranks)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"train.device = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto"
         )
     return device
+
+
+def _own_gpu(device: torch.device, ranks: Ranks) -> torch.device:
+    if str(device) != "cuda":
+        raise ConfigError(f"train.device = {str(device)!r} is one GPU for {ranks.size} processes; use cuda or auto")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {ranks.local_rank + 1} of this machine has no GPU of its own, as there are "
+            f"{torch.cuda.device_count()}; start no more processes than that (torchrun --nproc-per-node)"
+        )
+    return torch.device("cuda", ranks.local_rank)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -21,7 +21,7 @@ from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError
 from questlm.files import MANIFEST_NAME, read_json, sha256_file
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
-from questlm.train.checkpoint import verify_checkpoint
+from questlm.train.checkpoint import verify_checkpoint, weight_files
 from questlm.train.run_folder import RunFolder, require_same_config
 
 __all__ = ["InitialModel", "adopt_shape", "choose_tokenizer", "find_initial"]
@@ -33,9 +33,9 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class _Place(NamedTuple):
-    """Where a weight lies: a safetensors file, and its name there."""
+    """Where a weight lies: safetensors files, each with some of its rows and in their order, and its name there."""
 
-    file: Path
+    files: tuple[Path, ...]
     name: str
 
 
@@ -72,7 +72,7 @@ class InitialModel:
 
     def weights_hash(self) -> str:
         """Hex SHA-256 of the file of weights; of several, of the list of their hashes as `sha256sum` prints it."""
-        files = sorted({place.file for place in self.places.values()})
+        files = sorted({file for place in self.places.values() for file in place.files})
         digests = [sha256_file(file) for file in files]
         if len(files) == 1:
             return digests[0]
@@ -159,7 +159,7 @@ def _from_run(path: Path) -> InitialModel:
     state = read_json(checkpoint / "state.json", CheckpointError)
     require_same_config(state.get("config", {}) if isinstance(state, dict) else {}, config, checkpoint)
     expected = _shapes(config.model)
-    places = _headers([checkpoint / _WEIGHTS])
+    places = _headers(weight_files(checkpoint), in_pieces=True)
     for name in places:
         if name.endswith((".input_norm.weight", ".output_scale")):
             raise ConfigError(
@@ -239,8 +239,8 @@ def _shards(folder: Path, index: Any) -> list[Path]:
 # -- safetensors -------------------------------------------------------------------------------------------------------
 
 
-def _headers(files: list[Path]) -> dict[str, _Place]:
-    """Where each weight lies, by its name in the files."""
+def _headers(files: list[Path], in_pieces: bool = False) -> dict[str, _Place]:
+    """Where each weight lies, by its name in the files; `in_pieces`, it may lie in several."""
     places: dict[str, _Place] = {}
     for file in files:
         try:
@@ -249,9 +249,10 @@ def _headers(files: list[Path]) -> dict[str, _Place]:
         except (OSError, SafetensorError) as problem:
             raise _damaged(file, problem) from None
         for name in names:
-            if name in places:
-                raise CheckpointError(f"{file} and {places[name].file.name} both hold {name!r:.80}; one is left over")
-            places[name] = _Place(file, name)
+            earlier = places[name].files if name in places else ()
+            if earlier and not in_pieces:
+                raise CheckpointError(f"{file} and {earlier[0].name} both hold {name!r:.80}; one is left over")
+            places[name] = _Place((*earlier, file), name)
     return places
 
 
@@ -262,17 +263,27 @@ def _check(places: Mapping[str, _Place], expected: Mapping[str, tuple[int, ...]]
     for name in sorted(places.keys() - expected.keys() - {_HEAD}):
         raise CheckpointError(f"{folder} has the weight {places[name].name!r:.80}, which by its config is not there")
     for name, wanted in expected.items():
-        file, theirs = places[name]
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                header = tensors.get_slice(theirs)
-                dtype, shape = header.get_dtype(), tuple(header.get_shape())
-        except (OSError, SafetensorError) as problem:
-            raise _damaged(file, problem) from None
-        if shape != wanted:
-            raise CheckpointError(f"{file}: {theirs} is {shape}, but by the config it must be {wanted}")
-        if dtype not in _DTYPES:
-            raise CheckpointError(f"{file}: {theirs} is stored as {dtype}; only {', '.join(_DTYPES)} can be trained")
+        place = places[name]
+        headers = [_header(file, place.name) for file in place.files]
+        shapes = [shape for _, shape in headers]
+        shape = shapes[0] if len(shapes) == 1 else (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+        if shape != wanted or any(other[1:] != wanted[1:] for other in shapes):
+            raise CheckpointError(f"{place.files[0]}: {place.name} is {shape}, but by the config it must be {wanted}")
+        for dtype, _ in headers:
+            if dtype not in _DTYPES:
+                raise CheckpointError(
+                    f"{place.files[0]}: {place.name} is stored as {dtype}; only {', '.join(_DTYPES)} can be trained"
+                )
+
+
+def _header(file: Path, name: str) -> tuple[str, tuple[int, ...]]:
+    """Type and shape of a tensor."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            header = tensors.get_slice(name)
+            return header.get_dtype(), tuple(header.get_shape())
+    except (OSError, SafetensorError) as problem:
+        raise _damaged(file, problem) from None
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -281,14 +292,20 @@ def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _read(place: _Place) -> Tensor:
-    try:
-        with safe_open(place.file, framework="pt") as tensors:
-            weight: Tensor = tensors.get_tensor(place.name).to(torch.float32)
-    except (OSError, RuntimeError, SafetensorError) as problem:
-        raise _damaged(place.file, problem) from None
+    pieces = [_read_piece(file, place.name) for file in place.files]
+    weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     if not bool(torch.isfinite(weight).all()):
-        raise CheckpointError(f"{place.file}: {place.name} holds a value that is not finite; the model is damaged")
+        raise CheckpointError(f"{place.files[0]}: {place.name} holds a value that is not finite; the model is damaged")
     return weight
+
+
+def _read_piece(file: Path, name: str) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            piece: Tensor = tensors.get_tensor(name).to(torch.float32)
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        raise _damaged(file, problem) from None
+    return piece
 
 
 def _damaged(file: Path, problem: Exception) -> CheckpointError:

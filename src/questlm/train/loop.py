@@ -3,6 +3,9 @@
 The state of a run is the model, the optimizer, the loader's position and the counters in `_Progress`. All of it is in
 every checkpoint, and nothing else decides what comes next, so a run that is killed at any moment and resumed ends where
 the uninterrupted one ends (bit for bit on a CPU, for budgets in tokens; a budget in seconds depends on the clock).
+
+Several processes (torchrun) run this same code. Each takes its share of every batch; the first alone writes and speaks;
+and all stop at the same step, because they look at one clock and tell each other of signals.
 """
 
 from __future__ import annotations
@@ -17,35 +20,51 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from questlm.config import RunConfig
+from questlm.config import RunConfig, TrainConfig
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
 from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError
 from questlm.evaluation import Evaluation, evaluate
 from questlm.models import Llama
+from questlm.parallel import (
+    Ranks,
+    clip_gradients,
+    compile_blocks,
+    connect,
+    distribute,
+    gradient_exchange,
+    local_part,
+    pick_engine,
+    recompute,
+    reporting_lost_peers,
+    whole,
+)
 from questlm.progress import progress
 from questlm.quant import StatefulQuantizer, set_quantization_strength
 from questlm.records import RunRecord, package_versions
 from questlm.train.cage import cage_strength, pull_to_grid
 from questlm.train.checkpoint import (
+    fill_tensors,
     latest_checkpoint,
-    load_model_tensors,
     model_tensors,
     prune,
-    read_checkpoint,
+    read_state,
+    verify_checkpoint,
     write_checkpoint,
 )
-from questlm.train.checks import check_quantization
+from questlm.train.checks import check_quantization, compute_plainly
 from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
 from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, find_initial
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
-from questlm.train.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
+from questlm.train.optim import empty_state, make_optimizer, optimizer_tensors, set_learning_rate
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
 
 __all__ = ["Interrupted", "Trainer", "resume", "train"]
+
+_ALONE = Ranks()
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and is saved
@@ -71,33 +90,34 @@ class _Progress:
 
 
 def train(config: RunConfig, out: Path) -> RunRecord:
-    """Train a new run in the folder `out`, which must not exist or be empty.
+    """Train a new run in the folder `out`, which must not exist or be empty. Of several processes each calls it.
 
     Raises:
         ConfigError, DataError: bad settings or data; nothing is written then.
         CheckpointError: the model to begin from is damaged; likewise.
-        TrainingError: a non-finite loss, or quantisation not in effect.
+        TrainingError: a non-finite loss, quantisation not in effect, or another process that ended.
         Interrupted: SIGINT or SIGTERM; the run is saved.
     """
-    folder = RunFolder(out)
-    folder.require_absent()
-    require_loggers(config.train.loggers)
-    initial = find_initial(config)
-    if initial is not None:
-        config = adopt_shape(config, initial.shape, initial.folder)
-    data, config = _prepare_data(config, choose_tokenizer(config, initial))
-    trainer = Trainer(config, folder, data, initial)
-    folder.create(config, data.tokenizer.to_str() if data.tokenizer is not None else None)
-    with folder.locked():
+    with _together(config.train, out) as ranks, ExitStack() as lock:
+        folder = RunFolder(Path(ranks.first(lambda: _fresh_folder(out, config))))
+        initial = ranks.together(lambda: find_initial(config))
+        if initial is not None:
+            config = adopt_shape(config, initial.shape, initial.folder)
+        data, config = ranks.in_turn(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
+        trainer = Trainer(config, folder, data, initial, ranks)
+        ranks.first(lambda: folder.create(config, data.tokenizer.to_str() if data.tokenizer is not None else None))
+        ranks.first(lambda: lock.enter_context(folder.locked()))
         return trainer.run()
 
 
 def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
     """Continue the run in the folder `out` from its newest checkpoint, or from the start if it has none.
 
+    The number of processes may be another than before. Of several processes each calls it.
+
     Args:
         config: settings to continue with; None: the run's own. They may differ in when to log, validate, save and
-            where to compute, in nothing else.
+            where and how to compute, in nothing else.
 
     Raises:
         CheckpointError: not a run folder, other settings, or a damaged checkpoint.
@@ -110,12 +130,29 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
     if config is not None and config.init_from is not None:  # likewise
         config = adopt_shape(config, saved.model, folder.path)
     require_same_config(saved.model_dump(mode="json"), config or saved, folder.config_file)
-    data, config = _prepare_data(config or saved, _own_tokenizer(saved, folder))
-    with folder.locked():
-        folder.remove_leftovers()
-        trainer = Trainer(config, folder, data, _initial_again(config, folder))
+    chosen = config or saved
+    with _together(chosen.train, out) as ranks, ExitStack() as lock:
+        data, chosen = ranks.in_turn(lambda: _prepare_data(chosen, _own_tokenizer(saved, folder)))
+        ranks.first(lambda: lock.enter_context(folder.locked()))
+        ranks.first(folder.remove_leftovers)
+        trainer = Trainer(chosen, folder, data, ranks.together(lambda: _initial_again(chosen, folder)), ranks)
         trainer.restore()
         return trainer.run()
+
+
+@contextmanager
+def _together(train: TrainConfig, out: Path) -> Iterator[Ranks]:
+    """The processes that train, connected; alone, this one."""
+    ranks = Ranks.from_environment()
+    advice = f"continue from the last checkpoint with: quest train --resume {out}"
+    with reporting_lost_peers(ranks, advice), connect(ranks, pick_device(train.device, ranks), train.timeout) as joined:
+        yield joined
+
+
+def _fresh_folder(out: Path, config: RunConfig) -> str:
+    RunFolder(out).require_absent()
+    require_loggers(config.train.loggers)
+    return str(out)
 
 
 def _own_tokenizer(config: RunConfig, folder: RunFolder) -> Path | None:
@@ -167,36 +204,48 @@ class Trainer:
     """One run: model, optimizer, loader and counters. `run` trains to the end of the budget."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, data: PreparedData, initial: InitialModel | None = None
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        data: PreparedData,
+        initial: InitialModel | None = None,
+        ranks: Ranks = _ALONE,
     ) -> None:
-        self.config, self.folder, self.data = config, folder, data
-        self.device = pick_device(config.train.device)
-        self.loader = WindowLoader(data.train, config.train.seq_len, config.train.batch_size, config.seed)
-        self.model: Llama = build_model(config, initial).to(self.device)
-        self.optimizer = make_optimizer(self.model, config.train)
+        self.config, self.folder, self.data, self.ranks = config, folder, data, ranks
+        train = config.train
+        self.device = pick_device(train.device, ranks)
+        self.engine = pick_engine(train.parallel, ranks)
+        self.loader = WindowLoader(data.train, train.seq_len, train.batch_size, config.seed, ranks.rank, ranks.size)
+        self.model: Llama = build_model(config, initial).to(self.device)  # whole, until `_distribute`
+        self.module: nn.Module = self.model  # what is called in its place
         self.loss_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._loss
-        if should_compile(config.train, self.device):
-            self.loss_fn = torch.compile(self._loss, dynamic=False)
+        self.optimizer: torch.optim.Optimizer
         self.state = _Progress(initial_weights=initial.weights_hash() if initial is not None else None)
         self.checks: dict[str, Any] = {}
+        self._restored: Path | None = None
         self._pending: list[Tensor] = []  # losses of steps whose value nobody has looked at yet
         self._grad_norm: Tensor = torch.zeros((), device=self.device)
 
     def run(self) -> RunRecord:
         """Train until the budget is spent, validate on the whole split in float32, and return the record."""
         with ExitStack() as stack:
-            log = open_loggers(self.config.train.loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
+            loggers = self.config.train.loggers if self.ranks.leads else ()
+            log = open_loggers(loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
             stack.enter_context(_without_advice())
             batch = self._first_micro_batch()
             set_quantization_strength(self.model, 1.0)  # what is checked is the whole of it, also half-way through
             self._initialize_quantizers(batch)
-            self.checks = check_quantization(self.model, self.loss_fn, self._loss, batch)
+            expected = compute_plainly(self.model, self._loss, batch)
+            self._distribute()
+            self.checks = self.ranks.together(
+                lambda: check_quantization(self.model, self.loss_fn, batch, expected),
+            )
             interrupt = stack.enter_context(Interrupt())
-            with progress("training", 1.0) as update:
+            with progress("training", 1.0, show=self.ranks.leads) as update:
                 self._loop(log, interrupt, update)
             self._save()
-            if interrupt.received is not None:
-                raise Interrupted(interrupt.received, self.folder.path)
+            if (number := self._stopped_by(interrupt)) is not None:
+                raise Interrupted(number, self.folder.path)
         return self._finish()
 
     def restore(self) -> None:
@@ -208,18 +257,44 @@ class Trainer:
         path = latest_checkpoint(self.folder.checkpoints)
         if path is None:
             return
-        tensors, state = read_checkpoint(path)
+        self.ranks.first(lambda: verify_checkpoint(path))
+        self.ranks.together(lambda: self._restore(path))
+
+    def _restore(self, path: Path) -> None:
+        state = read_state(path)
         require_same_config(state.get("config", {}), self.config, path)
         if state.get("data_hash") != self.data.data_hash:
             raise CheckpointError(f"{path} was trained on other data than {self.config.data.source!r} holds now")
+        fill_tensors(path, "model", model_tensors(self.model))
+        self.model.load_state_dict(self.model.state_dict())  # by which quantisers notice what they now hold
         try:
-            load_model_tensors(self.model, tensors["model"], path)
             self.state = _Progress(**state["progress"])
-            if self.state.step:
-                load_optimizer_tensors(self.optimizer, self.model, tensors["optimizer"])
             self.loader.load_state_dict(state["loader"])
         except (KeyError, TypeError, ValueError) as problem:
             raise CheckpointError(f"{path} is not a whole checkpoint of this version: {problem}") from None
+        self._restored = path
+
+    def _distribute(self) -> None:
+        """Share the model between the processes, and make what depends on how it is shared: compiled code, optimizer.
+
+        Until here it was whole, because quantisers take their first steps from it, and the check what is right.
+        """
+        train = self.config.train
+        compiling = should_compile(train, self.device)
+        recompute(self.model, train.recompute)
+        if compiling and self.engine == "fsdp":
+            compile_blocks(self.model)
+        self.module = distribute(self.model, self.engine, self.device)
+        if compiling and self.engine != "fsdp":
+            self.loss_fn = torch.compile(self._loss, dynamic=False)
+        self.optimizer = make_optimizer(self.model, train)
+        if self._restored is not None and self.state.step:
+            path = self._restored
+            empty_state(self.optimizer)
+            self.ranks.together(lambda: fill_tensors(path, "optimizer", self._optimizer_tensors()))
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return optimizer_tensors(self.optimizer, self.model)
 
     @torch.no_grad()
     def _initialize_quantizers(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -233,7 +308,7 @@ class Trainer:
         train = self.config.train
         clock = time.monotonic() - self.state.seconds
         set_quantization_strength(self.model, self._share_done())
-        while (share := self._share_done()) < 1.0 and interrupt.received is None:
+        while self._stopped_by(interrupt) is None and (share := self._share_done()) < 1.0:
             started = time.monotonic()
             self._step(learning_rate(train, share), cage_strength(train, share))
             if self.device.type == "cpu" or self.state.step % train.log_every == 0:
@@ -241,7 +316,7 @@ class Trainer:
             self.state.step_seconds += time.monotonic() - started
             if self.state.step % train.log_every == 0:
                 self._add_to_curve(learning_rate(train, share), log)
-            self.state.seconds = time.monotonic() - clock
+            self.state.seconds = self.ranks.largest(time.monotonic() - clock)[0]
             set_quantization_strength(self.model, self._share_done())  # before anyone looks at the model or saves it
             if train.eval_every and self.state.step % train.eval_every == 0:
                 self._validate(log)
@@ -250,32 +325,38 @@ class Trainer:
             update(self._share_done(), self._status())
         self._look_at_losses()
 
+    def _stopped_by(self, interrupt: Interrupt) -> int | None:
+        """The signal that any of the processes has received; the same answer for all of them."""
+        return int(self.ranks.largest(interrupt.received or 0)[0]) or None
+
     def _step(self, lr: float, correction: float) -> None:
         set_learning_rate(self.optimizer, lr)
         inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
         total = torch.zeros((), device=self.device)
         micro_batches = self._micro_batches(inputs, targets)
-        for batch in micro_batches:
-            loss, _ = self.loss_fn(*batch)
-            (loss / len(micro_batches)).backward()
-            total += loss.detach() / len(micro_batches)
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
+        for index, batch in enumerate(micro_batches, 1):
+            share = len(batch[0]) / len(inputs)
+            with gradient_exchange(self.module, on=index == len(micro_batches)):
+                loss, _ = self.loss_fn(*batch)
+                (loss * share).backward()
+            total += loss.detach() * share
+        self._grad_norm = clip_gradients(self.model, self.config.train.grad_clip)
         self.optimizer.step()
         if correction > 0:
             pull_to_grid(self.model, lr * correction)
         self.optimizer.zero_grad(set_to_none=True)
         self._pending.append(total)
         self.state.step += 1
-        self.state.tokens += inputs.numel()
+        self.state.tokens += inputs.numel() * self.ranks.size
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss, and the last tokens' logits (batch, vocabulary), by which the check knows a dense forward."""
         with autocast(self.device):
-            logits = self.model(inputs)
+            logits = self.module(inputs)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
 
     def _micro_batches(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        size = self.config.train.micro_batch_size or self.config.train.batch_size
+        size = self.config.train.micro_batch_size or len(inputs)
         pairs = zip(inputs.split(size), targets.split(size), strict=True)
         return [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in pairs]
 
@@ -302,7 +383,7 @@ class Trainer:
         """
         if not self._pending:
             return
-        losses = torch.stack(self._pending).tolist()
+        losses = self.ranks.mean(torch.stack(self._pending)).tolist()
         first_step = self.state.step - len(losses) + 1
         self._pending.clear()
         for step, loss in enumerate(losses, first_step):
@@ -313,12 +394,15 @@ class Trainer:
         self.state.recent_losses.extend(losses)
 
     def _non_finite_message(self, step: int, loss: float) -> str:
-        broken = next((name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+        broken = next((name for name, p in self.model.named_parameters() if not self._is_finite(p)), None)
         good = latest_checkpoint(self.folder.checkpoints)
         what = f"the loss became {loss}" if not abs(loss) < float("inf") else "the gradient became non-finite"
         where = f" (first non-finite parameter: {broken})" if broken else ""
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         return f"{what} at step {step}{where}; {kept}; start a run with a lower train.lr, or look at the data there"
+
+    def _is_finite(self, parameter: Tensor) -> bool:
+        return not self.ranks.largest(not bool(torch.isfinite(local_part(parameter)).all()))[0]
 
     def _add_to_curve(self, lr: float, log: Log) -> None:
         losses = self.state.recent_losses
@@ -338,7 +422,7 @@ class Trainer:
         with autocast(self.device):
             result = evaluate(
                 self.model, self.data.val, train.seq_len, max_tokens=train.eval_tokens, device=self.device,
-                show_progress=False,
+                show_progress=False, ranks=self.ranks,
             )  # fmt: skip
         self.state.validations.append({"step": self.state.step, "tokens": self.state.tokens, "loss": result.loss})
         log(self.state.step, {"val/loss": result.loss})
@@ -360,17 +444,34 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "progress": asdict(self.state),
         }
-        tensors = {"model": model_tensors(self.model), "optimizer": optimizer_tensors(self.optimizer, self.model)}
-        write_checkpoint(self.folder.checkpoints, self.state.step, tensors, state)
-        prune(self.folder.checkpoints, self.config.train.keep_checkpoints)
-        self._record(None).save(self.folder.path)
+        tensors = {"model": model_tensors(self.model), "optimizer": self._optimizer_tensors()}
+        cut = self.engine == "fsdp"
+        write_checkpoint(self.folder.checkpoints, self.state.step, tensors, state, self.ranks, pieces=cut)
+        self.ranks.first(lambda: prune(self.folder.checkpoints, self.config.train.keep_checkpoints))
+        self._save_record(None)
 
     def _finish(self) -> RunRecord:
         result = evaluate(
-            self.model, self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes, device=self.device
-        )
-        record = self._record(result)
-        record.save(self.folder.path)
+            self._whole_model(), self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
+            device=self.device, ranks=self.ranks,
+        )  # fmt: skip
+        return self._save_record(result)
+
+    @torch.no_grad()
+    def _whole_model(self) -> Llama:
+        """The model with all its weights on this process."""
+        if self.engine != "fsdp":
+            return self.model
+        model = build_model(self.config).to(self.device)
+        own = model_tensors(model)
+        for name, tensor in model_tensors(self.model).items():
+            own[name].copy_(whole(tensor))
+        model.load_state_dict(model.state_dict())  # by which quantisers notice what they now hold
+        return model
+
+    def _save_record(self, final: Evaluation | None) -> RunRecord:
+        record = self._record(final)
+        self.ranks.first(lambda: record.save(self.folder.path))
         return record
 
     def _record(self, final: Evaluation | None) -> RunRecord:
@@ -397,7 +498,9 @@ class Trainer:
             tokens=state.tokens,
             seconds=state.seconds,
             tokens_per_second=speed,
-            peak_memory_bytes=peak_memory(self.device),
+            peak_memory_bytes=int(self.ranks.largest(peak_memory(self.device))[0]),
             checks=self.checks,
             initial_weights=state.initial_weights,
+            processes=self.ranks.size,
+            parallel=self.engine,
         )

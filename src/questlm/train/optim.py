@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from questlm.config import TrainConfig
 from questlm.quant import learned_parameters
 
-__all__ = ["load_optimizer_tensors", "make_optimizer", "optimizer_tensors", "set_learning_rate"]
+__all__ = ["empty_state", "make_optimizer", "optimizer_tensors", "set_learning_rate"]
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
@@ -45,19 +45,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`, into the optimizer of a model with the same parameters.
-
-    Raises:
-        ValueError: a state is missing, or has another shape or dtype than its parameter (AdamW reads memory unchecked).
-    """
-    for name, parameter in model.named_parameters():
-        state = {key: tensors.get(f"{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        for key, value in state.items():
-            like = torch.zeros(()) if key == "step" else parameter
-            if value is None or value.shape != like.shape or value.dtype is not like.dtype:
-                raise ValueError(f"the optimizer's {key} of {name} is missing or of another shape")
-            optimizer.state[parameter][key] = value.to(parameter.device)
+def empty_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give an AdamW that has made no step the state it would have, all zeros, to be filled from a checkpoint."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

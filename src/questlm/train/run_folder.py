@@ -23,6 +23,9 @@ __all__ = ["RunFolder", "build_model", "load_run"]
 _MAY_CHANGE = (
     "train.device",
     "train.compile",
+    "train.parallel",
+    "train.recompute",
+    "train.timeout",
     "train.log_every",
     "train.eval_every",
     "train.eval_tokens",
@@ -31,7 +34,8 @@ _MAY_CHANGE = (
     "train.loggers",
     "data.cache_dir",
 )
-"""Settings that a resumed run may have otherwise than before: they decide when to look, not what is learned."""
+"""Settings that a resumed run may have otherwise than before: they decide when to look and how to compute, not what
+is learned."""
 
 
 @dataclass(frozen=True)

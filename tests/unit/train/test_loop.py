@@ -100,8 +100,9 @@ def test_a_model_trained_dense_by_mistake_is_caught(tiny: RunConfig, tmp_path: P
 
     def dense_build(*arguments: Any) -> Llama:
         model = original(*arguments)
-        for layer in checks.quantized_layers(model).values():
-            layer.quantized = False
+        for module in model.modules():
+            if hasattr(module, "quantized"):
+                module.quantized = False  # type: ignore[assignment]
         return model
 
     original = loop.build_model
@@ -113,7 +114,8 @@ def test_a_model_trained_dense_by_mistake_is_caught(tiny: RunConfig, tmp_path: P
 def test_a_mask_that_lets_everything_pass_is_caught(tiny: RunConfig, tmp_path: Path, monkeypatch: Any) -> None:
     from questlm import ops
 
-    monkeypatch.setattr(ops, "masked_hadamard", lambda gradient, mask, block: ops.hadamard(gradient, block))
+    original = ops.masked_hadamard
+    monkeypatch.setattr(ops, "masked_hadamard", lambda gradient, mask, *rest: original(gradient, None, *rest))
     with pytest.raises(TrainingError, match="trust mask is not in effect"):
         train(tiny, tmp_path / "run")
 
@@ -149,9 +151,10 @@ def test_a_compiled_path_with_a_dense_forward_is_caught(tiny_settings: Settings)
         with dense(model), torch.no_grad():
             return loss, quantized(inputs, targets)[1]
 
-    checks.check_quantization(model, quantized, quantized, batch)
+    expected = checks.compute_plainly(model, quantized, batch)
+    checks.check_quantization(model, quantized, batch, expected)
     with pytest.raises(TrainingError, match="does not compute the quantised model"):
-        checks.check_quantization(model, dense_forward, quantized, batch)
+        checks.check_quantization(model, dense_forward, batch, expected)
 
 
 def test_two_processes_cannot_train_in_one_folder(tiny: RunConfig, tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Several processes that train one model: who they are, how they share it, and how they save it."""
+
+from questlm.parallel.engine import (
+    clip_gradients,
+    compile_blocks,
+    distribute,
+    gathered,
+    gradient_exchange,
+    local_part,
+    pick_engine,
+    whole,
+)
+from questlm.parallel.ranks import LostPeerError, Ranks, connect, reporting_lost_peers
+from questlm.parallel.recompute import recompute
+
+__all__ = [
+    "LostPeerError",
+    "Ranks",
+    "clip_gradients",
+    "compile_blocks",
+    "connect",
+    "distribute",
+    "gathered",
+    "gradient_exchange",
+    "local_part",
+    "pick_engine",
+    "recompute",
+    "reporting_lost_peers",
+    "whole",
+]

@@ -1,0 +1,231 @@
+"""The processes that train one model together: who they are, and how they agree on anything.
+
+`torchrun` starts them and says by WORLD_SIZE, RANK and LOCAL_RANK who each is. Whatever one process alone must decide
+or do (name the run folder, write a file) goes through `Ranks.first`, and what all must decide alike (stop now?) through
+`Ranks.largest`: a process that went its own way would leave the others waiting for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from questlm import errors
+from questlm.errors import ConfigError, QuestError, TrainingError
+
+__all__ = ["LostPeerError", "Ranks", "connect", "reporting_lost_peers"]
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)
+"""How long the others wait while one process works alone, which may be hours of tokenising; a death they notice."""
+
+
+class LostPeerError(TrainingError):
+    """Another of the processes ended or stopped answering."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; by default the only one, for which everything here costs nothing.
+
+    Attributes:
+        rank: number of this process, 0 for the one that writes and speaks.
+        size: how many there are.
+        local_rank: its number on its machine, which is the number of its GPU.
+        waiting: group over the CPU for what may take long.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    waiting: dist.ProcessGroup | None = None
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """Who torchrun says that we are; the only process where it says nothing.
+
+        Raises:
+            ConfigError: it says only half of it.
+        """
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        given = {name: os.environ[name] for name in names if name in os.environ}
+        if given.get("WORLD_SIZE", "1") == "1":
+            return cls()
+        try:
+            rank, size, local_rank = (int(given[name]) for name in names)
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"the environment has {given}, but a run of several processes needs whole numbers in "
+                f"{', '.join(names)}; start it with torchrun"
+            ) from None
+        return cls(rank, size, local_rank)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work()` gives in the first process, where alone it is done: JSON, the same on all processes.
+
+        Raises:
+            QuestError: what it raised, on all processes.
+        """
+        if self.size == 1:
+            return work()
+        problem: BaseException | None = None
+        answer: dict[str, Any] = {}
+        if self.leads:
+            try:
+                answer = {"result": work()}
+            except BaseException as caught:
+                problem, answer = caught, {"error": [type(caught).__name__, str(caught)]}
+        answer = json.loads(self._text(json.dumps(answer), source=0))
+        if problem is not None:
+            raise problem
+        if "error" in answer:
+            raise _same_error(*answer["error"])
+        result: T = answer["result"]
+        return result
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work()` gives here, once it has been done on all processes.
+
+        Raises:
+            QuestError: what it raised here or on another process.
+        """
+        if self.size == 1:
+            return work()
+        problem: QuestError | None = None
+        try:
+            result = work()
+        except QuestError as caught:
+            problem = caught
+        failed = self._agree(torch.tensor([0 if problem is None else self.rank + 1]), self.waiting)
+        if not failed[0]:
+            return result
+        text = self._text(json.dumps([type(problem).__name__, str(problem)]), source=int(failed[0]) - 1)
+        raise problem or _same_error(*json.loads(text))
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What `work()` gives here; the first process of each machine does it before the others, who find it done."""
+        early = self.together(lambda: work() if self.local_rank == 0 else None)
+        late = self.together(lambda: work() if self.local_rank != 0 else None)
+        return early if self.local_rank == 0 else late  # type: ignore[return-value]
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each value over all processes. Goes over the CPU, so it waits for no GPU."""
+        if self.size == 1:
+            return list(values)
+        return self._agree(torch.tensor(values, dtype=torch.float64), None)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over all processes of `values`, on the device they are on."""
+        return self.sum(values / self.size) if self.size > 1 else values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes of `values`, on the device they are on."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def _agree(self, values: Tensor, group: dist.ProcessGroup | None) -> list[float]:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
+        return [float(value) for value in values]
+
+    def _text(self, text: str, source: int) -> str:
+        """`text` of the process `source`; as bytes, because torch's collectives of objects would pickle it."""
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        length = torch.tensor([len(content)])
+        dist.broadcast(length, src=source, group=self.waiting)
+        if self.rank != source:
+            content = torch.zeros(int(length), dtype=torch.uint8)
+        dist.broadcast(content, src=source, group=self.waiting)
+        return bytes(content.tolist()).decode()
+
+
+@contextmanager
+def connect(ranks: Ranks, device: torch.device, timeout: float) -> Iterator[Ranks]:
+    """Join the other processes: `ranks` with the means to talk to them.
+
+    CPU tensors go through gloo and CUDA tensors through NCCL. A group that exists already is used and left alone.
+
+    Args:
+        timeout: seconds that a process waits for another in a step before the job ends.
+
+    Raises:
+        LostPeerError: they cannot be reached.
+    """
+    if ranks.size == 1:
+        yield ranks
+        return
+    with _joined(device, timeout):
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        yield Ranks(ranks.rank, ranks.size, ranks.local_rank, group)
+
+
+@contextmanager
+def _joined(device: torch.device, timeout: float) -> Iterator[None]:
+    if dist.is_initialized():
+        yield
+        return
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            timeout=timedelta(seconds=timeout),
+            device_id=device if cuda else None,
+        )
+    except (RuntimeError, ValueError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise LostPeerError(f"the processes of this run cannot meet ({reason}); start them with torchrun") from None
+    yield
+    # Not when something was raised: the others may wait in a collective that will never be, and so would this.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def reporting_lost_peers(ranks: Ranks, advice: str) -> Iterator[None]:
+    """Turn what a collective raises when a peer is gone into one sentence that ends in `advice`.
+
+    Raises:
+        LostPeerError: a peer ended, or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        if ranks.size == 1 or not _is_about_peers(problem):
+            raise
+        raise LostPeerError(
+            f"another of the {ranks.size} processes ended or stopped answering, so this one ends too; {advice}"
+        ) from None
+
+
+def _is_about_peers(problem: RuntimeError) -> bool:
+    text = str(problem)
+    return isinstance(problem, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "onnection"))
+
+
+def _same_error(name: str, message: str) -> Exception:
+    """The error of another process, here: of its class where it is one of ours."""
+    if name == "KeyboardInterrupt":
+        return TrainingError("the first process was interrupted")
+    kind: Any = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, QuestError) and kind is not errors.MissingDependencyError:
+        return kind(message)
+    return QuestError(message)

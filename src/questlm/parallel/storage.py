@@ -1,0 +1,103 @@
+"""Checkpoints of a model that is cut between processes, through torch.distributed.checkpoint (DCP).
+
+Each process writes its rows into safetensors files of its own, side by side, so that nobody ever holds the whole and
+writing is as fast as all disks together; DCP finds the rows again for any other number of processes, or for one. Its
+usual form has an index that is a pickle, which could run code when read. So this is its Hugging Face form: the place of
+each piece stands in the header of its file, as JSON.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from questlm.errors import CheckpointError
+from questlm.parallel.ranks import Ranks, reporting_lost_peers
+
+__all__ = ["TensorInfo", "describe_tensors", "load_tensors", "save_pieces"]
+
+_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
+"""What hostile or damaged files make DCP and safetensors raise."""
+
+
+class TensorInfo(NamedTuple):
+    """Shape and dtype of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def save_pieces(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> None:
+    """Write what each process has of the tensors of all groups into `folder`. All processes call it.
+
+    Args:
+        groups: names of tensors must differ between groups too; each process writes one file for each group.
+
+    Raises:
+        CheckpointError: a process cannot write; on all processes.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    tensors = {name: tensor.detach() for group in groups.values() for name, tensor in group.items()}
+    files = {name: number for number, group in enumerate(groups.values(), 1) for name in group}
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
+    try:
+        with reporting_lost_peers(ranks, "resume from the last checkpoint"):
+            save(tensors, storage_writer=writer)
+    except CheckpointException as problem:
+        reasons = {str(failure[0]) for failure in problem.failures.values()}
+        raise CheckpointError(f"{folder} cannot be written: {'; '.join(sorted(reasons))}") from None
+
+
+def describe_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Shapes and dtypes of all tensors in the safetensors files of `folder`, whole or in pieces, by name.
+
+    Raises:
+        CheckpointError: a file is damaged, or pieces are missing.
+    """
+    found = {}
+    for name, item in _metadata(folder).state_dict_metadata.items():
+        held = sum(chunk.sizes.numel() for chunk in item.chunks)
+        if held != item.size.numel():
+            raise CheckpointError(f"{folder} holds {held} of the {item.size.numel()} entries of {name!r:.80}")
+        found[name] = TensorInfo(tuple(item.size), item.properties.dtype)
+    return found
+
+
+def load_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill the tensors `into`, plain or DTensors, with those of the same names in `folder`; each process what it has.
+
+    Shapes and dtypes must be known to be the same (`describe_tensors`).
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            # Each process reads for itself, so there is nothing to agree on and nothing to wait for.
+            load({name: tensor.detach() for name, tensor in into.items()},
+                 storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)  # fmt: skip
+    except (CheckpointException, *_UNREADABLE) as problem:
+        raise CheckpointError(f"{folder} cannot be read: {' '.join(str(problem).split()):.200}") from None
+
+
+def _metadata(folder: Path) -> Any:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    try:
+        return HuggingFaceStorageReader(str(folder)).read_metadata()
+    except _UNREADABLE as problem:
+        raise CheckpointError(f"{folder} holds a damaged tensor file: {' '.join(str(problem).split()):.200}") from None

@@ -1,0 +1,309 @@
+"""Several processes train one model: as one process would, saved so that any other number goes on, and never in doubt
+about who decides."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from questlm.cli import main
+from questlm.config import RunConfig, to_yaml
+from questlm.config.schema import Budget
+from questlm.data import prepare
+from questlm.errors import CheckpointError
+from questlm.evaluation import evaluate
+from questlm.files import seal
+from questlm.models import Llama
+from questlm.records import RunRecord
+from questlm.train import RunFolder, load_run, resume, train
+from questlm.train.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
+from questlm.train.initial import find_initial
+
+Settings = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings: Settings) -> RunConfig:
+    """Twelve steps of eight sequences; a low rate, so that rounding does not grow into another course."""
+    return tiny_settings(
+        model={"layers": 2},
+        train={
+            "batch_size": 8,
+            "micro_batch_size": 1,
+            "lr": 1e-3,
+            "log_every": 1,
+            "eval_every": 4,
+            "keep_checkpoints": 5,
+        },
+        budget={"tokens": 12 * 8 * 32},
+    )
+
+
+@dataclass
+class Job:
+    """One call of `train`, or of `resume` without settings but `parallel`."""
+
+    out: Path
+    parallel: str
+    config: RunConfig | None = None
+
+
+def run(processes: int, *jobs: Job) -> None:
+    """Do the jobs one after another in processes of their own; forked, because importing torch takes seconds."""
+    content = [
+        {"out": str(job.out), "parallel": job.parallel, "config": job.config and job.config.model_dump(mode="json")}
+        for job in jobs
+    ]
+    done = subprocess.run(
+        [sys.executable, __file__, str(processes), json.dumps(content)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+
+
+def _fork(processes: int, job: dict[str, Any]) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    os.environ.update(WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    children = []
+    for rank in range(processes):
+        if (child := os.fork()) == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            try:
+                _work(job)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)  # at once: gloo's threads can keep an interpreter from its ordinary end
+        children.append(child)
+    for _ in children:
+        if status := os.wait()[1]:
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            sys.exit(status)
+
+
+def _work(job: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    out = Path(job["out"])
+    config = RunConfig(**job["config"]) if job["config"] else RunFolder(out).read_config()
+    config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": job["parallel"]})})
+    if job["config"]:
+        train(config, out)
+    else:
+        resume(out, config)
+
+
+def start(processes: int, *arguments: str) -> subprocess.Popen[str]:
+    """`torchrun -m questlm train`."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "questlm", "train"),
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def copy_until(run: Path, step: int, to: Path) -> Path:
+    """A copy of a run as it was after `step`."""
+    shutil.copytree(run, to)
+    for path in (to / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    return to
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    newest = latest_checkpoint(path / "checkpoints")
+    assert newest is not None
+    return read_checkpoint(newest)[0]["model"]
+
+
+@pytest.fixture(scope="module")
+def alone(settings: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that the others are compared with."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    train(settings, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def by_two(settings: RunConfig, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same run by two processes with each engine; and resumed with FSDP from the one of one process."""
+    folder = tmp_path_factory.mktemp("two")
+    copy_until(alone, 4, folder / "resumed")
+    run(
+        2,
+        Job(folder / "ddp", "ddp", settings),
+        Job(folder / "fsdp", "fsdp", settings),
+        Job(folder / "resumed", "fsdp"),
+    )
+    return {name: folder / name for name in ("ddp", "fsdp", "resumed")}
+
+
+def assert_same_course(path: Path, other: Path) -> None:
+    first, second = RunRecord.load(path), RunRecord.load(other)
+    for name in ("curve", "validations"):
+        ours, theirs = getattr(first, name), getattr(second, name)
+        assert [point["step"] for point in ours] == [point["step"] for point in theirs]
+        assert [point["loss"] for point in ours] == pytest.approx([point["loss"] for point in theirs], abs=1e-4), name
+    assert first.tokens == second.tokens
+    assert first.final is not None
+    assert second.final is not None
+    assert first.final["loss"] == pytest.approx(second.final["loss"], abs=1e-4)
+    assert first.final["tokens"] == second.final["tokens"]
+    ours, theirs = weights(path), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert (weight - theirs[name]).norm() < 2e-3 * theirs[name].norm(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "resumed"])
+def test_two_processes_train_as_one_does(name: str, by_two: dict[str, Path], alone: Path) -> None:
+    path = by_two[name]
+    assert_same_course(path, alone)
+    record = RunRecord.load(path)
+    assert (record.processes, record.parallel) == (2, "ddp" if name == "ddp" else "fsdp")
+    assert not list(path.rglob(".tmp-*"))
+
+
+def test_a_cut_model_is_saved_in_pieces_without_pickles(by_two: dict[str, Path]) -> None:
+    newest = latest_checkpoint(by_two["fsdp"] / "checkpoints")
+    assert newest is not None
+    names = sorted(path.name for path in newest.iterdir())
+    pieces = [f"shard-0000{rank}-model-0000{group}-of-00002.safetensors" for rank in (1, 2) for group in (1, 2)]
+    assert names == ["MANIFEST.json", *pieces, "state.json"]
+
+
+@pytest.mark.slow
+def test_saved_by_two_it_goes_on_alone_and_then_by_four(
+    settings: RunConfig, by_two: dict[str, Path], alone: Path, tmp_path: Path
+) -> None:
+    """As every change between them: from pieces to a whole model, and from a whole model to pieces."""
+    single = copy_until(by_two["fsdp"], 4, tmp_path / "single")
+    assert resume(single).processes == 1
+    assert_same_course(single, alone)
+    copies = {engine: copy_until(single, 8, tmp_path / engine) for engine in ("ddp", "fsdp")}
+    run(4, *(Job(path, engine) for engine, path in copies.items()), Job(tmp_path / "new", "fsdp", settings))
+    for path in (*copies.values(), tmp_path / "new"):
+        assert RunRecord.load(path).processes == 4
+        assert_same_course(path, alone)
+
+
+def test_a_run_in_pieces_is_evaluated_packed_and_begun_from(
+    by_two: dict[str, Path], settings: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = by_two["fsdp"]
+    final = RunRecord.load(path).final
+    assert final is not None
+    loaded = load_run(path)
+    data = prepare(settings.data, loaded.config.model.vocab_size)
+    assert evaluate(loaded.model, data.val, 32).loss == pytest.approx(final["loss"], abs=1e-9)
+    monkeypatch.setattr(sys, "argv", ["quest", "pack", str(path), "--out", str(tmp_path / "packed")])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    initial = find_initial(settings.model_copy(update={"init_from": str(path)}))
+    assert initial is not None
+    model = Llama(initial.shape)
+    initial.copy_into(model)
+    held = weights(path)
+    assert all(torch.equal(parameter, held[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "unsealed"])
+def test_damaged_pieces_are_refused(damage: str, by_two: dict[str, Path], tmp_path: Path) -> None:
+    path = copy_until(by_two["fsdp"], 4, tmp_path / "run")
+    newest = latest_checkpoint(path / "checkpoints")
+    assert newest is not None
+    piece = newest / "shard-00002-model-00001-of-00002.safetensors"
+    if damage == "flipped":
+        content = bytearray(piece.read_bytes())
+        content[-5] ^= 1
+        piece.write_bytes(content)
+    else:
+        piece.unlink()
+    if damage == "unsealed":  # as by someone who makes the manifest too
+        seal(newest, "questlm-checkpoint", 1, {"step": 4})
+    with pytest.raises(CheckpointError):
+        resume(path)
+    with pytest.raises(CheckpointError):
+        load_run(path)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_with_a_sentence(settings: RunConfig, tmp_path: Path) -> None:
+    config = settings.model_copy(update={"budget": Budget(tokens=10**7)})
+    (tmp_path / "settings.yaml").write_text(to_yaml(config))
+    job = start(2, "--config", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run"))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    while job.poll() is None and not (checkpoints.is_dir() and latest_checkpoint(checkpoints)):
+        time.sleep(0.05)
+    children = {int(child.info["environ"]["RANK"]): child for child in _processes(job.pid)}
+    children[1].kill()
+    killed = time.monotonic()
+    _, errors = job.communicate(timeout=60)
+    assert time.monotonic() - killed < 40
+    assert job.returncode != 0
+    assert "another of the 2 processes ended or stopped answering" in errors
+    assert f"quest train --resume {tmp_path / 'run'}" in errors
+    assert not any(child.is_running() for child in children.values())
+    saved = latest_checkpoint(checkpoints)
+    assert saved is not None
+    verify_checkpoint(saved)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: RunConfig, tmp_path: Path) -> None:
+    config = settings.model_copy(update={"budget": Budget(tokens=10**7)})
+    (tmp_path / "settings.yaml").write_text(to_yaml(config))
+    job = start(2, "--config", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run"))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    while job.poll() is None and not (checkpoints.is_dir() and latest_checkpoint(checkpoints)):
+        time.sleep(0.05)
+    child = next(child for child in _processes(job.pid) if child.info["environ"]["RANK"] == "1")
+    child.send_signal(signal.SIGTERM)
+    _, errors = job.communicate(timeout=60)
+    assert f"stopped by signal {signal.SIGTERM}; continue with: quest train --resume {tmp_path / 'run'}" in errors
+    newest = latest_checkpoint(checkpoints)
+    assert newest is not None
+    assert RunRecord.load(tmp_path / "run").steps == int(newest.name.removeprefix("step-"))
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def _processes(parent: int) -> list[Any]:
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        child.info = {"environ": child.environ()}  # type: ignore[attr-defined]
+        if "RANK" in child.info["environ"]:
+            found.append(child)
+    return found
+
+
+if __name__ == "__main__":
+    for each in json.loads(sys.argv[2]):
+        _fork(int(sys.argv[1]), each)

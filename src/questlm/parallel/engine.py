@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from questlm.parallel.ranks import Ranks
+from questlm.parallel.sent import send_narrow, sent_weights
+from questlm.quant import held_weights
 
 __all__ = [
     "Engine",
@@ -28,6 +30,7 @@ __all__ = [
     "distribute",
     "gathered",
     "gradient_exchange",
+    "holding_weights",
     "local_part",
     "pick_engine",
     "whole",
@@ -76,12 +79,22 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def _shard(model: nn.Module, device: torch.device) -> None:
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    processes = torch.distributed.get_world_size()
+    mesh = init_device_mesh(device.type, (processes,))
+    send_narrow(model, processes, torch.bfloat16 if device.type == "cuda" else torch.float32)
     layers = model.layers
     assert isinstance(layers, nn.ModuleList)
     for block in layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def holding_weights(model: nn.Module, engine: Engine) -> AbstractContextManager[None]:
+    """A context for the passes of one optimizer step: weights are quantised once, at its beginning.
+
+    Enter it with autocast as in the passes; gradients are whole behind it.
+    """
+    return sent_weights(model) if engine == "fsdp" else held_weights(model)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ round trip as if it changed nothing, an estimator whose mask is inverted. So the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +62,17 @@ def compute_plainly(model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Ten
 
 
 def check_quantization(
-    model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Tensor], expected: Expected
+    model: nn.Module,
+    loss_fn: _LossFn,
+    batch: tuple[Tensor, Tensor],
+    expected: Expected,
+    holding: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, Any]:
     """Run the check on the batch that `expected` was computed on; gradients are cleared afterwards.
 
     Args:
         loss_fn: the path that trains, compiled or not, on one process or on several.
+        holding: context of an optimizer step, behind which gradients are whole.
 
     Returns:
         What was measured, for the run record.
@@ -78,8 +84,9 @@ def check_quantization(
     if not layers:
         return {"quantized_layers": 0}
     model.zero_grad(set_to_none=True)
-    loss, logits = loss_fn(*batch)
-    loss.backward()
+    with holding():
+        loss, logits = loss_fn(*batch)
+        loss.backward()
     with torch.no_grad():
         leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items()}
     model.zero_grad(set_to_none=True)

@@ -34,6 +34,7 @@ from questlm.parallel import (
     connect,
     distribute,
     gradient_exchange,
+    holding_weights,
     local_part,
     pick_engine,
     recompute,
@@ -238,7 +239,7 @@ class Trainer:
             expected = compute_plainly(self.model, self._loss, batch)
             self._distribute()
             self.checks = self.ranks.together(
-                lambda: check_quantization(self.model, self.loss_fn, batch, expected),
+                lambda: check_quantization(self.model, self.loss_fn, batch, expected, self._holding_weights)
             )
             interrupt = stack.enter_context(Interrupt())
             with progress("training", 1.0, show=self.ranks.leads) as update:
@@ -334,12 +335,13 @@ class Trainer:
         inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
         total = torch.zeros((), device=self.device)
         micro_batches = self._micro_batches(inputs, targets)
-        for index, batch in enumerate(micro_batches, 1):
-            share = len(batch[0]) / len(inputs)
-            with gradient_exchange(self.module, on=index == len(micro_batches)):
-                loss, _ = self.loss_fn(*batch)
-                (loss * share).backward()
-            total += loss.detach() * share
+        with self._holding_weights():
+            for index, batch in enumerate(micro_batches, 1):
+                share = len(batch[0]) / len(inputs)
+                with gradient_exchange(self.module, on=index == len(micro_batches)):
+                    loss, _ = self.loss_fn(*batch)
+                    (loss * share).backward()
+                total += loss.detach() * share
         self._grad_norm = clip_gradients(self.model, self.config.train.grad_clip)
         self.optimizer.step()
         if correction > 0:
@@ -348,6 +350,13 @@ class Trainer:
         self._pending.append(total)
         self.state.step += 1
         self.state.tokens += inputs.numel() * self.ranks.size
+
+    @contextmanager
+    def _holding_weights(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            with autocast(self.device):
+                stack.enter_context(holding_weights(self.model, self.engine))
+            yield
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss, and the last tokens' logits (batch, vocabulary), by which the check knows a dense forward."""

@@ -75,9 +75,11 @@ def backend_for(operation: str, x: Tensor, block_size: int = 1) -> str:
     return _requested
 
 
+@torch.compiler.assume_constant_result  # which torch.compile cannot find out by tracing
 def float8_products(device: torch.device) -> bool:
     """Whether `device` multiplies float8 matrices with a scale for each row: NVIDIA GPUs from Hopper on."""
-    return device.type == "cuda" and torch.version.cuda is not None and _capability(device) >= (9, 0)
+    known = device.type == "cuda" and torch.version.cuda is not None
+    return known and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @torch.compiler.assume_constant_result  # imports a module and loads a library, which torch.compile cannot trace
@@ -86,11 +88,6 @@ def unavailable(backend: str) -> str | None:
     if backend not in _reasons:
         _reasons[backend] = _find_reason(backend)
     return _reasons[backend]
-
-
-@torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 def _fits(backend: str, x: Tensor, block_size: int, on_request: bool = False) -> bool:

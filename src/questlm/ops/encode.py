@@ -60,7 +60,7 @@ def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dty
     """
     backend = _backend("quantize", x, grid, block_size)
     if backend == "triton":
-        from questlm.ops import triton
+        from questlm.ops.triton import operators as triton
 
         form = _form(x, grid, dtype)
         return _encoded(triton.quantize(x, block_size, *_numbers(grid), mask_bound, form), grid, form, mask_bound)
@@ -84,7 +84,7 @@ def norm_encode(
         trains: whether `unit` and `rstd` are needed; without, they may be empty.
     """
     if _backend("norm_quantize", x, grid, block_size) == "triton":
-        from questlm.ops import triton
+        from questlm.ops.triton import operators as triton
 
         form = _form(x, grid, dtype)
         *codes, unit, rstd = triton.norm_quantize(
@@ -106,7 +106,7 @@ def norm_encode_backward(
         residual: (rows, K) to add to the gradient of x, or None.
     """
     if _backend("norm_quantize", gradient, None, block_size) == "triton":
-        from questlm.ops import triton
+        from questlm.ops.triton import operators as triton
 
         dx, dgain = triton.norm_quantize_backward(gradient, mask, unit, rstd, gain, block_size, residual, dtype)
         return dx, dgain
@@ -119,7 +119,7 @@ def swiglu_encode(
 ) -> Encoded:
     """`encode` of silu(gate) * up, rounded to `dtype`; gate and up are (rows, K)."""
     if _backend("swiglu_quantize", gate, grid, block_size) == "triton":
-        from questlm.ops import triton
+        from questlm.ops.triton import operators as triton
 
         form = _form(gate, grid, dtype)
         codes = triton.swiglu_quantize(gate, up, dtype, block_size, *_numbers(grid), mask_bound, form)
@@ -132,7 +132,7 @@ def swiglu_encode_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up, each (rows, K) of its dtype, from that of the rotated rows."""
     if _backend("swiglu_quantize", gradient, None, block_size) == "triton":
-        from questlm.ops import triton
+        from questlm.ops.triton import operators as triton
 
         dgate, dup = triton.swiglu_quantize_backward(gradient, mask, gate, up, block_size)
         return dgate, dup
@@ -147,7 +147,7 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
     dtype = dtype or torch.promote_types(gradient.dtype, torch.float32)
     backend = _backend("masked_hadamard", gradient, None, block_size)
     if backend == "triton":
-        from questlm.ops import triton
+        from questlm.ops.triton import operators as triton
 
         rotated: Tensor = triton.masked_hadamard(gradient, mask, block_size, dtype)
         return rotated

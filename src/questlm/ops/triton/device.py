@@ -8,16 +8,18 @@ the sizes.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-__all__ = ["levels_of", "load_mask", "offsets_of", "pieces", "rotate", "row_sums", "store_codes", "store_mask"]
+__all__ = ["load_mask", "offsets_of", "pieces", "rotate", "rounded", "row_sums", "sigmoid", "write_codes"]
 
 # Added and taken off again, this rounds a float32 below 2^22 to the nearest whole number, ties to even.
 _ROUND = tl.constexpr(12582912.0)
 _TINY = tl.constexpr(1.1754943508222875e-38)
 # Triton's interpreter multiplies the bits of bfloat16 numbers as if they were integers.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+_PTX = tl.constexpr(torch.version.cuda is not None and not triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -44,14 +46,22 @@ def row_sums(per_piece, NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def rotate(x, matrix, factor, EXACT: tl.constexpr):
-    """x (P, T) float32 times `matrix` (T, T) bfloat16 of +-1 and 0, times `factor`, in float32.
+def product(a, b):
+    """a (P, T) times b (T, N), both of values exact in bfloat16, summed in float32."""
+    if _INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+
+
+@triton.jit
+def rotate(x, matrix, EXACT: tl.constexpr):
+    """x (P, T) float32 times `matrix` (T, T) bfloat16 of +-1 and 0, in float32.
 
     EXACT says that x holds bfloat16 values, which one product takes as they are. Otherwise x is the sum of three
     bfloat16 numbers, 24 bits in all, and takes three products, each exact before it is summed in float32.
     """
     if _INTERPRETED:
-        return tl.dot(x, matrix.to(tl.float32), input_precision="ieee") * factor
+        return tl.dot(x, matrix.to(tl.float32), input_precision="ieee")
     high = x.to(tl.bfloat16)
     total = tl.dot(high, matrix)
     if not EXACT:
@@ -59,37 +69,79 @@ def rotate(x, matrix, factor, EXACT: tl.constexpr):
         middle = rest.to(tl.bfloat16)
         total = tl.dot(middle, matrix, acc=total)
         total = tl.dot((rest - middle.to(tl.float32)).to(tl.bfloat16), matrix, acc=total)
-    return total * factor
+    return total
 
 
 @triton.jit
-def levels_of(y, step, LEVELS: tl.constexpr):
-    """Nearest level of each entry of y (P, T), in steps (P,): -(LEVELS - 1) / 2 ... (LEVELS - 1) / 2, one apart."""
+def sigmoid(x):
+    """1 / (1 + exp(-x)), within a few units of float32's last place on NVIDIA GPUs."""
+    if not _PTX:
+        return 1.0 / (1.0 + tl.exp(-x))
+    # Triton guards exponential and division against the ends of float32's range, which costs more than all the rest;
+    # here those ends give 0 and 1, as they should.
+    power = tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
+    )
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + power], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def rounded(x):
+    """float32 rounded to bfloat16 and back."""
+    if not _PTX:
+        return x.to(tl.bfloat16).to(tl.float32)
+    # Two at a time: Triton's own conversion does one, at a sixteenth of the rate.
+    pair = tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+    )
+    return pair.to(tl.float32)
+
+
+@triton.jit
+def levels_of(steps, LEVELS: tl.constexpr):
+    """Nearest level to each entry in steps, (P, T): -(LEVELS - 1) / 2 ... (LEVELS - 1) / 2, one apart."""
     half: tl.constexpr = 0.5 if LEVELS % 2 == 0 else 0.0
     largest: tl.constexpr = (LEVELS - 1) / 2
-    steps = y / tl.maximum(step, _TINY)[:, None]
-    steps = tl.minimum(tl.maximum(steps, -largest - 1.0), largest + 1.0)
-    nearest = ((steps + half) + _ROUND) - _ROUND - half
-    return tl.minimum(tl.maximum(nearest, -largest), largest)
+    return ((tl.minimum(tl.maximum(steps, -largest), largest) + half) + _ROUND) - _ROUND - half
 
 
 @triton.jit
-def store_codes(level, data_ptr, offsets, inside, LEVELS: tl.constexpr, FORM: tl.constexpr):
-    """Write levels in the form asked for: `questlm.ops.Operand` says what each means."""
+def write_codes(
+    y, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index, inside,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
+    LEVELS: tl.constexpr, FORM: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    """Round pieces y (P, T), times `factor`, to a grid in proportion to each row's rms; write codes, steps, mask bits.
+
+    The rms is taken here, of the rotated pieces, as it is that of the row: so nothing before the rotation has to be
+    there in two layouts. FORM is that of the codes: `questlm.ops.Operand` says what each means.
+    """
+    rms = tl.sqrt(row_sums(tl.sum(y * y, axis=1), NB, R, P) / (NB * T)) * factor
+    step = step_per_rms * rms
+    steps = y * (factor / tl.maximum(step, _TINY))[:, None]
+    level = levels_of(steps, LEVELS)
     if FORM == "float8":  # a level is itself a value of float8
         data = level.to(tl.float8e4nv)
     elif FORM == "int8":  # whole numbers half below the levels
         data = (level - 0.5).to(tl.int8)
     else:
         data = (level + (LEVELS - 1) / 2).to(tl.uint8)
-    tl.store(data_ptr + offsets, data, mask=inside[:, None])
-
-
-@triton.jit
-def store_mask(near, mask_ptr, index, inside, P: tl.constexpr, T: tl.constexpr):
-    """Write a tile of truth values as bits, lowest first."""
-    bits = tl.reshape(near.to(tl.int32), (P, T // 8, 8)) << tl.arange(0, 8)[None, None, :]
-    tl.store(mask_ptr + offsets_of(index, T // 8), tl.sum(bits, axis=2).to(tl.uint8), mask=inside[:, None])
+    tl.store(data_ptr + offsets_of(index, T), data, mask=inside[:, None])
+    tl.store(step_ptr + index // NB, step, mask=inside & (index % NB == 0))
+    if HAS_MASK:  # eight neighbours to a byte, lowest first, by a product with the powers of two
+        near = tl.where(tl.abs(steps) <= bound, 1.0, 0.0)
+        column = tl.arange(0, T)[:, None]
+        powers = tl.where(column // 8 == tl.arange(0, 16)[None, :], (1 << (column % 8)).to(tl.float32), 0.0)
+        for part in tl.static_range(0, T // 8, 16):
+            if T > 128:
+                powers = tl.where(
+                    column // 8 - part == tl.arange(0, 16)[None, :], (1 << (column % 8)).to(tl.float32), 0.0
+                )
+            at = index.to(tl.int64)[:, None] * (T // 8) + part + tl.arange(0, 16)[None, :]
+            within = inside[:, None] & (part + tl.arange(0, 16)[None, :] < T // 8)
+            tl.store(mask_ptr + at, product(near, powers).to(tl.uint8), mask=within)
 
 
 @triton.jit

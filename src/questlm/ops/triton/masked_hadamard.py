@@ -30,7 +30,7 @@ def _kernel(
         if HAS_MASK:
             gradient *= load_mask(mask_ptr, index, inside, P, T)
         if ROTATES:
-            gradient = rotate(gradient, h, factor, EXACT)
+            gradient = rotate(gradient, h, EXACT) * factor
         tl.store(out_ptr + offsets, gradient.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 

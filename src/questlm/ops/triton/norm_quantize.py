@@ -17,23 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from questlm.ops.triton.device import (
-    levels_of,
-    load_mask,
-    offsets_of,
-    pieces,
-    rotate,
-    row_sums,
-    store_codes,
-    store_mask,
-)
+from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, row_sums, write_codes
 from questlm.ops.triton.quantize import FORMS
 from questlm.ops.triton.tiles import Launch, matrix, tiles_of
 
 __all__ = ["norm_quantize", "norm_quantize_backward"]
 
-_FORWARD = Launch(programs=2, num_warps=8, num_stages=2)
-_BACKWARD = Launch(programs=2, num_warps=8, num_stages=2)
+_FORWARD = Launch(programs=4, num_warps=4, num_stages=1)
+_BACKWARD = Launch(programs=2, num_warps=8, num_stages=1)
 
 
 @triton.jit
@@ -54,18 +45,16 @@ def _forward(
         unit = x * rstd[:, None]
         y = unit * gain
         if EXACT:
-            y = y.to(tl.bfloat16).to(tl.float32)
-        step = step_per_rms * tl.sqrt(row_sums(tl.sum(y * y, axis=1), NB, R, P) / (NB * T))
+            y = rounded(y)
         if ROTATES:
-            y = rotate(y, h, factor, EXACT)
-        store_codes(levels_of(y, step, LEVELS), data_ptr, offsets, inside, LEVELS, FORM)
-        first = inside & (index % NB == 0)
-        tl.store(step_ptr + index // NB, step, mask=first)
-        if HAS_MASK:
-            store_mask(tl.abs(y) <= (bound * step)[:, None], mask_ptr, index, inside, P, T)
+            y = rotate(y, h, EXACT)
+        write_codes(
+            y, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index, inside,
+            NB, R, P, T, LEVELS, FORM, HAS_MASK,
+        )  # fmt: skip
         if TRAINS:
             tl.store(unit_ptr + offsets, unit.to(unit_ptr.dtype.element_ty), mask=inside[:, None])
-            tl.store(rstd_ptr + index // NB, rstd, mask=first)
+            tl.store(rstd_ptr + index // NB, rstd, mask=inside & (index % NB == 0))
 
 
 @triton.jit
@@ -87,7 +76,7 @@ def _backward(
         if HAS_MASK:
             dh *= load_mask(mask_ptr, index, inside, P, T)
         if ROTATES:
-            dh = rotate(dh, h, factor, EXACT)
+            dh = rotate(dh, h, EXACT) * factor
         unit = tl.load(unit_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + index // NB, mask=inside, other=0.0)
         dgain += dh * unit

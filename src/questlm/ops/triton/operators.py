@@ -1,20 +1,12 @@
-"""GPU kernels in Triton: whole rows in one pass, what surrounds a quantised product fused into it.
-
-`device` holds what the kernels share, one file each has a kernel, and this module makes them operators of torch
-(`questlm::triton_...`), imported by `questlm.ops` on first use. Everything is measured against its floor, the bytes that
-must move, by `benchmarks/bench_kernels.py`.
-
-They run wherever Triton does: on NVIDIA and AMD devices, and slowly on a CPU under its interpreter (TRITON_INTERPRET=1),
-which is how they are tested without a GPU.
-"""
+"""The kernels as operators of torch, `questlm::triton_...`, registered when this module is first imported."""
 
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from questlm.ops.library import register
+from questlm.ops.triton import interpreted
 from questlm.ops.triton.masked_hadamard import masked_hadamard as _masked_hadamard
 from questlm.ops.triton.norm_quantize import norm_quantize as _norm_quantize
 from questlm.ops.triton.norm_quantize import norm_quantize_backward as _norm_quantize_backward
@@ -22,11 +14,8 @@ from questlm.ops.triton.quantize import FORMS
 from questlm.ops.triton.quantize import quantize as _quantize
 from questlm.ops.triton.swiglu_quantize import swiglu_quantize as _swiglu_quantize
 from questlm.ops.triton.swiglu_quantize import swiglu_quantize_backward as _swiglu_quantize_backward
-from questlm.ops.triton.tiles import fits
 
 __all__ = [
-    "fits",
-    "interpreted",
     "masked_hadamard",
     "norm_quantize",
     "norm_quantize_backward",
@@ -34,11 +23,6 @@ __all__ = [
     "swiglu_quantize",
     "swiglu_quantize_backward",
 ]
-
-
-def interpreted() -> bool:
-    """Whether kernels run under Triton's interpreter, on tensors of a CPU."""
-    return bool(triton.knobs.runtime.interpret)
 
 
 def _codes_like(x: Tensor, mask_bound: float | None, form: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from questlm.ops.triton.device import levels_of, offsets_of, pieces, rotate, row_sums, store_codes, store_mask
+from questlm.ops.triton.device import offsets_of, pieces, rotate, write_codes
 from questlm.ops.triton.tiles import Launch, matrix, tiles_of
 
 __all__ = ["FORMS", "quantize"]
 
-_LAUNCH = Launch(programs=4, num_warps=4, num_stages=2)
+_LAUNCH = Launch(programs=4, num_warps=4, num_stages=3)
 
 
 @triton.jit
@@ -30,14 +30,12 @@ def _kernel(
         index, inside = pieces(tile, rows, NB, R, P)
         offsets = offsets_of(index, T)
         x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
-        step = step_per_rms * tl.sqrt(row_sums(tl.sum(x * x, axis=1), NB, R, P) / (NB * T))
-        y = x
         if ROTATES:
-            y = rotate(x, h, factor, EXACT)
-        store_codes(levels_of(y, step, LEVELS), data_ptr, offsets, inside, LEVELS, FORM)
-        tl.store(step_ptr + index // NB, step, mask=inside & (index % NB == 0))
-        if HAS_MASK:
-            store_mask(tl.abs(y) <= (bound * step)[:, None], mask_ptr, index, inside, P, T)
+            x = rotate(x, h, EXACT)
+        write_codes(
+            x, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index, inside,
+            NB, R, P, T, LEVELS, FORM, HAS_MASK,
+        )  # fmt: skip
 
 
 def quantize(

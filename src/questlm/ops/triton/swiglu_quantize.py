@@ -16,23 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from questlm.ops.triton.device import (
-    levels_of,
-    load_mask,
-    offsets_of,
-    pieces,
-    rotate,
-    row_sums,
-    store_codes,
-    store_mask,
-)
+from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, sigmoid, write_codes
 from questlm.ops.triton.quantize import FORMS
 from questlm.ops.triton.tiles import Launch, matrix, tiles_of
 
 __all__ = ["swiglu_quantize", "swiglu_quantize_backward"]
 
-_FORWARD = Launch(programs=4, num_warps=4, num_stages=2)
-_BACKWARD = Launch(programs=4, num_warps=8, num_stages=2)
+_FORWARD = Launch(programs=2, num_warps=4, num_stages=3)
+_BACKWARD = Launch(programs=4, num_warps=4, num_stages=2)
 
 
 @triton.jit
@@ -48,16 +39,15 @@ def _forward(
         offsets = offsets_of(index, T)
         gate = tl.load(gate_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
         up = tl.load(up_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
-        y = gate / (1.0 + tl.exp(-gate)) * up
+        y = gate * sigmoid(gate) * up
         if EXACT:
-            y = y.to(tl.bfloat16).to(tl.float32)
-        step = step_per_rms * tl.sqrt(row_sums(tl.sum(y * y, axis=1), NB, R, P) / (NB * T))
+            y = rounded(y)
         if ROTATES:
-            y = rotate(y, h, factor, EXACT)
-        store_codes(levels_of(y, step, LEVELS), data_ptr, offsets, inside, LEVELS, FORM)
-        tl.store(step_ptr + index // NB, step, mask=inside & (index % NB == 0))
-        if HAS_MASK:
-            store_mask(tl.abs(y) <= (bound * step)[:, None], mask_ptr, index, inside, P, T)
+            y = rotate(y, h, EXACT)
+        write_codes(
+            y, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index, inside,
+            NB, R, P, T, LEVELS, FORM, HAS_MASK,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -75,10 +65,10 @@ def _backward(
         if HAS_MASK:
             da *= load_mask(mask_ptr, index, inside, P, T)
         if ROTATES:
-            da = rotate(da, h, factor, EXACT)
+            da = rotate(da, h, EXACT) * factor
         gate = tl.load(gate_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
         up = tl.load(up_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
-        share = 1.0 / (1.0 + tl.exp(-gate))
+        share = sigmoid(gate)
         dup = da * gate * share
         dgate = da * up * share * (1.0 + gate * (1.0 - share))
         tl.store(dgate_ptr + offsets, dgate.to(dgate_ptr.dtype.element_ty), mask=inside[:, None])

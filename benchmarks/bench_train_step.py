@@ -1,153 +1,298 @@
-"""Quantised against dense: time and peak memory of a training step, same model, same batch, same process order.
+"""Quantised against dense: time, peak memory and kernels of a training step; same model, same batch, in turns.
 
-Each side runs in its own process (so that peak memory is its own), in turns, several times; the ratio of medians and
-every round are reported. The dense side is the same trainer without quantisation: bf16 autocast on CUDA, float32 on the
-CPU.
+The step is the trainer's own: bf16 autocast on CUDA (float32 on a CPU), blocks and head compiled each by itself, weights
+quantised once a step, gradients clipped, fused AdamW. The batch lies on the device already.
 
-    python benchmarks/bench_train_step.py --preset nano --micro-batch 8 --seq-len 256 --vocab-size 4096
-    python benchmarks/bench_train_step.py --preset 30m --micro-batch 64 --device cuda --compile on
+On CUDA all sides run in one process, in turns, `--rounds` times; a model is built and freed each time. A round is
+`--warm-up` steps and then `--windows` windows of `--steps` steps, with one synchronisation a window. Reported are the
+median over all windows, their spread, and the peak of the allocated memory in the last round, in which nothing is
+compiled for the first time. On a CPU each side of each round is a process of its own, as peak memory is the process's.
+
+    python benchmarks/bench_train_step.py --preset nano --micro-batch 8 --seq-len 256 --vocab-size 4096 --steps 4
+    python benchmarks/bench_train_step.py --preset 30m --micro-batch 64 --vocab-size 32000 --bits 4,1 --warm 3
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import statistics
 import subprocess
 import sys
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import common
+import torch
+
+DENSE = "16"
+
 
 def main() -> None:
-    """Parse arguments, run both sides in turns, print and write the result."""
+    """Parse arguments, run all sides in turns, print and write the result."""
+    arguments = _arguments()
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+    if arguments.one_side:
+        print(json.dumps(measure(arguments, arguments.one_side, profiled=False)))
+        return
+    device = _device(arguments)
+    sides = [DENSE, *(side for side in arguments.bits.split(",") if side != DENSE)]
+    if arguments.warm and device.type == "cuda":
+        warm(arguments, sides)
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for index in range(arguments.rounds):
+        for side in sides:
+            last = index == arguments.rounds - 1
+            run = measure(arguments, side, last) if device.type == "cuda" else _in_own_process(side)
+            runs[side].append(run)
+    result = summary(arguments, device, runs)
+    print_table(result)
+    common.write(arguments.out or _default_file(arguments, device), result)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="nano")
-    parser.add_argument("--bits", default="4", help="one width or several, comma-separated")
-    parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--bits", default="4", help="widths to compare with bf16, comma-separated")
+    parser.add_argument("--micro-batch", type=int, default=8, help="sequences a pass")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens a sequence")
     parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--layers", type=int, help="instead of the preset's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
+    parser.add_argument("--cuda-graphs", choices=["auto", "on", "off"], help="where the trainer has them")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps a round")
+    parser.add_argument("--steps", type=int, default=10, help="steps a window")
+    parser.add_argument("--windows", type=int, default=3, help="windows a round")
+    parser.add_argument("--warm-up", type=int, default=4, help="steps of a round before the first window")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--warm", type=int, default=0, help="processes that fill the compilers' caches first (CUDA)")
+    parser.add_argument("--out", type=Path, help="JSON file to write [default: in benchmarks/results]")
     parser.add_argument("--one-side", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one_side:
-        print(json.dumps(measure(arguments, arguments.one_side)))
-        return
-    result = compare(arguments)
-    print(json.dumps(result, indent=2))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return parser.parse_args()
 
 
-def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run every side `rounds` times in turns and summarise."""
-    sides = ["16", *arguments.bits.split(",")]
-    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(arguments.rounds):
-        for side in sides:
-            command = [sys.executable, __file__, *sys.argv[1:], "--one-side", side]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rounds[side].append(json.loads(output.strip().splitlines()[-1]))
-    summary = {f"w{side}a{side}": _summary(runs) for side, runs in rounds.items()}
-    dense = summary["w16a16"]
-    for side in summary.values():
-        side["speed_over_dense"] = round(dense["seconds_median"] / side["seconds_median"], 4)
-        side["peak_memory_over_dense"] = round(side["peak_memory_bytes"] / dense["peak_memory_bytes"], 4)
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "one_side")}
-    return {
-        "benchmark": "train_step",
-        "command": "python benchmarks/bench_train_step.py " + " ".join(sys.argv[1:]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "settings": settings,
-        "device": rounds["16"][0]["device"],
-        "versions": rounds["16"][0]["versions"],
-        "results": summary,
-    }
+# -- one side ----------------------------------------------------------------------------------------------------------
 
 
-def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    medians = [run["seconds_median"] for run in runs]
-    median = statistics.median(medians)
-    return {
-        "seconds_median": median,
-        "seconds_rounds": medians,
-        "seconds_spread_within_rounds": [run["seconds_spread"] for run in runs],
-        "tokens_per_second": round(runs[0]["tokens"] / median, 1),
-        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
-        "backend": runs[0]["backend"],
-    }
-
-
-def measure(arguments: argparse.Namespace, bits: str) -> dict[str, Any]:
-    """Time training steps of one side in this process."""
-    import time
-
-    import torch
-    import torch.nn.functional as F
-
-    from questlm.config import load_config
+def measure(arguments: argparse.Namespace, side: str, profiled: bool) -> dict[str, Any]:
+    """One round of one side, in this process; models of earlier rounds are gone."""
     from questlm.ops import backend_for, using_backend
-    from questlm.records import package_versions
-    from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
+    from questlm.train.device import peak_memory
+
+    device = _device(arguments)
+    common.free_memory()
+    with using_backend(arguments.backend):
+        started = time.perf_counter()
+        step = make_step(arguments, side, device)
+        step()
+        _wait(device)
+        first = time.perf_counter() - started
+        for _ in range(arguments.warm_up - 1):
+            step()
+        _wait(device)
+        windows = [_window(step, arguments.steps, device) for _ in range(arguments.windows)]
+        loss = float(step())
+        run = {
+            "step_seconds": windows,
+            "first_step_seconds": first,  # with building and compiling
+            "peak_memory_bytes": peak_memory(device),
+            "backend": backend_for("quantize", torch.empty(1, 128, device=device), 128),
+            "loss": loss,
+        }
+        if profiled:
+            from kernel_groups import profile_step
+
+            run["kernels"] = profile_step(step)
+    return run
+
+
+def make_step(arguments: argparse.Namespace, side: str, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Model and optimizer of one side; the function makes one optimizer step and returns its loss."""
+    from questlm.config import load_config
     from questlm.train.optim import make_optimizer
     from questlm.train.run_folder import build_model
 
-    width = int(bits) if bits.isdecimal() else bits
+    bits: int | str = int(side) if side.isdecimal() else side
+    model_settings = {"vocab_size": arguments.vocab_size} | ({"layers": arguments.layers} if arguments.layers else {})
+    sequences = arguments.micro_batch * arguments.accumulate
+    graphs = {"cuda_graphs": arguments.cuda_graphs} if arguments.cuda_graphs else {}
     config = load_config(
         arguments.preset,
         flags={
-            "model": {"vocab_size": arguments.vocab_size},
-            "quant": {"weight_bits": width, "act_bits": width, "embeddings": "float" if bits == "16" else "bf16"},
-            "train": {"device": arguments.device, "compile": arguments.compile},
+            "model": model_settings,
+            "quant": {"weight_bits": bits, "act_bits": bits, "embeddings": "float" if side == DENSE else "bf16"},
+            "train": {
+                "device": str(device),
+                "compile": arguments.compile,
+                "seq_len": arguments.seq_len,
+                "batch_size": sequences,
+                "micro_batch_size": arguments.micro_batch,
+                **graphs,
+            },
         },
     )
-    device = pick_device(config.train.device)
-    shape = (arguments.micro_batch, arguments.seq_len)
-    batch = torch.randint(arguments.vocab_size, (2, *shape), generator=torch.Generator().manual_seed(0)).to(device)
-    with using_backend(arguments.backend):
-        model = build_model(config).to(device)
-        optimizer = make_optimizer(model, config.train)
+    with device:
+        model = build_model(config)
+    train_step = _step_class()(model, make_optimizer(model, config.train), config.train, device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, sequences, arguments.seq_len)
+    inputs, targets = torch.randint(arguments.vocab_size, shape, generator=generator).to(device)
+    # Small, so that the loss of random tokens stays near ln(vocabulary) and no number leaves its usual range.
+    return lambda: train_step(inputs, targets, 1e-5)[0]
 
-        def loss_fn(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            with autocast(device):
-                logits = model(inputs)
-            return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-        if should_compile(config.train, device):
-            loss_fn = torch.compile(loss_fn, dynamic=False)
+def _step_class() -> Any:
+    try:
+        from questlm.train.step import TrainStep
+    except ImportError:
+        return Step
+    return TrainStep
 
-        def step() -> None:
-            loss_fn(batch[0], batch[1]).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
 
-        for _ in range(3):
-            step()
-        seconds = []
-        for _ in range(arguments.steps):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-        backend = backend_for("quantize", torch.empty(1, 16, device=device))
-    return {
-        "seconds_median": statistics.median(seconds),
-        "seconds_spread": max(seconds) - min(seconds),
-        "tokens": batch[0].numel(),
-        "peak_memory_bytes": peak_memory(device),
-        "device": device_name(device),
-        "backend": backend,
-        "versions": {**package_versions(), "processor": platform.processor() or platform.machine()},
+class Step:
+    """A training step as the trainer makes it."""
+
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, train: Any, device: torch.device) -> None:
+        from questlm.parallel import compile_blocks
+        from questlm.train.device import should_compile
+
+        self.model, self.optimizer, self.train, self.device = model, optimizer, train, device
+        if should_compile(train, device):
+            compile_blocks(model)
+            model.head_loss = torch.compile(model.head_loss, dynamic=False)
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and gradient norm of one optimizer step on (sequences, tokens)."""
+        from questlm.quant import held_weights
+        from questlm.train.device import autocast
+        from questlm.train.optim import set_learning_rate
+
+        set_learning_rate(self.optimizer, lr)
+        size = self.train.micro_batch_size or len(inputs)
+        total = torch.zeros((), device=self.device)
+        with autocast(self.device), held_weights(self.model):
+            for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+                loss = self.model.loss(x, y)[0] * (len(x) / len(inputs))
+                loss.backward()
+                total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, norm
+
+
+def _window(step: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Seconds a step."""
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait(device)
+    return (time.perf_counter() - started) / steps
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    from questlm.train.device import pick_device
+
+    return pick_device(arguments.device)
+
+
+def _in_own_process(side: str) -> dict[str, Any]:
+    words = [sys.executable, __file__, *sys.argv[1:], "--one-side", side]
+    output = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+    run: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    return run
+
+
+# -- compilers' caches -------------------------------------------------------------------------------------------------
+
+
+def warm(arguments: argparse.Namespace, sides: list[str]) -> None:
+    """Compile every side in processes of their own, on a model of one block: all blocks are the same code."""
+    import multiprocessing
+
+    started = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(min(arguments.warm, len(sides))) as pool:
+        pool.starmap(_warm, [(arguments, side) for side in sides], chunksize=1)
+    print(f"filled the compilers' caches in {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _warm(arguments: argparse.Namespace, side: str) -> None:
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+    one_block = argparse.Namespace(**{**vars(arguments), "layers": 1, "accumulate": 1, "warm_up": 1, "windows": 1})
+    one_block.steps = 1
+    measure(one_block, side, profiled=False)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def summary(
+    arguments: argparse.Namespace, device: torch.device, runs: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """The JSON result of all rounds."""
+    tokens = arguments.micro_batch * arguments.accumulate * arguments.seq_len
+    sides = {side: _side(found, tokens) for side, found in runs.items()}
+    dense = sides[DENSE]
+    for side in sides.values():
+        side["speed_over_dense"] = round(dense["step_seconds"]["median"] / side["step_seconds"]["median"], 4)
+        side["peak_memory_over_dense"] = round(side["peak_memory_bytes"] / dense["peak_memory_bytes"], 4)
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "one_side")}
+    settings["step"] = "questlm.train.step" if _step_class() is not Step else "benchmarks/bench_train_step.py"
+    named = {
+        "bf16" if side == DENSE and device.type == "cuda" else _label(side): value for side, value in sides.items()
     }
+    return {**common.header("train_step", device, settings), "tokens_per_step": tokens, "results": named}
+
+
+def _label(side: str) -> str:
+    return "float32" if side == DENSE else f"w{side}a{side}"
+
+
+def _side(runs: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
+    seconds = common.spread([window for run in runs for window in run["step_seconds"]])
+    return {
+        "step_seconds": seconds,
+        "step_seconds_rounds": [run["step_seconds"] for run in runs],
+        "tokens_per_second": round(tokens / seconds["median"], 1),
+        "peak_memory_bytes": runs[-1]["peak_memory_bytes"],
+        "peak_memory_bytes_rounds": [run["peak_memory_bytes"] for run in runs],
+        "first_step_seconds_rounds": [round(run["first_step_seconds"], 2) for run in runs],
+        "backend": runs[-1]["backend"],
+        "loss": runs[-1]["loss"],
+        "kernels": runs[-1].get("kernels"),
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Tokens a second and memory of each side, each beside its ratio to the dense one."""
+    settings = result["settings"]
+    print(
+        f"{settings['preset']}, {settings['micro_batch']} x {settings['seq_len']} tokens x {settings['accumulate']}, "
+        f"vocabulary {settings['vocab_size']}, {result['device']}"
+    )
+    print(f"{'':<10}{'tokens/s':>12}{'ratio':>8}{'GiB':>9}{'ratio':>8}{'spread':>8}{'kernels ms':>12}{'launches':>10}")
+    for name, side in result["results"].items():
+        kernels = side["kernels"] or {"milliseconds": float("nan"), "launches": 0}
+        print(
+            f"{name:<10}{side['tokens_per_second']:>12,.0f}{side['speed_over_dense']:>8.3f}"
+            f"{side['peak_memory_bytes'] / 2**30:>9.2f}{side['peak_memory_over_dense']:>8.3f}"
+            f"{side['step_seconds']['spread']:>8.1%}{kernels['milliseconds']:>12.2f}{kernels['launches']:>10}",
+            flush=True,
+        )
+
+
+def _default_file(arguments: argparse.Namespace, device: torch.device) -> Path:
+    steps = f"-accumulate{arguments.accumulate}" if arguments.accumulate > 1 else ""
+    return common.RESULTS / f"train_step-{arguments.preset}{steps}-{common.device_slug(device)}.json"
 
 
 if __name__ == "__main__":

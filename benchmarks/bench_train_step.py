@@ -1,7 +1,7 @@
 """Quantised against dense: time, peak memory and kernels of a training step; same model, same batch, in turns.
 
-The step is the trainer's own: bf16 autocast on CUDA (float32 on a CPU), blocks and head compiled each by itself, weights
-quantised once a step, gradients clipped, fused AdamW. The batch lies on the device already.
+The step is the trainer's own: bf16 autocast on CUDA (float32 on a CPU), blocks and head compiled each by itself,
+weights quantised once a step, gradients clipped, fused AdamW. The batch lies on the device already.
 
 On CUDA all sides run in one process, in turns, `--rounds` times; a model is built and freed each time. A round is
 `--warm-up` steps and then `--windows` windows of `--steps` steps, with one synchronisation a window. Reported are the

@@ -26,7 +26,7 @@ _TOP = 12
 def profile_step(step: Callable[[], object]) -> dict[str, Any]:
     """Kernels of one `step` on the current GPU: milliseconds and launches in all, milliseconds by kind, the longest.
 
-    Kernels of ours are told apart by the operator that starts them; where none is seen (a replayed graph), by their names.
+    Kernels of ours are told apart by the operator that starts them; where none is seen (a replayed graph), by name.
     """
     kernels = _kernels(step)
     ours = _operators(step)

@@ -309,6 +309,9 @@ class TrainConfig(Section):
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     device: str = Field(default="auto", description="'auto' (cuda where there is one), 'cpu', 'cuda', 'cuda:1', ...")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; auto: on CUDA")
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        default="auto", description="record a step once and play it back; auto: on a GPU, for models so small it waits"
+    )
     parallel: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
         description="how the processes of torchrun share the model: 'ddp' (each has all of it; auto) or 'fsdp' (each "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
 from questlm.models.cache import KVCache
-from questlm.ops import SwiGLU
+from questlm.ops import ResidualNorm, SwiGLU
 
 __all__ = ["Llama"]
 
@@ -83,15 +83,16 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.attention_norm = ResidualNorm(config.hidden, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.mlp_norm = ResidualNorm(config.hidden, eps=config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, cache: KVCache | None) -> Tensor:
         """(batch, tokens, hidden) -> the same shape."""
-        x = x + self.attention(self.attention_norm(x), angles, layer, cache)
-        y: Tensor = x + self.mlp(self.mlp_norm(x))
+        x, normed = self.attention_norm(x)
+        x, normed = self.mlp_norm(x, self.attention(normed, angles, layer, cache))
+        y: Tensor = x + self.mlp(normed)
         return y
 
 
@@ -129,24 +130,14 @@ class Llama(nn.Module):
                 nn.init.normal_(parameter, std=residual_std if into_residual else _INIT_STD, generator=generator)
         return self
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (batch, tokens, vocab_size) of token ids (batch, tokens), which continue what `cache` holds."""
-        logits: Tensor = self.lm_head(self.norm(self._stream(ids, cache)))
-        return logits
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (batch, tokens, vocab_size) of token ids (batch, tokens), which continue what `cache` holds.
 
-    def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of the token after each, in nats, and the last tokens' logits (batch, vocab_size).
-
-        Blocks and `head_loss` may be compiled each by itself: that takes seconds where the whole model takes minutes.
+        With `targets` (batch, tokens), the tokens after each, what `head_loss` gives instead: the blocks and it can be
+        compiled each by itself, which takes seconds where the whole model takes minutes.
         """
-        return self.head_loss(self._stream(ids, None), targets)
-
-    def head_loss(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """`loss` from the residual stream (batch, tokens, hidden) behind the last block."""
-        logits = self.lm_head(self.norm(x))
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
-
-    def _stream(self, ids: Tensor, cache: KVCache | None) -> Tensor:
         start = cache.length if cache is not None else 0
         angles = _rotary_angles(start, ids.shape[1], self.config, ids.device)
         x: Tensor = self.embed(ids)
@@ -154,7 +145,18 @@ class Llama(nn.Module):
             x = block(x, angles, index, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
-        return x
+        if targets is not None:
+            return self.head_loss(x, targets)
+        logits: Tensor = self.lm_head(self.norm(x))
+        return logits
+
+    def head_loss(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of `targets` in nats, and the last tokens' logits (batch, vocab_size) float32.
+
+        x is the residual stream (batch, tokens, hidden) behind the last block.
+        """
+        logits = self.lm_head(self.norm(x))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
 
 
 def _rotary_angles(start: int, tokens: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:

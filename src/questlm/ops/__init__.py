@@ -23,6 +23,7 @@ from questlm.ops.encode import (
     swiglu_encode_backward,
 )
 from questlm.ops.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
+from questlm.ops.modules import ResidualNorm, SwiGLU
 from questlm.ops.reference import matmul as _matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
@@ -31,7 +32,6 @@ from questlm.ops.reference.matmul import Operand, factor, operand_gradient, oper
 from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.packing import packed_width
 from questlm.ops.reference.quantize import kept_entries, row_scale
-from questlm.ops.swiglu import SwiGLU
 
 __all__ = [
     "BACKENDS",
@@ -43,6 +43,7 @@ __all__ = [
     "Normed",
     "Operand",
     "Quantized",
+    "ResidualNorm",
     "Scale",
     "SwiGLU",
     "autocast_dtype",

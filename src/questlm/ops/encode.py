@@ -42,8 +42,12 @@ class Encoded(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """A factor made from RMSNorm(x), and what the backward pass needs: u = x / rms (rows, K) and 1 / rms (rows, 1)."""
+    """A factor made from RMSNorm(r), r = x + delta, and what the backward pass needs: u = r / rms and 1 / rms (rows, 1).
 
+    `stream` is r, or None where there is no delta.
+    """
+
+    stream: Tensor | None
     encoded: Encoded
     unit: Tensor
     rstd: Tensor
@@ -74,44 +78,50 @@ def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dty
 
 
 def norm_encode(
-    x: Tensor, gain: Tensor, eps: float, grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype,
-    trains: bool,
+    x: Tensor, delta: Tensor | None, gain: Tensor, eps: float,
+    grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype, trains: bool,
 ) -> Normed:  # fmt: skip
-    """`encode` of RMSNorm(x) = x / sqrt(mean x^2 + eps) * gain, rounded to `dtype`.
+    """`encode` of RMSNorm(r) = r / sqrt(mean r^2 + eps) * gain, rounded to `dtype`, with r = x + delta.
 
     Args:
-        x: (rows, K); gain: (K,).
+        x, delta: (rows, K), the residual stream and what is added to it, or None; gain: (K,).
         trains: whether `unit` and `rstd` are needed; without, they may be empty.
     """
     if _backend("norm_quantize", x, grid, block_size) == "triton":
         from questlm.ops.triton import operators as triton
 
         form = _form(x, grid, dtype)
-        *codes, unit, rstd = triton.norm_quantize(
-            x, gain, eps, dtype, block_size, *_numbers(grid), mask_bound, form, trains
+        stream, *codes, unit, rstd = triton.norm_quantize(
+            x, delta, gain, eps, dtype, block_size, *_numbers(grid), mask_bound, form, trains
         )
-        return Normed(_encoded(codes, grid, form, mask_bound), unit, rstd)
-    normed, unit, rstd = _fused.norm(x, gain, eps, dtype)
-    return Normed(encode(normed, grid, block_size, mask_bound, dtype), unit, rstd)
+        return Normed(None if delta is None else stream, _encoded(codes, grid, form, mask_bound), unit, rstd)
+    stream = None if delta is None else x + delta
+    normed, unit, rstd = _fused.norm(x if stream is None else stream, gain, eps, dtype)
+    return Normed(stream, encode(normed, grid, block_size, mask_bound, dtype), unit, rstd)
 
 
 def norm_encode_backward(
     gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
-    residual: Tensor | None, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, (rows, K) of `dtype`, and of the gain, (K,), from that of the rotated rows.
+    stream: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
+    """Gradients of x, (rows, K) of `dtype`, of delta, and of the gain, (K,), from that of the rotated rows.
 
     Args:
         gradient: (rows, K), with respect to the values that codes stand for.
-        residual: (rows, K) to add to the gradient of x, or None.
+        stream: (rows, K), the gradient with respect to r, or None.
+        delta_dtype: of the gradient of delta, which is that of x; None: there is no delta.
     """
     if _backend("norm_quantize", gradient, None, block_size) == "triton":
         from questlm.ops.triton import operators as triton
 
-        dx, dgain = triton.norm_quantize_backward(gradient, mask, unit, rstd, gain, block_size, residual, dtype)
-        return dx, dgain
+        other = None if delta_dtype is dtype else delta_dtype
+        dx, ddelta, dgain = triton.norm_quantize_backward(
+            gradient, mask, unit, rstd, gain, block_size, stream, dtype, other
+        )
+        return dx, None if delta_dtype is None else dx if other is None else ddelta, dgain
     dx, dgain = _fused.norm_backward(gradient, mask, unit, rstd, gain, block_size)
-    return (dx if residual is None else dx + residual).to(dtype), dgain
+    dx = dx if stream is None else dx + stream
+    return dx.to(dtype), None if delta_dtype is None else dx.to(delta_dtype), dgain
 
 
 def swiglu_encode(

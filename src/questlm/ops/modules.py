@@ -1,11 +1,21 @@
-"""The activation of Llama's MLP as a module, so that `questlm.prepare` can put one that quantises in its place."""
+"""Norm and activation of a Llama as modules, so that `questlm.prepare` can put ones that quantise in their place."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SwiGLU"]
+__all__ = ["ResidualNorm", "SwiGLU"]
+
+
+class ResidualNorm(nn.RMSNorm):
+    """What a sublayer reads: the norm of the residual stream, after the last sublayer's output is added to it."""
+
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """x (..., K) and what is to be added to it -> r = x + delta and RMSNorm(r)."""
+        if delta is not None:
+            x = x + delta
+        return x, super().forward(x)
 
 
 class SwiGLU(nn.Module):

@@ -1,6 +1,7 @@
 """Several processes that train one model: who they are, how they share it, and how they save it."""
 
 from questlm.parallel.engine import (
+    Engine,
     clip_gradients,
     compile_blocks,
     distribute,
@@ -15,6 +16,7 @@ from questlm.parallel.ranks import LostPeerError, Ranks, connect, reporting_lost
 from questlm.parallel.recompute import recompute
 
 __all__ = [
+    "Engine",
     "LostPeerError",
     "Ranks",
     "clip_gradients",

@@ -8,9 +8,9 @@ are no part of what is compiled.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,12 @@ def _replicate(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block of `model.layers` by itself, in place. To be done before sharding."""
+    """Compile each block of `model.layers` by itself, in place, and the loss behind them; before sharding."""
     layers = model.layers
     assert isinstance(layers, nn.ModuleList)
     for block in layers:
         block.compile(dynamic=False)
+    vars(model)["head_loss"] = torch.compile(cast(Callable[..., Tensor], model.head_loss), dynamic=False)
 
 
 def _shard(model: nn.Module, device: torch.device) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.ops import SwiGLU
+from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.quantizers import DynamicQuantizer
 from questlm.quant.rows import Rows, norm_rows, swiglu_rows
@@ -23,31 +23,34 @@ from questlm.quant.rows import Rows, norm_rows, swiglu_rows
 __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
 
 
-class QuantizedNorm(nn.RMSNorm):
-    """RMSNorm whose output is quantised; the same parameters as the norm that it replaces."""
+class QuantizedNorm(ResidualNorm):
+    """A norm whose output is quantised; the same parameters as the norm that it replaces."""
 
     quantizer: DynamicQuantizer
     quantized: bool
 
     @classmethod
-    def from_norm(cls, norm: nn.RMSNorm, quantizer: DynamicQuantizer) -> QuantizedNorm:
+    def from_norm(cls, norm: ResidualNorm, quantizer: DynamicQuantizer) -> QuantizedNorm:
         """Wrap `norm`, sharing its gain."""
         fused = cls(norm.normalized_shape, eps=norm.eps, device="meta")
         fused.weight, fused.quantizer, fused.quantized = norm.weight, quantizer, True
         return fused.train(norm.training)
 
-    def to_plain(self) -> nn.RMSNorm:
+    def to_plain(self) -> ResidualNorm:
         """The plain norm again, sharing its gain."""
-        norm = nn.RMSNorm(self.normalized_shape, eps=self.eps, device="meta")
+        norm = ResidualNorm(self.normalized_shape, eps=self.eps, device="meta")
         norm.weight = self.weight
         return norm.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor | Rows:  # type: ignore[override]
-        """(..., K) -> rows for quantised layers, or the plain norm where those are dense."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, delta: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | Rows]:
+        """r = x + delta, and its norm as rows for quantised layers, or as it is where those are dense."""
         if not self.quantized:
-            return super().forward(x)
+            return super().forward(x, delta)
         assert self.eps is not None
-        return norm_rows(x, self.weight, self.eps, self.quantizer, ops.autocast_dtype(x) or self.weight.dtype)
+        dtype = ops.autocast_dtype(x) or self.weight.dtype
+        return norm_rows(x, delta, self.weight, self.eps, self.quantizer, dtype)
 
 
 class QuantizedSwiGLU(SwiGLU):
@@ -82,7 +85,7 @@ def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             quantizer = _common_quantizer([module.get_submodule(name) for name in consumers])
             if quantizer is None:
                 continue
-            if type(plain) is nn.RMSNorm and plain.eps is not None and plain.weight is not None:
+            if type(plain) is ResidualNorm and plain.eps is not None and plain.weight is not None:
                 yield plain, QuantizedNorm.from_norm(plain, quantizer)
             elif type(plain) is SwiGLU:
                 yield plain, QuantizedSwiGLU.from_activation(plain, quantizer)

@@ -1,10 +1,10 @@
 """The two halves of a quantised product's gradient: through the rounding of a factor, and through the product.
 
-A factor of a product is `Rows`: codes, from which the product is computed, and a carrier, a tensor of the same shape that
-takes the gradient with respect to the values that the codes stand for. A method whose values have to be computed anyway
-(learned steps) has them as carrier. Where the gradient is a mask (QuEST, STE) nobody needs the values, so the carrier is
-one zero that pretends to have the shape of the rows and costs no memory; what it receives, the autograd function that made
-the codes masks and rotates back.
+A factor of a product is `Rows`: codes, from which the product is computed, and a carrier, a tensor of the same shape
+that takes the gradient with respect to the values that the codes stand for. A method whose values have to be computed
+anyway (learned steps) has them as carrier. Where the gradient is a mask (QuEST, STE) nobody needs the values, so the
+carrier is one zero that pretends to have the shape of the rows and costs no memory; what it receives, the autograd
+function that made the codes masks and rotates back.
 
 So rows that go into several products (q, k and v; gate and up) are quantised once, their gradients are summed in the
 rotated domain, and masked and rotated back once.
@@ -56,12 +56,15 @@ def encode_rows(x: Tensor, quantizer: Quantizer | None, block_size: int, dtype: 
     return Rows(operand, quantizer.values(rows, operand).view(x.shape))
 
 
-def norm_rows(x: Tensor, gain: Tensor, eps: float, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
-    """`encode_rows` of RMSNorm(x) rounded to `dtype`, x (..., K) and gain (K,)."""
-    rows, grid = x.reshape(-1, x.shape[-1]), quantizer.grid
+def norm_rows(
+    x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, quantizer: DynamicQuantizer, dtype: torch.dtype
+) -> tuple[Tensor, Rows]:
+    """r = x + delta (..., K) and `encode_rows` of RMSNorm(r) rounded to `dtype`, with gain (K,)."""
+    grid, flat = quantizer.grid, (-1, x.shape[-1])
     settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
-    data, step, carrier = _NormEncode.apply(rows, gain, eps, settings)
-    return Rows(_operand(data, step, grid), carrier.view(x.shape))
+    added = None if delta is None else delta.reshape(flat)
+    stream, data, step, carrier = _NormEncode.apply(x.reshape(flat), added, gain, eps, settings)
+    return stream.view(x.shape), Rows(_operand(data, step, grid), carrier.view(x.shape))
 
 
 def swiglu_rows(gate: Tensor, up: Tensor, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
@@ -143,24 +146,41 @@ class _Encode(torch.autograd.Function):
 
 
 class _NormEncode(torch.autograd.Function):
-    """Rows and gain -> data, step and carrier of RMSNorm(rows). Saves x / rms in the dtype computed in, and mask bits."""
+    """x, delta and gain -> r = x + delta and data, step and carrier of RMSNorm(r).
+
+    Saves r / rms in the dtype computed in, and mask bits. The gradient along the residual stream joins in here.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, settings: _Settings
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grid, block_size, mask_bound, dtype = settings
         trains = any(ctx.needs_input_grad)
         with without_autocast(x):
-            normed = ops.norm_encode(x, gain, eps, grid, block_size, mask_bound if trains else None, dtype, trains)
+            normed = ops.norm_encode(
+                x, delta, gain, eps, grid, block_size, mask_bound if trains else None, dtype, trains
+            )
         ctx.save_for_backward(normed.encoded.mask, normed.unit, normed.rstd, gain)
-        ctx.block_size, ctx.dtype = block_size, x.dtype
-        return _outputs(ctx, normed.encoded.operand, x.shape, dtype)
+        ctx.block_size, ctx.dtypes = block_size, (x.dtype, None if delta is None else delta.dtype)
+        stream = x.view_as(x) if normed.stream is None else normed.stream
+        return stream, *_outputs(ctx, normed.encoded.operand, x.shape, dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any, *gradients: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         mask, unit, rstd, gain = ctx.saved_tensors
-        with without_autocast(gradients[2]):
-            dx, dgain = ops.norm_encode_backward(gradients[2], mask, unit, rstd, gain, ctx.block_size, None, ctx.dtype)
-        return dx, dgain.to(gain.dtype), None, None
+        dtype, delta_dtype = ctx.dtypes
+        stream, gradient = gradients[0], gradients[3]
+        if gradient is None:  # nobody used the norm
+            assert stream is not None
+            return stream, None if delta_dtype is None else stream.to(delta_dtype), None, None, None
+        with without_autocast(gradient):
+            dx, ddelta, dgain = ops.norm_encode_backward(
+                gradient, mask, unit, rstd, gain, ctx.block_size, stream, dtype, delta_dtype
+            )
+        return dx, ddelta, dgain.to(gain.dtype), None, None
 
 
 class _SwiGLUEncode(torch.autograd.Function):
@@ -185,7 +205,7 @@ class _SwiGLUEncode(torch.autograd.Function):
 
 
 def _outputs(ctx: Any, operand: Operand, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """What an autograd function returns: an operand's tensors without gradient, and a carrier of `shape` that has one."""
+    """What an autograd function returns: an operand's tensors without gradient, and a carrier of `shape` with one."""
     assert operand.step is not None
     ctx.mark_non_differentiable(operand.data, operand.step)
     ctx.set_materialize_grads(False)

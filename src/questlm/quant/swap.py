@@ -113,14 +113,14 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _switched_off(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
-    before = {module: module.quantized for module in model.modules() if isinstance(module, kinds)}
+    before = {module: vars(module)["quantized"] for module in model.modules() if isinstance(module, kinds)}
     for module in before:
-        module.quantized = False
+        vars(module)["quantized"] = False
     try:
         yield
     finally:
         for module, quantized in before.items():
-            module.quantized = quantized  # type: ignore[assignment]
+            vars(module)["quantized"] = quantized
 
 
 def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from questlm.config import RunConfig, TrainConfig
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
@@ -29,12 +28,9 @@ from questlm.evaluation import Evaluation, evaluate
 from questlm.models import Llama
 from questlm.parallel import (
     Ranks,
-    clip_gradients,
     compile_blocks,
     connect,
     distribute,
-    gradient_exchange,
-    holding_weights,
     local_part,
     pick_engine,
     recompute,
@@ -59,9 +55,10 @@ from questlm.train.device import autocast, device_name, peak_memory, pick_device
 from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, find_initial
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
-from questlm.train.optim import empty_state, make_optimizer, optimizer_tensors, set_learning_rate
+from questlm.train.optim import empty_state, make_optimizer, optimizer_tensors
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
+from questlm.train.step import TrainStep, should_record
 
 __all__ = ["Interrupted", "Trainer", "resume", "train"]
 
@@ -195,9 +192,12 @@ def _prepare_data(config: RunConfig, tokenizer: Path | None = None) -> tuple[Pre
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Silence torch.compile's advice to use TF32: it would round the Hadamard transform to ten bits."""
+    """Silence torch.compile, which advises TF32 (it would round the Hadamard transform to ten bits), and looks at the
+    gradient of a block's input though it is no leaf.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         yield
 
 
@@ -218,9 +218,8 @@ class Trainer:
         self.engine = pick_engine(train.parallel, ranks)
         self.loader = WindowLoader(data.train, train.seq_len, train.batch_size, config.seed, ranks.rank, ranks.size)
         self.model: Llama = build_model(config, initial).to(self.device)  # whole, until `_distribute`
-        self.module: nn.Module = self.model  # what is called in its place
-        self.loss_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._loss
         self.optimizer: torch.optim.Optimizer
+        self.step: TrainStep
         self.state = _Progress(initial_weights=initial.weights_hash() if initial is not None else None)
         self.checks: dict[str, Any] = {}
         self._restored: Path | None = None
@@ -236,10 +235,10 @@ class Trainer:
             batch = self._first_micro_batch()
             set_quantization_strength(self.model, 1.0)  # what is checked is the whole of it, also half-way through
             self._initialize_quantizers(batch)
-            expected = compute_plainly(self.model, self._loss, batch)
+            expected = compute_plainly(self.model, self._plain_loss, batch)
             self._distribute()
             self.checks = self.ranks.together(
-                lambda: check_quantization(self.model, self.loss_fn, batch, expected, self._holding_weights)
+                lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
             )
             interrupt = stack.enter_context(Interrupt())
             with progress("training", 1.0, show=self.ranks.leads) as update:
@@ -281,14 +280,13 @@ class Trainer:
         Until here it was whole, because quantisers take their first steps from it, and the check what is right.
         """
         train = self.config.train
-        compiling = should_compile(train, self.device)
+        record = should_record(train, self.model, self.engine, self.device)
         recompute(self.model, train.recompute)
-        if compiling and self.engine == "fsdp":
+        if should_compile(train, self.device):
             compile_blocks(self.model)
-        self.module = distribute(self.model, self.engine, self.device)
-        if compiling and self.engine != "fsdp":
-            self.loss_fn = torch.compile(self._loss, dynamic=False)
+        module = distribute(self.model, self.engine, self.device)
         self.optimizer = make_optimizer(self.model, train)
+        self.step = TrainStep(self.model, module, self.optimizer, train, self.device, self.engine, record)
         if self._restored is not None and self.state.step:
             path = self._restored
             empty_state(self.optimizer)
@@ -301,7 +299,7 @@ class Trainer:
     def _initialize_quantizers(self, batch: tuple[Tensor, Tensor]) -> None:
         """Let those that learn see a batch, so that they have their first steps, and know it, before compiling."""
         if any(isinstance(module, StatefulQuantizer) for module in self.model.modules()):
-            self._loss(*batch)
+            self._plain_loss(*batch)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -331,49 +329,26 @@ class Trainer:
         return int(self.ranks.largest(interrupt.received or 0)[0]) or None
 
     def _step(self, lr: float, correction: float) -> None:
-        set_learning_rate(self.optimizer, lr)
         inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
-        total = torch.zeros((), device=self.device)
-        micro_batches = self._micro_batches(inputs, targets)
-        with self._holding_weights():
-            for index, batch in enumerate(micro_batches, 1):
-                share = len(batch[0]) / len(inputs)
-                with gradient_exchange(self.module, on=index == len(micro_batches)):
-                    loss, _ = self.loss_fn(*batch)
-                    (loss * share).backward()
-                total += loss.detach() * share
-        self._grad_norm = clip_gradients(self.model, self.config.train.grad_clip)
-        self.optimizer.step()
+        loss, self._grad_norm = self.step(inputs, targets, lr)
         if correction > 0:
             pull_to_grid(self.model, lr * correction)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._pending.append(total)
+        self._pending.append(loss)
         self.state.step += 1
         self.state.tokens += inputs.numel() * self.ranks.size
 
-    @contextmanager
-    def _holding_weights(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            with autocast(self.device):
-                stack.enter_context(holding_weights(self.model, self.engine))
-            yield
-
-    def _loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss, and the last tokens' logits (batch, vocabulary), by which the check knows a dense forward."""
+    def _plain_loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What `TrainStep.loss` computes, of the model that is neither compiled nor cut."""
         with autocast(self.device):
-            logits = self.module(inputs)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
-
-    def _micro_batches(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        size = self.config.train.micro_batch_size or len(inputs)
-        pairs = zip(inputs.split(size), targets.split(size), strict=True)
-        return [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in pairs]
+            loss: tuple[Tensor, Tensor] = self.model(inputs, targets=targets)
+        return loss
 
     def _first_micro_batch(self) -> tuple[Tensor, Tensor]:
         position = self.loader.state_dict()
         inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
         self.loader.load_state_dict(position)
-        return self._micro_batches(inputs, targets)[0]
+        size = self.config.train.micro_batch_size or len(inputs)
+        return inputs[:size].to(self.device), targets[:size].to(self.device)
 
     def _share_done(self) -> float:
         """Share of the budget that is spent."""

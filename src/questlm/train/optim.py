@@ -31,9 +31,12 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give each group its part of the schedule's rate."""
+    """Give each group its part of the schedule's rate; in place where a recorded step reads it from the device."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_ratio"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * group["lr_ratio"])
+        else:
+            group["lr"] = lr * group["lr_ratio"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

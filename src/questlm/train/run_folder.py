@@ -23,6 +23,7 @@ __all__ = ["RunFolder", "build_model", "load_run"]
 _MAY_CHANGE = (
     "train.device",
     "train.compile",
+    "train.cuda_graphs",
     "train.parallel",
     "train.recompute",
     "train.timeout",

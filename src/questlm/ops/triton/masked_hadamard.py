@@ -8,11 +8,11 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate
-from questlm.ops.triton.tiles import Launch, matrix, tiles_of
+from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["masked_hadamard"]
 
-_LAUNCH = Launch(programs=4, num_warps=4, num_stages=2)
+_LAUNCH = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
     """(rows, K) of `dtype`; `mask` is bits from `quantize`, None lets everything pass."""
     gradient = gradient.contiguous()
     rows, k = gradient.shape
-    tiles = tiles_of(k, block_size)
+    tiles = _LAUNCH.tiles(k, block_size)
     out = gradient.new_empty((rows, k), dtype=dtype)
     if rows:
         _kernel[_LAUNCH.grid(rows, tiles, gradient.device)](

@@ -1,13 +1,14 @@
-"""RMSNorm and quantisation in one pass, and both of their gradients in one.
+"""RMSNorm and quantisation in one pass, with the residual stream, and both of their gradients in one.
 
-Forward: u = x / sqrt(mean x^2 + eps), h = u * gain rounded to the dtype that the layer computes in, then codes, step and
-mask of h. Backward, from the gradient g of the rotated h: dh = IHT(M * g), and with w = dh * gain
+Forward: r = x + delta (what a sublayer adds to the stream), u = r / sqrt(mean r^2 + eps), h = u * gain rounded to the
+dtype that the layer computes in, then codes, step and mask of h. Backward, from the gradients g of the rotated h and dr
+of the stream: dh = IHT(M * g), and with w = dh * gain
 
-    dx = (w - u mean(u w)) / sqrt(mean x^2 + eps),    dgain = sum over rows of dh * u.
+    dx = ddelta = dr + (w - u mean(u w)) / sqrt(mean r^2 + eps),    dgain = sum over rows of dh * u.
 
-What the backward pass needs of x is u, kept in the dtype computed in: half of float32 x. The gradient of x along the
-residual stream is added on the way. Floor of the forward pass: x read, u and codes and bits written; of the backward
-pass: g, bits, u and the residual stream's gradient read, dx written.
+What the backward pass needs of r is u, kept in the dtype computed in: half of float32 r. Floor of the forward pass: x and
+delta read, r, u, codes and bits written; of the backward pass: g, bits, u and dr read, dx written, in two dtypes if delta
+has another than x.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, row_sums, write_codes
 from questlm.ops.triton.quantize import FORMS
-from questlm.ops.triton.tiles import Launch, matrix, tiles_of
+from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["norm_quantize", "norm_quantize_backward"]
 
-_FORWARD = Launch(programs=4, num_warps=4, num_stages=1)
-_BACKWARD = Launch(programs=2, num_warps=8, num_stages=1)
+_FORWARD = Launch(entries=8192, programs=4, num_warps=4, num_stages=1)
+_BACKWARD = Launch(entries=8192, programs=2, num_warps=8, num_stages=1)
 
 
 @triton.jit
 def _forward(
-    x_ptr, gain_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, unit_ptr, rstd_ptr,
+    x_ptr, delta_ptr, gain_ptr, matrix_ptr, stream_ptr, data_ptr, step_ptr, mask_ptr, unit_ptr, rstd_ptr,
     rows, eps, step_per_rms, bound, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
-    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, TRAINS: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DELTA: tl.constexpr, TRAINS: tl.constexpr,
 ):  # fmt: skip
     entries = tl.arange(0, T)
     h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
@@ -41,6 +42,9 @@ def _forward(
         index, inside = pieces(tile, rows, NB, R, P)
         offsets = offsets_of(index, T)
         x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        if HAS_DELTA:
+            x += tl.load(delta_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+            tl.store(stream_ptr + offsets, x.to(stream_ptr.dtype.element_ty), mask=inside[:, None])
         rstd = 1.0 / tl.sqrt(row_sums(tl.sum(x * x, axis=1), NB, R, P) / (NB * T) + eps)
         unit = x * rstd[:, None]
         y = unit * gain
@@ -59,10 +63,10 @@ def _forward(
 
 @triton.jit
 def _backward(
-    gradient_ptr, mask_ptr, unit_ptr, rstd_ptr, gain_ptr, matrix_ptr, residual_ptr, dx_ptr, dgain_ptr,
+    gradient_ptr, mask_ptr, unit_ptr, rstd_ptr, gain_ptr, matrix_ptr, stream_ptr, dx_ptr, ddelta_ptr, dgain_ptr,
     rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
-    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_STREAM: tl.constexpr, HAS_DELTA: tl.constexpr,
 ):  # fmt: skip
     entries = tl.arange(0, T)
     h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
@@ -83,24 +87,27 @@ def _backward(
         dh *= gain
         along = row_sums(tl.sum(unit * dh, axis=1), NB, R, P) / (NB * T)
         dx = (dh - unit * along[:, None]) * rstd[:, None]
-        if HAS_RESIDUAL:
-            dx += tl.load(residual_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        if HAS_STREAM:
+            dx += tl.load(stream_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None])
+        if HAS_DELTA:
+            tl.store(ddelta_ptr + offsets, dx.to(ddelta_ptr.dtype.element_ty), mask=inside[:, None])
     into = tl.program_id(0) * (R * NB) + own
     tl.store(dgain_ptr + offsets_of(into, T), dgain, mask=(own < R * NB)[:, None])
 
 
 def norm_quantize(
-    x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype,
+    x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype,
     block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str, trains: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Codes, step and mask of RMSNorm(x) as `quantize` gives them, u (rows, K) of `dtype` and 1 / rms (rows, 1).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """r = x + delta, codes, step and mask of RMSNorm(r) as `quantize` gives them, u of `dtype` and 1 / rms (rows, 1).
 
-    The last two are empty unless it `trains`. x is (rows, K) and `gain` (K,).
+    x, delta, r and u are (rows, K), `gain` is (K,). r is empty without `delta`; u and 1 / rms are unless it `trains`.
     """
     x, gain = x.contiguous(), gain.contiguous()
     rows, k = x.shape
-    tiles = tiles_of(k, block_size)
+    tiles = _FORWARD.tiles(k, block_size)
+    stream = x.new_empty((rows, k) if delta is not None else (0,))
     data = x.new_empty((rows, k), dtype=FORMS[form])
     step = x.new_empty((rows, 1), dtype=torch.float32)
     mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
@@ -108,32 +115,39 @@ def norm_quantize(
     rstd = x.new_empty((rows, 1) if trains else (0,), dtype=torch.float32)
     if rows:
         _forward[_FORWARD.grid(rows, tiles, x.device)](
-            x, gain, matrix(tiles.T, block_size, x.device), data, step, mask, unit, rstd,
-            rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5,
-            *tiles, levels, form, block_size > 1, dtype is torch.bfloat16, mask_bound is not None, trains,
+            x, x if delta is None else delta.contiguous(), gain, matrix(tiles.T, block_size, x.device),
+            stream, data, step, mask, unit, rstd,
+            rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5, *tiles, levels, form,
+            block_size > 1, dtype is torch.bfloat16, mask_bound is not None, delta is not None, trains,
             **_FORWARD.options(tiles),
         )  # fmt: skip
-    return data, step, mask, unit, rstd
+    return stream, data, step, mask, unit, rstd
 
 
 def norm_quantize_backward(
     gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
-    residual: Tensor | None, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dx (rows, K) of `dtype`, with `residual` added, and dgain (K,) float32, from the gradient of the rotated rows."""
+    stream: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx (rows, K) of `dtype`, the same of `delta_dtype` (empty for None), and dgain (K,) float32.
+
+    Args:
+        gradient: (rows, K), of the rotated rows.
+        stream: (rows, K), the gradient of r along the residual stream, or None.
+    """
     gradient = gradient.contiguous()
     rows, k = gradient.shape
-    tiles = tiles_of(k, block_size)
+    tiles = _BACKWARD.tiles(k, block_size)
     dx = gradient.new_empty((rows, k), dtype=dtype)
+    ddelta = gradient.new_empty((rows, k) if delta_dtype is not None else (0,), dtype=delta_dtype or dtype)
     if not rows:
-        return dx, gain.new_zeros(k, dtype=torch.float32)
+        return dx, ddelta, gain.new_zeros(k, dtype=torch.float32)
     grid = _BACKWARD.grid(rows, tiles, gradient.device)
     partial = gradient.new_empty((grid[0] * tiles.R, k), dtype=torch.float32)
     _backward[grid](
         gradient, gradient if mask is None else mask, unit, rstd, gain.contiguous(),
-        matrix(tiles.T, block_size, gradient.device), gradient if residual is None else residual.contiguous(),
-        dx, partial, rows, block_size**-0.5, *tiles,
-        block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, residual is not None,
+        matrix(tiles.T, block_size, gradient.device), gradient if stream is None else stream.contiguous(),
+        dx, ddelta, partial, rows, block_size**-0.5, *tiles,
+        block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, stream is not None, delta_dtype is not None,
         **_BACKWARD.options(tiles),
     )  # fmt: skip
-    return dx, partial.sum(0)
+    return dx, ddelta, partial.sum(0)

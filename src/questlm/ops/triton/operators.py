@@ -45,19 +45,20 @@ def _fake_masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int
 
 
 def _fake_norm_quantize(
-    x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype,
+    x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype,
     block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str, trains: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     unit = x.new_empty(x.shape if trains else (0,), dtype=dtype)
     rstd = x.new_empty((len(x), 1) if trains else (0,), dtype=torch.float32)
-    return *_codes_like(x, mask_bound, form), unit, rstd
+    return x.new_empty(x.shape if delta is not None else (0,)), *_codes_like(x, mask_bound, form), unit, rstd
 
 
 def _fake_norm_quantize_backward(
     gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
-    residual: Tensor | None, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return gradient.new_empty(gradient.shape, dtype=dtype), gain.new_empty(gain.shape, dtype=torch.float32)
+    stream: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ddelta = gradient.new_empty(gradient.shape if delta_dtype is not None else (0,), dtype=delta_dtype or dtype)
+    return gradient.new_empty(gradient.shape, dtype=dtype), ddelta, gain.new_empty(gain.shape, dtype=torch.float32)
 
 
 def _fake_swiglu_quantize(
@@ -89,16 +90,16 @@ masked_hadamard = register(
 )
 norm_quantize = register(
     "questlm::triton_norm_quantize",
-    f"(Tensor x, Tensor gain, float eps, ScalarType dtype, {_GRID}, bool trains)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor x, Tensor? delta, Tensor gain, float eps, ScalarType dtype, {_GRID}, bool trains)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _DEVICE,
     _norm_quantize,
     _fake_norm_quantize,
 )
 norm_quantize_backward = register(
     "questlm::triton_norm_quantize_backward",
-    "(Tensor gradient, Tensor? mask, Tensor unit, Tensor rstd, Tensor gain, int block_size, Tensor? residual,"
-    " ScalarType dtype) -> (Tensor, Tensor)",
+    "(Tensor gradient, Tensor? mask, Tensor unit, Tensor rstd, Tensor gain, int block_size, Tensor? stream,"
+    " ScalarType dtype, ScalarType? delta_dtype) -> (Tensor, Tensor, Tensor)",
     _DEVICE,
     _norm_quantize_backward,
     _fake_norm_quantize_backward,

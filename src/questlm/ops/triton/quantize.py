@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import offsets_of, pieces, rotate, write_codes
-from questlm.ops.triton.tiles import Launch, matrix, tiles_of
+from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["FORMS", "quantize"]
 
-_LAUNCH = Launch(programs=4, num_warps=4, num_stages=3)
+_LAUNCH = Launch(entries=8192, programs=4, num_warps=4, num_stages=3)
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def quantize(
     """
     x = x.contiguous()
     rows, k = x.shape
-    tiles = tiles_of(k, block_size)
+    tiles = _LAUNCH.tiles(k, block_size)
     data = x.new_empty((rows, k), dtype=FORMS[form])
     step = x.new_empty((rows, 1), dtype=torch.float32)
     mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, sigmoid, write_codes
 from questlm.ops.triton.quantize import FORMS
-from questlm.ops.triton.tiles import Launch, matrix, tiles_of
+from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["swiglu_quantize", "swiglu_quantize_backward"]
 
-_FORWARD = Launch(programs=2, num_warps=4, num_stages=3)
-_BACKWARD = Launch(programs=4, num_warps=4, num_stages=2)
+_FORWARD = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
+_BACKWARD = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def swiglu_quantize(
     """Codes, step and mask of silu(gate) * up as `quantize` gives them; gate and up are (rows, K)."""
     gate, up = gate.contiguous(), up.contiguous()
     rows, k = gate.shape
-    tiles = tiles_of(k, block_size)
+    tiles = _FORWARD.tiles(k, block_size)
     data = gate.new_empty((rows, k), dtype=FORMS[form])
     step = gate.new_empty((rows, 1), dtype=torch.float32)
     mask = gate.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
@@ -102,7 +102,7 @@ def swiglu_quantize_backward(
     """dgate and dup, each (rows, K) of the dtype of `gate`, from the gradient of the rotated rows."""
     gradient, gate, up = gradient.contiguous(), gate.contiguous(), up.contiguous()
     rows, k = gradient.shape
-    tiles = tiles_of(k, block_size)
+    tiles = _BACKWARD.tiles(k, block_size)
     dgate, dup = torch.empty_like(gate), torch.empty_like(up)
     if rows:
         _backward[_BACKWARD.grid(rows, tiles, gate.device)](

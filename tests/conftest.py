@@ -1,15 +1,22 @@
-"""Shared by all tests: tiny texts, tiny settings, and a cache of their own."""
+"""Shared by all tests: tiny texts, tiny settings, a cache of their own, Triton's interpreter without a GPU."""
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from questlm.config import RunConfig, load_config
+
+sys.path.append(str(Path(__file__).parent / "gpu"))  # `kernel_checks`, which run on a GPU and under the interpreter
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; must be set before they are imported
 
 
 @pytest.fixture(scope="session", autouse=True)

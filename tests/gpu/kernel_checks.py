@@ -1,0 +1,295 @@
+"""The Triton kernels against the reference, on any device: what a kernel must give, stated once.
+
+`tests/unit/ops` runs these checks on the CPU under Triton's interpreter, `tests/gpu` on a GPU. The interpreter computes
+in numpy, and cuts float32 to bfloat16 where a GPU rounds to the nearest: hence the `spare` of a bfloat16 ulp there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from questlm import Llama, ops, prepare
+from questlm.config import ModelConfig, QuantSpec
+from questlm.ops import Grid, Operand
+from questlm.ops.reference import fused as reference_fused
+from questlm.ops.reference.hadamard import hadamard
+from questlm.ops.reference.hadamard import masked_hadamard as reference_masked_hadamard
+from questlm.ops.reference.packing import pack, unpack
+from questlm.ops.reference.quantize import quantize as reference_quantize
+from questlm.quant import gaussian_grid, held_weights
+from questlm.quant.swap import unfused
+
+BITS = ("ternary", *range(1, 9))
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EPS = 1e-5
+
+_EDGE = 1e-4  # steps: nearer to the edge of a cell or of the mask than that, float32 may fall to either side
+
+
+def draw(count: int, k: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Fresh rows of very different sizes, one of them of zeros where there are three or more."""
+    x = torch.randn(count, k) * torch.logspace(-2, 1, count).unsqueeze(1)
+    x[2:3] = 0
+    return x.to(device, dtype)
+
+
+def draw_mask(count: int, k: int, device: str) -> Tensor:
+    return pack(torch.randint(0, 2, (count, k), dtype=torch.uint8), 1).to(device)
+
+
+def bound_of(grid: Grid) -> float:
+    """QuEST's trust mask, in steps."""
+    return 0.65 if grid.levels == 2 else grid.levels / 2
+
+
+def number_arguments(grid: Grid) -> tuple[int, float]:
+    assert grid.step_per_scale is not None
+    return grid.levels, grid.step_per_scale
+
+
+def levels_of(data: Tensor, grid: Grid, form: str) -> Tensor:
+    """The levels, in steps and float64, that codes in `form` stand for."""
+    return data.double() + {"uint8": -(grid.levels - 1) / 2, "int8": 0.5, "float8": 0.0}[form]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    assert found.shape == exact.shape
+    return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-300))
+
+
+def spare(device: str, *dtypes: torch.dtype) -> float:
+    """What cutting to bfloat16 costs beyond rounding to it."""
+    return 2.0**-8 if device == "cpu" and torch.bfloat16 in dtypes else 0.0
+
+
+def check_no_worse(found: Tensor, reference: Tensor, exact: Tensor, more: float = 0.0) -> None:
+    """At most twice the error of the reference in the same dtype, both against float64."""
+    assert found.dtype is reference.dtype
+    allowed = 2 * error(reference, exact) + 1e-6 + more
+    assert error(found, exact) <= allowed, f"error {error(found, exact):.3e}, allowed {allowed:.3e}"
+
+
+def check_codes(
+    found: tuple[Tensor, ...], rotated: Tensor, grid: Grid, bound: float | None, form: str, slack: float = 0.0
+) -> None:
+    """Codes, step and mask bits that a kernel made, beside those of rotated rows in float64.
+
+    Args:
+        slack: by how much of the row's rms an entry may have been moved before it was rounded.
+    """
+    data, step, mask = found
+    _, exact_step, exact_mask = reference_quantize(rotated, grid, 1, bound)
+    assert data.shape == rotated.shape and step.shape == (len(rotated), 1) and step.dtype is torch.float32
+    torch.testing.assert_close(step.double(), exact_step, rtol=2e-6 + slack / 4, atol=0)
+    levels, position = levels_of(data, grid, form), rotated / exact_step.clamp_min(1e-300)
+    largest, near = (grid.levels - 1) / 2, _EDGE + slack / number_arguments(grid)[1]
+    # The nearest level, or where two are nearly as near, either.
+    assert torch.equal((levels + largest).round(), levels + largest) and levels.abs().max() <= largest
+    assert (levels - position.clamp(-largest, largest)).abs().max() <= 0.5 + near
+    if bound is None:
+        assert mask.numel() == 0
+        return
+    k = rotated.shape[1]
+    assert exact_mask is not None and mask.shape == exact_mask.shape and mask.dtype is torch.uint8
+    alike = unpack(mask, 1, k) == unpack(exact_mask, 1, k)
+    assert torch.all(alike | ((position.abs() - bound).abs() <= near))
+
+
+def check_quantize(x: Tensor, grid: Grid, block: int, bound: float | None, form: str = "uint8") -> None:
+    from questlm.ops.triton import operators
+
+    found = operators.quantize(x, block, *number_arguments(grid), bound, form)
+    assert found[0].dtype is {"uint8": torch.uint8, "int8": torch.int8, "float8": torch.float8_e4m3fn}[form]
+    check_codes(found, hadamard(x.double(), block), grid, bound, form)
+
+
+def check_masked_hadamard(gradient: Tensor, mask: Tensor | None, block: int, dtype: torch.dtype) -> None:
+    from questlm.ops.triton import operators
+
+    found = operators.masked_hadamard(gradient, mask, block, dtype)
+    exact = reference_masked_hadamard(gradient.double(), mask, block)
+    reference = reference_masked_hadamard(gradient, mask, block).to(dtype)
+    check_no_worse(found, reference, exact, spare(gradient.device.type, dtype))
+
+
+def check_norm(
+    count: int,
+    k: int,
+    block: int,
+    device: str,
+    dtypes: tuple[torch.dtype, torch.dtype | None, torch.dtype],
+    grid: Grid,
+    masked: bool = True,
+) -> None:
+    """Forward and backward of RMSNorm with quantisation.
+
+    Args:
+        dtypes: of the residual stream, of what is added to it (None: nothing is), and of the product.
+        masked: whether there is a mask, and a gradient along the residual stream.
+    """
+    from questlm.ops.triton import operators
+
+    stream_dtype, delta_dtype, dtype = dtypes
+    x, gain = draw(count, k, device, stream_dtype), torch.rand(k, device=device) + 0.5
+    delta = None if delta_dtype is None else draw(count, k, device, delta_dtype)
+    bound = bound_of(grid) if masked else None
+    arguments = (EPS, dtype, block, *number_arguments(grid), bound, "uint8")
+    found = operators.norm_quantize(x, delta, gain, *arguments, True)
+    stream, data, step, mask, unit, rstd = found
+    exact_stream, reference_stream = x.double(), x
+    if delta is None:
+        assert stream.numel() == 0
+    else:
+        exact_stream, reference_stream = exact_stream + delta.double(), x + delta
+        check_no_worse(stream, reference_stream, exact_stream, spare(device, stream_dtype))
+    exact, exact_unit, exact_rstd = reference_fused.norm(exact_stream, gain.double(), EPS, torch.float64)
+    # Entries that were rounded to sixteen bits before they were rotated.
+    slack = 0.0 if dtype is torch.float32 else 0.04
+    check_codes((data, step, mask), hadamard(exact, block), grid, bound, "uint8", slack)
+    normed, reference_unit, _ = reference_fused.norm(reference_stream, gain, EPS, dtype)
+    check_no_worse(unit, reference_unit, exact_unit, spare(device, dtype))
+    torch.testing.assert_close(rstd.double(), exact_rstd, rtol=2e-6, atol=0)
+    # Whole codes, too, must be about as near. A few in thousands stand on an edge; so much is spared.
+    values, exact_values = (
+        ops.dequantize(*reference_quantize(rows, grid, block, None)[:2], grid) for rows in (normed, exact)
+    )
+    flips = number_arguments(grid)[1] * (4 / data.numel()) ** 0.5
+    check_no_worse(ops.dequantize(data, step, grid), values, exact_values, spare(device, dtype) + flips)
+    without = operators.norm_quantize(x, delta, gain, *arguments, False)
+    assert all(torch.equal(a, b) for a, b in zip(without[:4], found[:4], strict=True))
+
+    gradient = torch.randn(count, k, device=device).to(dtype)
+    along = torch.randn(count, k, device=device).to(stream_dtype) if masked else None
+    bits = mask if masked else None
+    dx, ddelta, dgain = operators.norm_quantize_backward(
+        gradient, bits, unit, rstd, gain, block, along, stream_dtype, delta_dtype
+    )
+    exact_dx, exact_dgain = reference_fused.norm_backward(
+        gradient.double(), bits, unit.double(), rstd.double(), gain.double(), block
+    )
+    reference_dx, reference_dgain = reference_fused.norm_backward(gradient, bits, unit, rstd, gain, block)
+    if along is not None:
+        exact_dx, reference_dx = exact_dx + along.double(), reference_dx + along
+    check_no_worse(dx, reference_dx.to(stream_dtype), exact_dx, spare(device, stream_dtype))
+    if delta_dtype is None:
+        assert ddelta.numel() == 0
+    else:
+        check_no_worse(ddelta, reference_dx.to(delta_dtype), exact_dx, spare(device, delta_dtype))
+    check_no_worse(dgain, reference_dgain, exact_dgain)
+
+
+def check_swiglu(
+    count: int, k: int, block: int, device: str, dtype: torch.dtype, grid: Grid, masked: bool = True
+) -> None:
+    """Forward and backward of SwiGLU with quantisation, gate and up of `dtype`."""
+    from questlm.ops.triton import operators
+
+    gate, up = (torch.randn(count, k, device=device).mul(2).to(dtype) for _ in range(2))
+    gate[2:3] = 0
+    bound, slack = bound_of(grid) if masked else None, 0.0 if dtype is torch.float32 else 0.04
+    data, step, mask = operators.swiglu_quantize(gate, up, dtype, block, *number_arguments(grid), bound, "uint8")
+    exact = reference_fused.swiglu(gate.double(), up.double(), torch.float64)
+    check_codes((data, step, mask), hadamard(exact, block), grid, bound, "uint8", slack)
+    gradient, bits = torch.randn(count, k, device=device).to(dtype), mask if masked else None
+    found = operators.swiglu_quantize_backward(gradient, bits, gate, up, block)
+    exact_gradients = reference_fused.swiglu_backward(gradient.double(), bits, gate.double(), up.double(), block)
+    reference = reference_fused.swiglu_backward(gradient, bits, gate, up, block)
+    for kernel, same, wide in zip(found, reference, exact_gradients, strict=True):
+        check_no_worse(kernel, same, wide, spare(device, dtype))
+
+
+def check_float8_product(count: int, out: int, k: int, levels: int, device: str) -> None:
+    """The product of float8 levels against exact whole numbers, and against bf16 factors that carry their steps."""
+    from questlm.ops.triton import operators
+
+    grid = gaussian_grid("ternary" if levels == 3 else levels.bit_length() - 1)
+    factors, exact, rounded = [], [], []
+    for rows in (count, out):
+        x = torch.randn(rows, k, device=device)
+        data, step, _ = operators.quantize(x, 16, *number_arguments(grid), None, "float8")
+        factors.append(Operand(data, None, step))
+        exact.append(data.double())
+        rounded.append((data.float() * step).bfloat16())
+    y = ops.scaled_matmul(*factors, torch.bfloat16)
+    assert y.dtype is torch.bfloat16
+    whole = (2 * exact[0]) @ (2 * exact[1]).T  # whole numbers below 2^53
+    expected = whole / 4 * factors[0].step.double() * factors[1].step.T.double()
+    assert error(y, expected) <= error(rounded[0] @ rounded[1].T, expected)
+
+
+def opcheck_cases(device: str) -> dict[str, tuple]:
+    """Arguments of each registered operator, with and without what is optional."""
+    x, gain, step, unit = draw(3, 64, device), torch.rand(64), 0.4, torch.randn(3, 64, device=device).bfloat16()
+    gain, mask, rstd = gain.to(device), draw_mask(3, 64, device), torch.rand(3, 1, device=device)
+    narrow = x.bfloat16()
+    return {
+        "quantize": (x, 32, 16, step, 8.0, "uint8"),
+        "quantize-float8": (narrow, 1, 4, step, None, "float8"),
+        "masked_hadamard": (x, mask, 32, torch.bfloat16),
+        "masked_hadamard-all": (narrow, None, 32, torch.float32),
+        "norm_quantize": (x, unit, gain, EPS, torch.bfloat16, 32, 16, step, 8.0, "int8", True),
+        "norm_quantize-evaluating": (x, None, gain, EPS, torch.float32, 32, 3, step, None, "uint8", False),
+        "norm_quantize_backward": (narrow, mask, unit, rstd, gain, 32, x, torch.float32, torch.bfloat16),
+        "norm_quantize_backward-all": (narrow, None, unit, rstd, gain, 32, None, torch.bfloat16, None),
+        "swiglu_quantize": (narrow, unit, torch.bfloat16, 32, 16, step, 8.0, "uint8"),
+        "swiglu_quantize-all": (x, x.flip(0), torch.float32, 1, 2, step, None, "int8"),
+        "swiglu_quantize_backward": (narrow, mask, narrow, unit, 32),
+        "swiglu_quantize_backward-all": (x, None, x, x.flip(0), 1),
+    }
+
+
+def check_operator(case: str, device: str) -> None:
+    """Schema and fake kernel of an operator say what the kernel does."""
+    from questlm.ops.triton import operators
+
+    assert set(operators.__all__) == {name.partition("-")[0] for name in opcheck_cases(device)}
+    operator = getattr(torch.ops.questlm, f"triton_{case.partition('-')[0]}").default
+    torch.library.opcheck(operator, opcheck_cases(device)[case], test_utils=("test_schema", "test_faketensor"))
+
+
+def small_llama(device: str, bits: int | str = 4, **shape: int) -> Llama:
+    """A prepared Llama whose norms have gains other than 1."""
+    config = ModelConfig(**{"layers": 1, "hidden": 64, "heads": 2, "mlp_hidden": 96, "vocab_size": 48} | shape)
+    model = prepare(Llama(config).initialize(0), QuantSpec(weight_bits=bits, act_bits=bits))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif "layers" in name:
+                parameter.mul_(4)
+    return model.to(device)
+
+
+def loss_and_gradients(
+    model: Llama, backend: str, ids: Tensor, *, bf16: bool = False, held: bool = False
+) -> dict[str, Tensor]:
+    """Loss, logits and gradients of one batch on `backend`."""
+    model.zero_grad()
+    with ops.using_backend(backend), torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        if held:
+            with held_weights(model):
+                logits = _backward(model, ids)
+        else:
+            logits = _backward(model, ids)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach(), **gradients}
+
+
+def _backward(model: Llama, ids: Tensor) -> Tensor:
+    logits: Tensor = model(ids)
+    nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids.flatten()).backward()
+    return logits
+
+
+def check_model(device: str, bits: int | str, *, held: bool = False, **shape: int) -> None:
+    """A whole prepared model: kernels, fused, against the reference, every layer by itself; float32."""
+    model = small_llama(device, bits, **shape)
+    ids = torch.randint(0, 48, (2, 9), device=device)
+    with unfused(model):
+        expected = loss_and_gradients(model, "reference", ids)
+    found = loss_and_gradients(model, "triton", ids, held=held)
+    assert found.keys() == expected.keys()
+    for name, want in expected.items():
+        # One code of a few thousand on an edge moves a result by a step; at 8 bits a step is small, at 1 bit it is all.
+        assert error(found[name], want.double()) < 2e-2, name

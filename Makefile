@@ -22,9 +22,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# On a machine with a CUDA device and torch in its own Python; installs nothing.
+# On a machine with a CUDA device and torch in its own Python; installs nothing. Most of the time is compiling, which
+# several processes do at once where pytest-xdist is there.
+GPU_JOBS ?= 6
+TEST_OPTIONS ?= $(shell $(PYTHON) -c 'import importlib.util as u; print("-n $(GPU_JOBS)" * bool(u.find_spec("xdist")))')
 test-gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu tests/gpu
+	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu tests/gpu $(TEST_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -1,7 +1,8 @@
 """Quantised against dense: time, peak memory and kernels of a training step; same model, same batch, in turns.
 
-The step is the trainer's own: bf16 autocast on CUDA (float32 on a CPU), blocks and head compiled each by itself,
-weights quantised once a step, gradients clipped, fused AdamW. The batch lies on the device already.
+The step is the trainer's own (`questlm.train.step`): bf16 autocast on CUDA (float32 on a CPU), blocks and head compiled
+each by itself, weights quantised once a step, gradients clipped, fused AdamW, small models played back from a CUDA
+graph. The batch lies on the device already. Kernels are counted in one more step, which is not played back.
 
 On CUDA all sides run in one process, in turns, `--rounds` times; a model is built and freed each time. A round is
 `--warm-up` steps and then `--windows` windows of `--steps` steps, with one synchronisation a window. Reported are the
@@ -15,6 +16,7 @@ compiled for the first time. On a CPU each side of each round is a process of it
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 import torch
@@ -63,11 +65,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="instead of the preset's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
-    parser.add_argument("--cuda-graphs", choices=["auto", "on", "off"], help="where the trainer has them")
+    parser.add_argument("--cuda-graphs", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--steps", type=int, default=10, help="steps a window")
     parser.add_argument("--windows", type=int, default=3, help="windows a round")
-    parser.add_argument("--warm-up", type=int, default=4, help="steps of a round before the first window")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps of a round before the first window")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=0, help="processes that fill the compilers' caches first (CUDA)")
     parser.add_argument("--out", type=Path, help="JSON file to write [default: in benchmarks/results]")
@@ -87,7 +89,7 @@ def measure(arguments: argparse.Namespace, side: str, profiled: bool) -> dict[st
     common.free_memory()
     with using_backend(arguments.backend):
         started = time.perf_counter()
-        step = make_step(arguments, side, device)
+        step, recorded = make_step(arguments, side, device)
         step()
         _wait(device)
         first = time.perf_counter() - started
@@ -100,26 +102,46 @@ def measure(arguments: argparse.Namespace, side: str, profiled: bool) -> dict[st
             "step_seconds": windows,
             "first_step_seconds": first,  # with building and compiling
             "peak_memory_bytes": peak_memory(device),
+            "reserved_memory_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+            "cuda_graph": recorded,
             "backend": backend_for("quantize", torch.empty(1, 128, device=device), 128),
             "loss": loss,
         }
         if profiled:
-            from kernel_groups import profile_step
-
-            run["kernels"] = profile_step(step)
+            del step
+            run["kernels"] = _kernels(arguments, side, device)
     return run
 
 
-def make_step(arguments: argparse.Namespace, side: str, device: torch.device) -> Callable[[], torch.Tensor]:
-    """Model and optimizer of one side; the function makes one optimizer step and returns its loss."""
+def _kernels(arguments: argparse.Namespace, side: str, device: torch.device) -> dict[str, Any]:
+    from kernel_groups import profile_step
+
+    gc.collect()
+    step = make_step(argparse.Namespace(**{**vars(arguments), "cuda_graphs": "off"}), side, device).make
+    for _ in range(3):
+        step()
+    return profile_step(step)
+
+
+class TimedStep(NamedTuple):
+    """One optimizer step on a batch, which returns its loss, and whether it is played back from a CUDA graph."""
+
+    make: Callable[[], torch.Tensor]
+    recorded: bool
+
+
+def make_step(arguments: argparse.Namespace, side: str, device: torch.device) -> TimedStep:
+    """Model, optimizer and batch of one side, set up as the trainer does it."""
     from questlm.config import load_config
+    from questlm.parallel import compile_blocks
+    from questlm.train.device import should_compile
     from questlm.train.optim import make_optimizer
     from questlm.train.run_folder import build_model
+    from questlm.train.step import TrainStep, should_record
 
     bits: int | str = int(side) if side.isdecimal() else side
     model_settings = {"vocab_size": arguments.vocab_size} | ({"layers": arguments.layers} if arguments.layers else {})
     sequences = arguments.micro_batch * arguments.accumulate
-    graphs = {"cuda_graphs": arguments.cuda_graphs} if arguments.cuda_graphs else {}
     config = load_config(
         arguments.preset,
         flags={
@@ -131,58 +153,22 @@ def make_step(arguments: argparse.Namespace, side: str, device: torch.device) ->
                 "seq_len": arguments.seq_len,
                 "batch_size": sequences,
                 "micro_batch_size": arguments.micro_batch,
-                **graphs,
+                "cuda_graphs": arguments.cuda_graphs,
             },
         },
     )
     with device:
         model = build_model(config)
-    train_step = _step_class()(model, make_optimizer(model, config.train), config.train, device)
+    record = should_record(config.train, model, "none", device)
+    if should_compile(config.train, device):
+        compile_blocks(model)
+    optimizer = make_optimizer(model, config.train)
+    train_step = TrainStep(model, model, optimizer, config.train, device, record=record)
     generator = torch.Generator().manual_seed(0)
     shape = (2, sequences, arguments.seq_len)
     inputs, targets = torch.randint(arguments.vocab_size, shape, generator=generator).to(device)
-    # Small, so that the loss of random tokens stays near ln(vocabulary) and no number leaves its usual range.
-    return lambda: train_step(inputs, targets, 1e-5)[0]
-
-
-def _step_class() -> Any:
-    try:
-        from questlm.train.step import TrainStep
-    except ImportError:
-        return Step
-    return TrainStep
-
-
-class Step:
-    """A training step as the trainer makes it."""
-
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, train: Any, device: torch.device) -> None:
-        from questlm.parallel import compile_blocks
-        from questlm.train.device import should_compile
-
-        self.model, self.optimizer, self.train, self.device = model, optimizer, train, device
-        if should_compile(train, device):
-            compile_blocks(model)
-            model.head_loss = torch.compile(model.head_loss, dynamic=False)
-
-    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and gradient norm of one optimizer step on (sequences, tokens)."""
-        from questlm.quant import held_weights
-        from questlm.train.device import autocast
-        from questlm.train.optim import set_learning_rate
-
-        set_learning_rate(self.optimizer, lr)
-        size = self.train.micro_batch_size or len(inputs)
-        total = torch.zeros((), device=self.device)
-        with autocast(self.device), held_weights(self.model):
-            for x, y in zip(inputs.split(size), targets.split(size), strict=True):
-                loss = self.model.loss(x, y)[0] * (len(x) / len(inputs))
-                loss.backward()
-                total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total, norm
+    # A rate so small that the loss of random tokens stays near ln(vocabulary) and no number leaves its usual range.
+    return TimedStep(lambda: train_step(inputs, targets, 1e-5)[0], record)
 
 
 def _window(step: Callable[[], object], steps: int, device: torch.device) -> float:
@@ -246,7 +232,6 @@ def summary(
         side["speed_over_dense"] = round(dense["step_seconds"]["median"] / side["step_seconds"]["median"], 4)
         side["peak_memory_over_dense"] = round(side["peak_memory_bytes"] / dense["peak_memory_bytes"], 4)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "one_side")}
-    settings["step"] = "questlm.train.step" if _step_class() is not Step else "benchmarks/bench_train_step.py"
     named = {
         "bf16" if side == DENSE and device.type == "cuda" else _label(side): value for side, value in sides.items()
     }
@@ -266,6 +251,8 @@ def _side(runs: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
         "peak_memory_bytes": runs[-1]["peak_memory_bytes"],
         "peak_memory_bytes_rounds": [run["peak_memory_bytes"] for run in runs],
         "first_step_seconds_rounds": [round(run["first_step_seconds"], 2) for run in runs],
+        "reserved_memory_bytes": runs[-1]["reserved_memory_bytes"],
+        "cuda_graph": runs[-1]["cuda_graph"],
         "backend": runs[-1]["backend"],
         "loss": runs[-1]["loss"],
         "kernels": runs[-1].get("kernels"),

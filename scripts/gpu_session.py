@@ -1,0 +1,283 @@
+"""Everything that is measured on a GPU, in one command that ends within its limit.
+
+    python scripts/gpu_session.py --data corpus --out results --limit 570
+    python scripts/gpu_session.py --smoke --out /tmp/session
+
+Steps run one after the other, each in a process with a timeout of its own. A step that no longer fits what is left of
+`--limit` is left out, and the table at the end says so; so do steps that failed. `--data` is a folder with the parts of
+the corpus; tokenising them goes on beside the tests and is done before anything is timed.
+
+Written under `--out`, after every step: `results.json` (the JSON results by file name), `logs.txt` (the output of all
+steps) and `session.json` (the table). `--unpack results.json` puts the results where the documents look for them.
+
+`--smoke` runs every step in a tiny form on the CPU: it tests this script and the benchmarks, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+GROUPS = ("tests", "kernels", "train-step", "yardstick", "scale-out")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process: `seconds` is what it is thought to take, `timeout` what it may take."""
+
+    group: str
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    result: str | None = None  # name of the JSON file that it writes
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which the step is ended."""
+        return max(30.0, 2 * self.seconds)
+
+
+def main() -> None:
+    """Run the steps that are asked for, in their order."""
+    arguments = _arguments()
+    if arguments.unpack:
+        unpack(arguments.unpack)
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    chosen = arguments.steps.split(",")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = _small_corpus(folder) if arguments.smoke else arguments.data
+        steps = smoke_steps(data) if arguments.smoke else gpu_steps(data)
+        session = Session(arguments.out, folder, arguments.limit, arguments.smoke)
+        session.run([step for step in steps if step.group in chosen], data if set(chosen) & _NEED_DATA else None)
+    print(session.table())
+    sys.exit(0 if all(state in ("done", "no time left") for _, state, _ in session.rows) else 1)
+
+
+_NEED_DATA = {"yardstick", "scale-out"}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", default=",".join(GROUPS), help="which, comma-separated; the order is fixed")
+    parser.add_argument("--limit", type=float, default=570, help="seconds for all of it")
+    parser.add_argument("--data", type=Path, default=Path("corpus"), help="folder with the parts of the corpus")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--unpack", type=Path, help="a results.json to put into benchmarks/results; nothing is run")
+    arguments = parser.parse_args()
+    unknown = set(arguments.steps.split(",")) - set(GROUPS)
+    if unknown:
+        parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    if set(arguments.steps.split(",")) & _NEED_DATA and not (arguments.smoke or arguments.unpack):
+        lacking = [
+            name for name in ("train_00.txt.xz", "val.txt.xz", "bpe8192.json") if not (arguments.data / name).is_file()
+        ]
+        if lacking:
+            parser.error(f"--data {arguments.data} lacks {', '.join(lacking)}, which yardstick and scale-out read")
+    return arguments
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def gpu_steps(data: Path) -> list[Step]:
+    """The steps on a GPU. `seconds` are guesses for one H100 with 16 cores and nothing compiled yet."""
+    corpus = f"--data {shlex.quote(str(data))}"
+
+    def train_step(name: str, seconds: float, words: str) -> Step:
+        command = f"bench_train_step.py --vocab-size 32000 {words}"
+        return _python("train-step", f"train-step {name}", seconds, f"train_step-{name}-h100.json", command)
+
+    def yardstick(name: str, seconds: float, words: str) -> Step:
+        command = f"yardstick.py {corpus} {words}"
+        return _python("yardstick", f"yardstick {name}", seconds, f"yardstick-{name}-h100.json", command)
+
+    paths = "--bits 4 --backend auto,reference --compile on,off --tokens 3276800 --log-every 5"
+    return [
+        Step("tests", "tests", ("make", "test-gpu", f"PYTHON={sys.executable}"), 120),
+        _python("kernels", "kernels", 75, "kernels-h100.json", "bench_kernels.py --warm 14"),
+        train_step("30m", 80, "--preset 30m --micro-batch 64 --bits 4,1,2,3,8 --steps 20 --warm 6"),
+        train_step("100m", 40, "--preset 100m --micro-batch 64 --warm 2"),
+        train_step("800m", 80, "--preset 800m --micro-batch 32 --steps 5 --warm 2"),
+        train_step("30m-accumulate8", 40, "--preset 30m --micro-batch 64 --accumulate 8 --steps 4"),
+        *(yardstick(f"w{bits}a{bits}", 75, f"--bits {bits}") for bits in (4, 16, 1, 2)),
+        yardstick("paths", 100, paths),
+        _python("scale-out", "scale-out", 240, "scale_out-gpus.json", f"bench_scale_out.py {corpus}"),
+    ]
+
+
+def smoke_steps(data: Path) -> list[Step]:
+    """All steps in a tiny form, on the CPU."""
+    corpus = f"--data {shlex.quote(str(data))} --preset nano --device cpu --seq-len 32"
+    tiny = "--set model.layers=1 --set model.hidden=64 --set model.heads=2 --set model.mlp_hidden=128"
+    step = "--layers 1 --micro-batch 1 --accumulate 2 --seq-len 32 --vocab-size 512 --device cpu"
+    windows = "--rounds 1 --steps 1 --windows 2 --warm-up 1"
+    short = "--bits 16,4 --tokens 512 --batch 2 --log-every 2"
+    return [
+        Step("tests", "tests", ("make", "test-gpu", f"PYTHON={sys.executable}", "TEST_OPTIONS=--collect-only"), 20),
+        _python("kernels", "kernels", 30, "kernels-cpu.json", "bench_kernels.py --compiled off"),
+        _python("train-step", "train-step", 30, "train_step-cpu.json", f"bench_train_step.py {step} {windows}"),
+        _python("yardstick", "yardstick", 30, "yardstick-cpu.json", f"yardstick.py {corpus} {tiny} {short}"),
+        _python(
+            "scale-out", "scale-out", 40, "scale_out-cpu.json",
+            f"bench_scale_out.py {corpus} {tiny} --bits 4 --gpus 2 --micro-batch 1 --steps 4",
+        ),
+    ]  # fmt: skip
+
+
+def _python(group: str, name: str, seconds: float, result: str, command: str) -> Step:
+    script, *words = shlex.split(command)
+    return Step(group, name, (sys.executable, f"benchmarks/{script}", *words), seconds, result)
+
+
+# -- running them ------------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """Runs steps until the time is used up, and writes what they gave."""
+
+    def __init__(self, out: Path, scratch: Path, limit: float, smoke: bool) -> None:
+        self.out, self.scratch, self.limit = out, scratch, limit
+        self.started = time.monotonic()
+        self.results: dict[str, Any] = {}
+        self.rows: list[tuple[str, str, float]] = []
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
+        self.environment.setdefault("QUESTLM_CACHE", str(scratch / "cache"))
+        if smoke:
+            self.environment["OMP_NUM_THREADS"] = "1"
+
+    def run(self, steps: list[Step], data: Path | None) -> None:
+        """Run `steps`; what needs `data` finds it tokenised."""
+        with (self.out / "logs.txt").open("w", encoding="utf-8") as log:
+            staging = self._start(_staging(data), log) if data is not None else None
+            for step in steps:
+                if step.group != "tests" and staging is not None:  # nothing is timed beside the tokeniser
+                    began = time.monotonic()
+                    self._note("tokenising", self._end_of(staging, 120), began)
+                    staging = None
+                self._one(step, log)
+            if staging is not None:
+                self._end_of(staging, 120)
+
+    def _one(self, step: Step, log: IO[str]) -> None:
+        left, began = self.limit - (time.monotonic() - self.started), time.monotonic()
+        if step.seconds > left:
+            self._note(step.name, "no time left", began)
+            return
+        process = self._start(step, log)
+        state = self._end_of(process, min(step.timeout, left))
+        file = self.scratch / (step.result or "")
+        if step.result and file.is_file():  # also of a step that was cut short: some write after each part
+            self.results[step.result] = json.loads(file.read_text(encoding="utf-8"))
+        self._note(step.name, state, began)
+
+    def _start(self, step: Step, log: IO[str]) -> subprocess.Popen[bytes]:
+        out = ("--out", str(self.scratch / step.result)) if step.result else ()
+        print(f"{step.name} ...", flush=True)
+        log.write(f"\n===== {step.name}\n")
+        log.flush()
+        return subprocess.Popen(
+            [*step.command, *out],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that a timeout ends what the step has started, too
+        )
+
+    def _end_of(self, process: subprocess.Popen[bytes], seconds: float) -> str:
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"ended after {seconds:.0f} s"
+        return "done" if code == 0 else f"failed ({code})"
+
+    def _note(self, name: str, state: str, began: float) -> None:
+        self.rows.append((name, state, round(time.monotonic() - began, 1)))
+        print(f"    {state}, {self.rows[-1][2]:.0f} s", flush=True)
+        rows = [{"step": step, "state": result, "seconds": seconds} for step, result, seconds in self.rows]
+        _write(self.out / "session.json", {"limit_seconds": self.limit, "steps": rows})
+        _write(self.out / "results.json", self.results)
+
+    def table(self) -> str:
+        """Steps, how they ended, seconds, and the ratios of the training steps."""
+        lines = [f"{name:<28}{state:<22}{seconds:>7.1f} s" for name, state, seconds in self.rows]
+        for file, result in self.results.items():
+            lines += _ratios(file, result) if result.get("benchmark") == "train_step" else []
+            lines += _losses(result) if result.get("benchmark") == "yardstick" else []
+        return "\n".join(lines)
+
+
+def _ratios(file: str, result: dict[str, Any]) -> list[str]:
+    return [
+        f"{file.removesuffix('.json'):<32}{name:<9}{side['tokens_per_second']:>12,.0f} tokens/s"
+        f"{side['speed_over_dense']:>7.3f}   memory {side['peak_memory_bytes'] / 2**30:>6.2f} GiB"
+        f"{side['peak_memory_over_dense']:>7.3f}"
+        for name, side in result["results"].items()
+    ]
+
+
+def _losses(result: dict[str, Any]) -> list[str]:
+    return [
+        "   ".join(f"{key} {value}" for key, value in line.items()) for line in result["summary"] + result["curves"]
+    ]
+
+
+def _staging(data: Path) -> Step:
+    words = (sys.executable, "benchmarks/yardstick.py", "--data", str(data), "--stage-only")
+    return Step("data", "tokenising", words, 40)
+
+
+def _write(path: Path, content: Any) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+# -- before and after --------------------------------------------------------------------------------------------------
+
+
+def _small_corpus(folder: Path) -> Path:
+    """The documents of this repository as a corpus of the same form, with a tokenizer of its own."""
+    import lzma
+
+    sys.path.insert(0, str(ROOT / "src"))
+    from questlm.data import train_tokenizer
+
+    texts = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.md"))]
+    data = folder / "corpus"
+    data.mkdir()
+    whole = "".join(f"{text[:4000]}\n<|endoftext|>\n" for text in texts)
+    for name in ("train_00", "train_01", "val"):
+        part = whole[:1000] if name == "val" else whole
+        (data / f"{name}.txt.xz").write_bytes(lzma.compress(part.encode()))
+    (data / "bpe8192.json").write_text(train_tokenizer(texts, 400).to_str(), encoding="utf-8")
+    return data
+
+
+def unpack(results: Path) -> None:
+    """Write each result of a results.json into benchmarks/results."""
+    for name, result in json.loads(results.read_text(encoding="utf-8")).items():
+        target = RESULTS / Path(name).name
+        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {target.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,12 +14,14 @@ from kernel_checks import (
     DTYPES,
     EPS,
     bound_of,
+    check_compiled,
     check_float8_product,
     check_masked_hadamard,
     check_model,
     check_norm,
     check_operator,
     check_quantize,
+    check_runs_agree,
     check_swiglu,
     draw,
     draw_mask,
@@ -27,6 +32,7 @@ from kernel_checks import (
 from torch import Tensor
 
 from questlm import ops
+from questlm.config import RunConfig
 from questlm.errors import BackendError
 from questlm.ops import Grid
 from questlm.ops.reference.hadamard import hadamard
@@ -236,6 +242,21 @@ def test_a_product_of_float8_levels_is_as_exact_as_any(levels: int) -> None:
 @pytest.mark.parametrize("bits", [1, 4, "ternary"])
 def test_a_whole_model_equals_the_reference(bits: int | str, held: bool) -> None:
     check_model("cpu", bits, held=held)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_a_whole_model_under_autocast(bits: int) -> None:
+    check_model("cpu", bits, bf16=True, held=True, hidden=128, mlp_hidden=256)
+
+
+def test_a_compiled_block_is_one_graph_with_held_weights() -> None:
+    check_compiled("cpu", "aot_eager")
+
+
+def test_runs_on_the_fastest_backend_and_on_the_reference_agree(
+    tiny_settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    check_runs_agree(tiny_settings(train={"device": "cpu"}), tmp_path)
 
 
 @pytest.mark.parametrize("case", opcheck_cases("cpu"))

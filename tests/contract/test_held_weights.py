@@ -1,0 +1,254 @@
+"""Weights quantised once for a whole optimizer step: the same losses, and the same gradients up to rounding."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from questlm import Llama, QuantSpec, ops, prepare
+from questlm.config import ModelConfig
+from questlm.errors import BackendError
+from questlm.quant import FakeQuantLinear, held_weights, quantized_layers, set_quantization_strength
+from questlm.quant.swap import unfused
+
+SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "mlp_hidden": 48, "vocab_size": 40}
+HELD = [
+    *[QuantSpec(weight_bits=bits, act_bits=bits) for bits in (1, 2, 3, 4, 5, 6, 7, 8, "ternary")],
+    QuantSpec(weight_bits=2, act_bits=8),
+    QuantSpec(weight_bits=8, act_bits=1),
+    QuantSpec(weight_bits=4, act_bits=16),
+    QuantSpec(format="fp4"),
+    QuantSpec(format="lloydmax", weight_bits=3, act_bits=3),
+    QuantSpec(format="int-2:4"),
+    QuantSpec(block_size=16),
+    QuantSpec(trust=1.1),
+    *[QuantSpec(method=method) for method in ("quest-noht", "quest-clip", "ste", "clip-ste", "quarot")],
+    *[QuantSpec(method=method, weight_bits="ternary", act_bits=8) for method in ("bitnet", "extra-rmsnorm")],
+]
+LEFT_ALONE = [
+    QuantSpec(weight_bits=16, act_bits=4),
+    QuantSpec(weight_bits=16, format="bf16-2:4"),
+    QuantSpec(method="lsq"),
+    QuantSpec(method="lsq-row"),
+    QuantSpec(method="lsq+"),
+    QuantSpec(method="pact"),
+    QuantSpec(method="seq", weight_bits=2, act_bits=2),
+    QuantSpec(method="adabin", weight_bits=1, act_bits=1),
+    QuantSpec(method="pquant", weight_bits=1, act_bits=8),
+]
+
+
+def make(spec: QuantSpec) -> Llama:
+    torch.manual_seed(0)
+    model = Llama(ModelConfig(**SHAPE)).initialize(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layers" in name and "norm" not in name:
+                parameter.mul_(5)
+    return prepare(model, spec)
+
+
+def step(model: nn.Module, count: int, held: bool, forward: object = None) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Losses and summed gradients of `count` micro-batches."""
+    model.zero_grad()
+    losses = []
+    with held_weights(model) if held else nullcontext():
+        for index in range(count):
+            ids = torch.randint(0, 40, (2, 6), generator=torch.Generator().manual_seed(index))
+            logits = (model if forward is None else forward)(ids)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), ids.roll(1).flatten()) / count
+            loss.backward()
+            losses.append(loss.detach())
+    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check(model: nn.Module, count: int, tolerance: float = 1e-5) -> None:
+    """A step with held weights is the step without."""
+    losses, gradients = step(copy.deepcopy(model), count, held=False)
+    found_losses, found = step(model, count, held=True)
+    assert all(torch.equal(a, b) for a, b in zip(found_losses, losses, strict=True))
+    assert found.keys() == gradients.keys()
+    for name, want in gradients.items():
+        assert found[name].dtype is want.dtype
+        difference = (found[name].double() - want.double()).norm() / want.double().norm().clamp_min(1e-300)
+        assert difference < tolerance, name
+    assert all(layer.held is None for layer in quantized_layers(model).values())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("spec", HELD, ids=lambda s: f"{s.label}-{s.method}")
+def test_held_weights_change_nothing(spec: QuantSpec, count: int) -> None:
+    model = make(spec)
+    assert all(layer.holds for layer in quantized_layers(model).values())
+    check(model, count)
+
+
+@pytest.mark.parametrize("spec", LEFT_ALONE, ids=lambda s: f"{s.label}-{s.method}")
+def test_weights_that_learn_or_are_not_codes_are_left_alone(spec: QuantSpec) -> None:
+    model = make(spec)
+    layers = quantized_layers(model).values()
+    # pquant cuts the layers of its MLPs into branches, and holds none of them.
+    assert not any(layer.holds for layer in layers)
+    with held_weights(model):
+        assert all(layer.held is None for layer in layers)
+    check(model, 3, tolerance=1e-12)
+
+
+def test_layers_of_several_kinds() -> None:
+    overrides = {"attention.q": {"method": "lsq"}, "attention.v": 8, "mlp.up": 16, "mlp.down": {"weight_bits": 16}}
+    model = make(QuantSpec(weight_bits=2, act_bits=4, overrides=overrides))
+    assert {layer.holds for layer in quantized_layers(model).values()} == {True, False}
+    check(model, 3)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_on_every_backend(backend: str) -> None:
+    with ops.using_backend(backend):
+        check(make(QuantSpec()), 2)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_under_autocast(bits: int) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        check(make(QuantSpec(weight_bits=bits, act_bits=bits)), 3, tolerance=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 5e-3), (torch.float64, 1e-12)]
+)
+def test_models_of_other_dtypes(dtype: torch.dtype, tolerance: float) -> None:
+    check(make(QuantSpec()).to(dtype), 3, tolerance)
+
+
+def test_unfused_and_while_nothing_is_faded_in() -> None:
+    model = make(QuantSpec())
+    with unfused(model):
+        check(model, 2)
+    model = make(QuantSpec(gradual=0.5))
+    set_quantization_strength(model, 0.3)
+    assert not any(layer.holds for layer in quantized_layers(model).values())
+    check(model, 2)
+    set_quantization_strength(model, 1.0)
+    assert all(layer.holds for layer in quantized_layers(model).values())
+    check(model, 2)
+
+
+def test_each_weight_is_quantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encode, shapes = make(QuantSpec()), ops.encode, []
+    monkeypatch.setattr(ops, "encode", lambda x, *rest: shapes.append(tuple(x.shape)) or encode(x, *rest))
+    weights = [tuple(layer.weight.shape) for layer in quantized_layers(model).values()]
+    step(model, 3, held=True)
+    assert sorted(shape for shape in shapes if shape in weights) == sorted(weights)
+
+
+def test_codes_are_those_of_the_beginning_of_the_block() -> None:
+    model = make(QuantSpec())
+    ids = torch.arange(6).view(1, 6)
+    expected = model(ids)
+    with held_weights(model):
+        with torch.no_grad():
+            for layer in quantized_layers(model).values():
+                layer.weight.neg_()
+        assert torch.equal(model(ids), expected)
+    assert not torch.equal(model(ids), expected)
+
+
+def test_frozen_weights_and_weights_that_nothing_used() -> None:
+    model = make(QuantSpec())
+    model.layers[0].mlp.up.weight.requires_grad_(False)
+    check(model, 2)
+    model.zero_grad()
+    with held_weights(model):
+        pass
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with held_weights(model):
+        model.layers[0].mlp.gate(torch.randn(2, 32)).sum().backward()
+    assert model.layers[0].mlp.gate.weight.grad is not None and model.layers[0].mlp.down.weight.grad is None
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_bare_layer_without_activations_quantised(held: bool) -> None:
+    layer = prepare(nn.Linear(64, 8), QuantSpec(act_bits=16))
+    with held_weights(layer) if held else nullcontext():
+        layer(torch.ones(2, 64)).sum().backward()
+    twin = copy.deepcopy(layer)
+    twin.zero_grad()
+    twin(torch.ones(2, 64)).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, twin.weight.grad)
+    torch.testing.assert_close(layer.bias.grad, twin.bias.grad)
+
+
+# What is refused, and what is left behind
+
+
+def test_a_gradient_that_is_there_already_is_refused() -> None:
+    model = make(QuantSpec())
+    step(model, 1, held=True)
+    with pytest.raises(RuntimeError, match=r"without a gradient; call optimizer\.zero_grad"), held_weights(model):
+        pytest.fail("entered")
+    assert all(layer.held is None for layer in quantized_layers(model).values())
+
+
+@pytest.mark.parametrize("autocast_inside", [True, False])
+def test_another_dtype_inside_is_refused(autocast_inside: bool) -> None:
+    model, ids = make(QuantSpec()), torch.arange(6).view(1, 6)
+    outer, inner = (torch.autocast("cpu", torch.bfloat16, enabled=on != autocast_inside) for on in (True, False))
+    with outer, held_weights(model), inner, pytest.raises(RuntimeError, match="enter held_weights with autocast"):
+        model(ids)
+    assert all(layer.held is None for layer in quantized_layers(model).values())
+
+
+def test_layers_are_released_when_an_exception_passes() -> None:
+    model, ids = make(QuantSpec()), torch.arange(6).view(1, 6)
+    expected = model(ids)
+    with pytest.raises(ZeroDivisionError), held_weights(model):
+        assert all(layer.held is not None for layer in quantized_layers(model).values())
+        model(ids).sum().backward()
+        raise ZeroDivisionError
+    assert all(layer.held is None for layer in quantized_layers(model).values())
+    assert torch.equal(model(ids), expected)
+    wanted = copy.deepcopy(model)
+    wanted.zero_grad()
+    wanted(ids).sum().backward()
+    for got, want in zip(model.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_are_released_when_one_cannot_be_quantised() -> None:
+    model = prepare(nn.Sequential(nn.Linear(32, 24), nn.Linear(24, 16)), QuantSpec(block_size=8))
+    with ops.using_backend("triton"), pytest.raises(BackendError, match="rows of 24"), held_weights(model):
+        pytest.fail("entered")
+    assert all(layer.held is None for layer in quantized_layers(model).values())
+
+
+def test_what_is_held_is_no_part_of_the_state() -> None:
+    model = make(QuantSpec())
+    names = list(model.state_dict())
+    with held_weights(model):
+        assert list(model.state_dict()) == names
+        layer = model.layers[0].mlp.down
+        assert isinstance(layer, FakeQuantLinear) and layer.held is not None
+        assert not layer.held.operand.data.requires_grad
+
+
+def test_compiled_once_for_all_steps() -> None:
+    model = make(QuantSpec())
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for count in (1, 3):
+        losses, gradients = step(model, count, held=False)
+        found_losses, found = step(model, count, held=True, forward=compiled)
+        assert counter.frame_count == 1
+        torch.testing.assert_close(found_losses, losses)
+        for name, want in gradients.items():
+            torch.testing.assert_close(found[name], want, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)

@@ -204,19 +204,9 @@ def measure(case: Case, bandwidth: float, compiling: bool) -> dict[str, Any]:
     }
 
 
-def warm(jobs: list[tuple[str, int, str, bool]], processes: int) -> None:
-    """Fill the caches of Triton and torch.compile, each case in a process of a pool."""
-    import multiprocessing
-
-    started = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pool.starmap(_warm, jobs, chunksize=1)
-    print(f"filled the compilers' caches in {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def _warm(preset: str, index: int, device: str, compiling: bool) -> None:
+def _warm(preset: str, index: int, compiling: bool) -> None:
     _quiet()
-    case = list(cases(*PRESETS[preset], torch.device(device)))[index]
+    case = list(cases(*PRESETS[preset], torch.device("cuda")))[index]
     given = case.draw()
     with ops.using_backend("triton"):
         case.compute(*given)
@@ -323,7 +313,8 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.warm and device.type == "cuda":
         count = len(list(cases(*next(iter(presets.values())), device)))
-        warm([(name, i, "cuda", compiling) for name in presets for i in range(count)], arguments.warm)
+        jobs = [(name, index, compiling) for name in presets for index in range(count)]
+        common.fill_caches(_warm, jobs, arguments.warm)
     bandwidth = copy_bandwidth(device)
     print(f"copy: {bandwidth / 1e12:.3f} TB/s", flush=True)
     records = []

@@ -42,7 +42,7 @@ def main() -> None:
     device = _device(arguments)
     sides = [DENSE, *(side for side in arguments.bits.split(",") if side != DENSE)]
     if arguments.warm and device.type == "cuda":
-        warm(arguments, sides)
+        common.fill_caches(_warm, [(arguments, side) for side in sides], arguments.warm)
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for index in range(arguments.rounds):
         for side in sides:
@@ -198,20 +198,8 @@ def _in_own_process(side: str) -> dict[str, Any]:
     return run
 
 
-# -- compilers' caches -------------------------------------------------------------------------------------------------
-
-
-def warm(arguments: argparse.Namespace, sides: list[str]) -> None:
-    """Compile every side in processes of their own, on a model of one block: all blocks are the same code."""
-    import multiprocessing
-
-    started = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(min(arguments.warm, len(sides))) as pool:
-        pool.starmap(_warm, [(arguments, side) for side in sides], chunksize=1)
-    print(f"filled the compilers' caches in {time.perf_counter() - started:.0f} s", flush=True)
-
-
 def _warm(arguments: argparse.Namespace, side: str) -> None:
+    """Compile one side on a model of one block: all blocks are the same code."""
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     one_block = argparse.Namespace(**{**vars(arguments), "layers": 1, "accumulate": 1, "warm_up": 1, "windows": 1})
     one_block.steps = 1

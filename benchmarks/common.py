@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 import gc
 import json
+import multiprocessing
+import os
 import platform
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,22 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def fill_caches(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], processes: int) -> None:
+    """Call `function` on each of `jobs`, in processes that share the cores: for the compilers' caches on disk."""
+    started = time.perf_counter()
+    variable, cores = "TORCHINDUCTOR_COMPILE_THREADS", os.cpu_count() or 1
+    before = os.environ.get(variable)
+    os.environ[variable] = str(max(1, cores // processes))
+    try:
+        with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
+            pool.starmap(function, jobs, chunksize=1)
+    finally:
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
+    print(f"filled the compilers' caches in {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def _versions() -> dict[str, str]:

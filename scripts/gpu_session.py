@@ -16,8 +16,10 @@ steps) and `session.json` (the table). `--unpack results.json` puts the results 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -96,27 +98,27 @@ def _arguments() -> argparse.Namespace:
 
 def gpu_steps(data: Path) -> list[Step]:
     """The steps on a GPU. `seconds` are guesses for one H100 with 16 cores and nothing compiled yet."""
-    corpus = f"--data {shlex.quote(str(data))}"
+    corpus, gpu = f"--data {shlex.quote(str(data))}", _gpu()
 
     def train_step(name: str, seconds: float, words: str) -> Step:
         command = f"bench_train_step.py --vocab-size 32000 {words}"
-        return _python("train-step", f"train-step {name}", seconds, f"train_step-{name}-h100.json", command)
+        return _python("train-step", f"train-step {name}", seconds, f"train_step-{name}-{gpu}.json", command)
 
     def yardstick(name: str, seconds: float, words: str) -> Step:
         command = f"yardstick.py {corpus} {words}"
-        return _python("yardstick", f"yardstick {name}", seconds, f"yardstick-{name}-h100.json", command)
+        return _python("yardstick", f"yardstick {name}", seconds, f"yardstick-{name}-{gpu}.json", command)
 
     paths = "--bits 4 --backend auto,reference --compile on,off --tokens 3276800 --log-every 5"
     return [
-        Step("tests", "tests", ("make", "test-gpu", f"PYTHON={sys.executable}"), 120),
-        _python("kernels", "kernels", 75, "kernels-h100.json", "bench_kernels.py --warm 14"),
+        _tests(120),
+        _python("kernels", "kernels", 75, f"kernels-{gpu}.json", "bench_kernels.py --warm 14"),
         train_step("30m", 80, "--preset 30m --micro-batch 64 --bits 4,1,2,3,8 --steps 20 --warm 6"),
         train_step("100m", 40, "--preset 100m --micro-batch 64 --warm 2"),
         train_step("800m", 80, "--preset 800m --micro-batch 32 --steps 5 --warm 2"),
         train_step("30m-accumulate8", 40, "--preset 30m --micro-batch 64 --accumulate 8 --steps 4"),
         *(yardstick(f"w{bits}a{bits}", 75, f"--bits {bits}") for bits in (4, 16, 1, 2)),
         yardstick("paths", 100, paths),
-        _python("scale-out", "scale-out", 240, "scale_out-gpus.json", f"bench_scale_out.py {corpus}"),
+        _python("scale-out", "scale-out", 240, f"scale_out-{gpu}.json", f"bench_scale_out.py {corpus}"),
     ]
 
 
@@ -128,7 +130,7 @@ def smoke_steps(data: Path) -> list[Step]:
     windows = "--rounds 1 --steps 1 --windows 2 --warm-up 1"
     short = "--bits 16,4 --tokens 512 --batch 2 --log-every 2"
     return [
-        Step("tests", "tests", ("make", "test-gpu", f"PYTHON={sys.executable}", "TEST_OPTIONS=--collect-only"), 20),
+        _tests(20, "--collect-only"),
         _python("kernels", "kernels", 30, "kernels-cpu.json", "bench_kernels.py --compiled off"),
         _python("train-step", "train-step", 30, "train_step-cpu.json", f"bench_train_step.py {step} {windows}"),
         _python("yardstick", "yardstick", 30, "yardstick-cpu.json", f"yardstick.py {corpus} {tiny} {short}"),
@@ -137,6 +139,22 @@ def smoke_steps(data: Path) -> list[Step]:
             f"bench_scale_out.py {corpus} {tiny} --bits 4 --gpus 2 --micro-batch 1 --steps 4",
         ),
     ]  # fmt: skip
+
+
+def _tests(seconds: float, *options: str) -> Step:
+    """What `make test-gpu` runs; compiling is most of it, so several processes where pytest-xdist is there."""
+    several = ("-n", "6") if importlib.util.find_spec("xdist") and not options else options
+    return Step("tests", "tests", (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", *several), seconds)
+
+
+def _gpu() -> str:
+    """Short name of the GPU for file names, such as 'h100'."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.lower()
+    except (OSError, subprocess.SubprocessError):
+        return "gpu"
+    return next(iter(re.findall(r"\b[a-z]\d{2,3}\b", names)), "gpu")
 
 
 def _python(group: str, name: str, seconds: float, result: str, command: str) -> Step:

@@ -58,7 +58,8 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     feeds: ClassVar = {"activation": ("down",)}
-    """By name of a module: the layers that take its output, and are all that take it (see `questlm.quant.fused`)."""
+    takes: ClassVar = {"activation": ("gate", "up")}
+    """What takes whose output, and nothing else does: by this `questlm.quant.fused` knows what to do at once."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -137,15 +137,13 @@ def swiglu_encode(
     return encode(_fused.swiglu(gate, up, dtype), grid, block_size, mask_bound, dtype)
 
 
-def swiglu_encode_backward(
-    gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and up, each (rows, K) of its dtype, from that of the rotated rows."""
+def swiglu_encode_backward(gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int) -> Tensor:
+    """Gradients of gate and up side by side, (rows, 2 K) of the dtype of gate, from that of the rotated rows."""
     if _backend("swiglu_quantize", gradient, None, block_size) == "triton":
         from questlm.ops.triton import operators as triton
 
-        dgate, dup = triton.swiglu_quantize_backward(gradient, mask, gate, up, block_size)
-        return dgate, dup
+        both: Tensor = triton.swiglu_quantize_backward(gradient, mask, gate, up, block_size)
+        return both
     return _fused.swiglu_backward(gradient, mask, gate, up, block_size)
 
 

@@ -1,15 +1,16 @@
 """Norms and activations that hand quantised rows to the layers behind them.
 
-A model says what goes where: a module with an attribute `feeds` names, for a norm or an activation below it, the linear
-layers that take its output and that nothing else takes it. Where those layers quantise their input alike,
-`questlm.prepare` puts in the norm's place one that quantises for all of them: once, and on a GPU in the same pass over
-memory. The numbers are those of the unfused layers; only the backward pass of the norm sees x / rms rounded to the
-dtype computed in.
+A model says what goes where: an attribute `feeds` of a module names, for each norm or activation below it, the linear
+layers that take its output, and `takes` those whose output an activation takes; nothing else does. Where the layers fed
+quantise their input alike, `questlm.prepare` puts in the norm's place one that quantises for all of them: once, and on a
+GPU in the same pass over memory. It also computes their products at once, so that the gradient that comes back is one
+product; layers whose output goes to such an activation leave that to the activation. The numbers are those of the
+unfused layers; only the backward pass of the norm sees r / rms rounded to the dtype computed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from questlm import ops
 from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.quantizers import DynamicQuantizer
-from questlm.quant.rows import Rows, norm_rows, swiglu_rows
+from questlm.quant.rows import Pending, Rows, norm_rows, products, swiglu_rows
 
 __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
 
@@ -28,12 +29,18 @@ class QuantizedNorm(ResidualNorm):
 
     quantizer: DynamicQuantizer
     quantized: bool
+    consumers: tuple[FakeQuantLinear, ...]
 
     @classmethod
-    def from_norm(cls, norm: ResidualNorm, quantizer: DynamicQuantizer) -> QuantizedNorm:
-        """Wrap `norm`, sharing its gain."""
+    def from_norm(
+        cls, norm: ResidualNorm, quantizer: DynamicQuantizer, consumers: Sequence[FakeQuantLinear]
+    ) -> QuantizedNorm:
+        """Wrap `norm`, sharing its gain, for the layers `consumers`."""
         fused = cls(norm.normalized_shape, eps=norm.eps, device="meta")
         fused.weight, fused.quantizer, fused.quantized = norm.weight, quantizer, True
+        fused.consumers = tuple(consumers)
+        for place, layer in enumerate(consumers):
+            layer.place = place
         return fused.train(norm.training)
 
     def to_plain(self) -> ResidualNorm:
@@ -50,7 +57,11 @@ class QuantizedNorm(ResidualNorm):
             return super().forward(x, delta)
         assert self.eps is not None
         dtype = ops.autocast_dtype(x) or self.weight.dtype
-        return norm_rows(x, delta, self.weight, self.eps, self.quantizer, dtype)
+        stream, rows = norm_rows(x, delta, self.weight, self.eps, self.quantizer, dtype)
+        if not any(layer.defers for layer in self.consumers):
+            weights = [layer.weight_rows(ops.compute_dtype(dtype)) for layer in self.consumers]
+            rows = rows._replace(products=products(rows, weights, ops.compute_dtype(dtype)))
+        return stream, rows
 
 
 class QuantizedSwiGLU(SwiGLU):
@@ -70,32 +81,39 @@ class QuantizedSwiGLU(SwiGLU):
         """The plain activation again."""
         return SwiGLU().train(self.training)
 
-    def forward(self, gate: Tensor, up: Tensor) -> Tensor | Rows:  # type: ignore[override]
+    def forward(self, gate: Tensor | Pending, up: Tensor | Pending) -> Tensor | Rows:  # type: ignore[override]
         """Two of (..., K) -> rows for quantised layers, or the plain activation where those are dense."""
         if not self.quantized:
+            assert isinstance(gate, Tensor) and isinstance(up, Tensor)
             return super().forward(gate, up)
-        return swiglu_rows(gate, up, self.quantizer, ops.autocast_dtype(gate) or gate.dtype)
+        first = gate.rows.carrier if isinstance(gate, Pending) else gate
+        return swiglu_rows(gate, up, self.quantizer, ops.autocast_dtype(first) or first.dtype)
 
 
 def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Norms and activations of a model with quantised layers, each with the module to put in its place."""
     for module in model.modules():
-        for source, consumers in getattr(module, "feeds", {}).items():
-            plain = module.get_submodule(source)
-            quantizer = _common_quantizer([module.get_submodule(name) for name in consumers])
+        for source, names in getattr(module, "feeds", {}).items():
+            plain, layers = module.get_submodule(source), [module.get_submodule(name) for name in names]
+            consumers = [layer for layer in layers if type(layer) is FakeQuantLinear]
+            quantizer = _common_quantizer(consumers) if len(consumers) == len(layers) else None
             if quantizer is None:
                 continue
             if type(plain) is ResidualNorm and plain.eps is not None and plain.weight is not None:
-                yield plain, QuantizedNorm.from_norm(plain, quantizer)
+                yield plain, QuantizedNorm.from_norm(plain, quantizer, consumers)
             elif type(plain) is SwiGLU:
+                for name in getattr(module, "takes", {}).get(source, ()):
+                    layer = module.get_submodule(name)
+                    if isinstance(layer, FakeQuantLinear) and layer._parameters["bias"] is None:
+                        layer.defers = True
                 yield plain, QuantizedSwiGLU.from_activation(plain, quantizer)
 
 
-def _common_quantizer(layers: list[nn.Module]) -> DynamicQuantizer | None:
+def _common_quantizer(layers: Sequence[FakeQuantLinear]) -> DynamicQuantizer | None:
     """The quantiser of the input that all `layers` share, if rows quantised by it are what each of them would make."""
     quantizers = []
     for layer in layers:
-        if type(layer) is not FakeQuantLinear or layer.input_norm is not None or layer.strength is not None:
+        if layer.input_norm is not None or layer.strength is not None:
             return None
         if type(layer.act_quantizer) is not DynamicQuantizer or layer.weight.dtype is torch.float16:
             return None

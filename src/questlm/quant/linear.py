@@ -20,7 +20,7 @@ from questlm.errors import ConfigError
 from questlm.ops import LinearFormat, Operand, without_autocast
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer
-from questlm.quant.rows import Rows, encode_rows, product
+from questlm.quant.rows import Pending, Rows, encode_rows, product
 
 __all__ = ["FakeQuantLinear", "HeldWeight"]
 
@@ -49,6 +49,8 @@ class FakeQuantLinear(nn.Linear):
         quantized: False computes the plain product.
         blending: whether quantisation is being faded in, to the share `strength` (`questlm.quant.gradual`).
         held: codes of the weight for the present optimizer step (`questlm.quant.held`); None: made on each call.
+        place: among the layers that take the same quantised rows; defers: leaves the product of such rows to the
+            activation that takes it (both `questlm.quant.fused`).
     """
 
     spec: QuantSpec
@@ -60,6 +62,8 @@ class FakeQuantLinear(nn.Linear):
     quantized: bool
     blending: bool
     held: HeldWeight | None
+    place: int = 0
+    defers: bool = False
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: QuantSpec) -> FakeQuantLinear:
@@ -119,7 +123,7 @@ class FakeQuantLinear(nn.Linear):
         """Whether the weight's codes can be kept for a whole optimizer step."""
         return type(self) is FakeQuantLinear and type(self.weight_quantizer) is DynamicQuantizer and not self.blending
 
-    def forward(self, input: Tensor | Rows) -> Tensor:
+    def forward(self, input: Tensor | Rows) -> Tensor | Pending:  # type: ignore[override]
         """y = x_q w_q^T + b, of a tensor or of rows that a norm or an activation before this layer has quantised."""
         if isinstance(input, Rows):
             return self._of_rows(input)
@@ -134,20 +138,24 @@ class FakeQuantLinear(nn.Linear):
         y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
 
-    def _of_rows(self, rows: Rows) -> Tensor:
+    def _of_rows(self, rows: Rows) -> Tensor | Pending:
         if not self.quantized or self.blending:
             raise RuntimeError(
-                "a dense layer was handed quantised rows; switch the whole model with questlm.quant.dense"
+                "a dense layer was handed quantised rows; switch the model with questlm.quant.swap.dense"
             )
         dtype = ops.autocast_dtype(rows.carrier) or self.weight.dtype
-        return self._with_bias(
-            product(rows, self._weight_rows(ops.compute_dtype(dtype)), ops.compute_dtype(dtype)), dtype
-        )
+        if rows.products:
+            return self._with_bias(rows.products[self.place], dtype)
+        weight = self.weight_rows(ops.compute_dtype(dtype))
+        if self.defers:
+            return Pending(rows, weight)
+        return self._with_bias(product(rows, weight, ops.compute_dtype(dtype)), dtype)
 
     def _with_bias(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         return (y if self.bias is None else y + self.bias.to(y.dtype)).to(dtype)
 
-    def _weight_rows(self, dtype: torch.dtype) -> Rows:
+    def weight_rows(self, dtype: torch.dtype) -> Rows:
+        """The weight as a factor of products in `dtype`, with its gradient."""
         if self.held is None:
             return encode_rows(self.weight, self.weight_quantizer, self.block_size, dtype)
         if self.held.dtype is not dtype:
@@ -166,7 +174,7 @@ class FakeQuantLinear(nn.Linear):
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.held is not None:
-            return product(encode_rows(x, self.act_quantizer, self.block_size, dtype), self._weight_rows(dtype), dtype)
+            return product(encode_rows(x, self.act_quantizer, self.block_size, dtype), self.weight_rows(dtype), dtype)
         return self._quantized_product(x, self.weight, self.weight_quantizer, dtype)
 
     def _quantized_product(self, x: Tensor, w: Tensor, quantizer: Quantizer | None, dtype: torch.dtype) -> Tensor:

@@ -6,12 +6,13 @@ anyway (learned steps) has them as carrier. Where the gradient is a mask (QuEST,
 carrier is one zero that pretends to have the shape of the rows and costs no memory; what it receives, the autograd
 function that made the codes masks and rotates back.
 
-So rows that go into several products (q, k and v; gate and up) are quantised once, their gradients are summed in the
-rotated domain, and masked and rotated back once.
+So rows that go into several products (q, k and v; gate and up) are quantised once, the gradient that they receive in the
+rotated domain is one product with all their weights, and is masked and rotated back once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from questlm import ops
 from questlm.ops import Grid, Operand, without_autocast
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer
 
-__all__ = ["Rows", "encode_rows", "norm_rows", "product", "swiglu_rows"]
+__all__ = ["Pending", "Rows", "encode_rows", "norm_rows", "product", "products", "swiglu_rows"]
 
 
 class Rows(NamedTuple):
@@ -30,10 +31,12 @@ class Rows(NamedTuple):
     Attributes:
         operand: of (rows, K).
         carrier: (..., K), takes the gradient with respect to the operand's values.
+        products: with the weights of the layers that take these rows, where all of them were computed at once.
     """
 
     operand: Operand
     carrier: Tensor
+    products: tuple[Tensor, ...] = ()
 
     @property
     def shape(self) -> torch.Size:
@@ -67,56 +70,100 @@ def norm_rows(
     return stream.view(x.shape), Rows(_operand(data, step, grid), carrier.view(x.shape))
 
 
-def swiglu_rows(gate: Tensor, up: Tensor, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
-    """`encode_rows` of silu(gate) * up rounded to `dtype`, each (..., K)."""
+def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
+    """`encode_rows` of silu(gate) * up rounded to `dtype`, each (..., K), or products that have not been computed yet."""
     grid = quantizer.grid
     settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
-    data, step, carrier = _SwiGLUEncode.apply(gate.flatten(0, -2), up.flatten(0, -2), settings)
-    return Rows(_operand(data, step, grid), carrier.view(gate.shape))
+    if isinstance(gate, Pending) and isinstance(up, Pending):
+        x, compute_dtype = gate.rows, ops.compute_dtype(dtype)
+        data, step, carrier = _GateUpEncode.apply(
+            _flat(x), gate.weight.carrier, up.weight.carrier, settings, compute_dtype,
+            *_forms(x, gate.weight, up.weight),
+        )  # fmt: skip
+        shape = (*x.shape[:-1], carrier.shape[-1])
+    else:
+        assert isinstance(gate, Tensor) and isinstance(up, Tensor)
+        data, step, carrier = _SwiGLUEncode.apply(gate.flatten(0, -2), up.flatten(0, -2), settings)
+        shape = tuple(gate.shape)
+    return Rows(_operand(data, step, grid), carrier.view(shape))
 
 
 def product(x: Rows, w: Rows, dtype: torch.dtype) -> Tensor:
     """y = x_q w_q^T of x (..., K) and w (out, K): (..., out) of `dtype`, computed from codes."""
-    carrier = x.carrier.reshape(-1, x.shape[-1])
-    grids = (x.operand.grid, w.operand.grid)
-    y: Tensor = _Product.apply(carrier, w.carrier, grids, dtype, *_tensors(x.operand), *_tensors(w.operand))
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return products(x, (w,), dtype)[0]
 
 
-class _Product(torch.autograd.Function):
-    """y = x_q w_q^T of (tokens, K) and (out, K); the gradients dy w_q and dy^T x_q go to the carriers.
+def products(x: Rows, ws: Sequence[Rows], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """`product` of x (..., K) with each of several weights (out, K). The gradient of x is one product, not a sum."""
+    ys = _Products.apply(_flat(x), len(ws), dtype, *(w.carrier for w in ws), *_forms(x, *ws))
+    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)
 
-    Saved are the operands' tensors: one byte an entry and one step a row, never a 16- or 32-bit copy of a factor.
-    """
+
+class Pending(NamedTuple):
+    """The product of rows (..., K) and a weight (out, K), not computed yet: what takes it can do so together with others."""
+
+    rows: Rows
+    weight: Rows
+
+
+def _flat(x: Rows) -> Tensor:
+    return x.carrier.reshape(-1, x.shape[-1])
+
+
+def _forms(*factors: Rows) -> tuple[Tensor | Grid | None, ...]:
+    """Operands as a flat list, data, grid, step and offset of each, in which autograd functions see the tensors."""
+    return tuple(part for rows in factors for part in rows.operand)
+
+
+class _Saved:
+    """Operands saved for the backward pass: one byte an entry and one step a row, never a 16- or 32-bit copy."""
+
+    def __init__(self, forms: Sequence[Any]) -> None:
+        self.grids = tuple(forms[1::4])
+        self.tensors = tuple(part for index, part in enumerate(forms) if index % 4 != 1)
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_carrier: Tensor,
-        w_carrier: Tensor,
-        grids: tuple[Grid | None, Grid | None],
-        dtype: torch.dtype,
-        *tensors: Tensor | None,  # data, step and offset of x, then of w
-    ) -> Tensor:
-        ctx.grids, ctx.dtypes = grids, (x_carrier.dtype, w_carrier.dtype, dtype)
-        ctx.save_for_backward(*tensors)
+    def operands(grids: Sequence[Grid | None], tensors: Sequence[Any]) -> list[Operand]:
+        """The operands again, of what was saved."""
+        return [Operand(tensors[3 * i], grid, *tensors[3 * i + 1 : 3 * i + 3]) for i, grid in enumerate(grids)]
+
+
+class _Products(torch.autograd.Function):
+    """y = x_q w_q^T of (tokens, K) with several (out, K); the gradients dy w_q and dy^T x_q go to the carriers."""
+
+    @staticmethod
+    def forward(ctx: Any, x_carrier: Tensor, count: int, dtype: torch.dtype, *rest: Any) -> tuple[Tensor, ...]:
+        carriers, saved = rest[:count], _Saved(rest[count:])
+        ctx.grids, ctx.count, ctx.dtypes = saved.grids, count, (x_carrier.dtype, carriers[0].dtype, dtype)
+        ctx.save_for_backward(*saved.tensors)
+        x, *ws = saved.operands(saved.grids, saved.tensors)
         with without_autocast(x_carrier):  # every dtype is chosen, none left to autocast
-            x, w = Operand(tensors[0], grids[0], *tensors[1:3]), Operand(tensors[3], grids[1], *tensors[4:])  # type: ignore[arg-type]
-            return ops.scaled_matmul(x, w, dtype)
+            return tuple(ops.scaled_matmul(x, w, dtype) for w in ws)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_data, x_step, x_offset, w_data, w_step, w_offset = ctx.saved_tensors
+        x, *ws = _Saved.operands(ctx.grids, ctx.saved_tensors)
         x_dtype, w_dtype, dtype = ctx.dtypes
-        dx = dw = None
-        with without_autocast(x_data):
-            if ctx.needs_input_grad[0]:
-                w = Operand(w_data, ctx.grids[1], w_step, w_offset)
-                dx = ops.operand_gradient(gradients[0], w, dtype, x_dtype)
-            if ctx.needs_input_grad[1]:
-                x = Operand(x_data, ctx.grids[0], x_step, x_offset)
-                dw = ops.operand_gradient(gradients[0].T, x, dtype, w_dtype)
-        return dx, dw, *[None] * 8
+        needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[3 : 3 + ctx.count]
+        with without_autocast(x.data):
+            dy = gradients[0].to(dtype) if ctx.count == 1 else torch.cat([dy.to(dtype) for dy in gradients], 1)
+            dx = _input_gradient(dy, ws, dtype, x_dtype) if needs_x else None
+            dws = _weight_gradients(dy, x, ws, dtype, w_dtype) if any(needs_w) else [None] * ctx.count
+        return dx, None, None, *dws, *[None] * (4 * ctx.count + 4)
+
+
+def _input_gradient(dy: Tensor, ws: Sequence[Operand], dtype: torch.dtype, out: torch.dtype) -> Tensor:
+    """dy w_q, (tokens, K), of the gradients dy (tokens, out) of the products with all `ws`, side by side."""
+    values = [ops.operand_values(w).to(dtype) for w in ws]
+    return ops.operand_gradient(dy, Operand(values[0] if len(ws) == 1 else torch.cat(values)), dtype, out)
+
+
+def _weight_gradients(
+    dy: Tensor, x: Operand, ws: Sequence[Operand], dtype: torch.dtype, out: torch.dtype
+) -> tuple[Tensor, ...]:
+    """dy^T x_q of each weight, (out, K)."""
+    dw = ops.operand_gradient(dy.T, x, dtype, out)
+    return (dw,) if len(ws) == 1 else dw.split([len(w.data) for w in ws])
 
 
 _Settings = tuple[Grid, int, float | None, torch.dtype]
@@ -167,9 +214,7 @@ class _NormEncode(torch.autograd.Function):
         return stream, *_outputs(ctx, normed.encoded.operand, x.shape, dtype)
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         mask, unit, rstd, gain = ctx.saved_tensors
         dtype, delta_dtype = ctx.dtypes
         stream, gradient = gradients[0], gradients[3]
@@ -200,8 +245,46 @@ class _SwiGLUEncode(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         mask, gate, up = ctx.saved_tensors
         with without_autocast(gradients[2]):
-            dgate, dup = ops.swiglu_encode_backward(gradients[2], mask, gate, up, ctx.block_size)
+            both = ops.swiglu_encode_backward(gradients[2], mask, gate, up, ctx.block_size)
+        dgate, dup = both.chunk(2, dim=1)
         return dgate, dup, None
+
+
+class _GateUpEncode(torch.autograd.Function):
+    """Rows and the weights of gate and up -> data, step and carrier of silu(gate) * up.
+
+    As `_Products` and `_SwiGLUEncode` one after the other; but what comes back through the activation is one tensor, as
+    the two weights' product takes it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_carrier: Tensor, gate_carrier: Tensor, up_carrier: Tensor, settings: _Settings,
+        compute_dtype: torch.dtype, *forms: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        grid, block_size, mask_bound, dtype = settings
+        saved = _Saved(forms)
+        x, *ws = saved.operands(saved.grids, saved.tensors)
+        with without_autocast(x_carrier):
+            gate, up = (ops.scaled_matmul(x, w, compute_dtype).to(dtype) for w in ws)
+            bound = mask_bound if any(ctx.needs_input_grad) else None
+            encoded = ops.swiglu_encode(gate, up, grid, block_size, bound, dtype)
+        ctx.save_for_backward(encoded.mask, gate, up, *saved.tensors)
+        ctx.grids, ctx.block_size = saved.grids, block_size
+        ctx.dtypes = (x_carrier.dtype, gate_carrier.dtype, compute_dtype)
+        return _outputs(ctx, encoded.operand, gate.shape, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        mask, gate, up, *tensors = ctx.saved_tensors
+        x, *ws = _Saved.operands(ctx.grids, tensors)
+        x_dtype, w_dtype, dtype = ctx.dtypes
+        with without_autocast(x.data):
+            dy = ops.swiglu_encode_backward(gradients[2], mask, gate, up, ctx.block_size).to(dtype)
+            dx = _input_gradient(dy, ws, dtype, x_dtype) if ctx.needs_input_grad[0] else None
+            needs_w = any(ctx.needs_input_grad[1:3])
+            dws = _weight_gradients(dy, x, ws, dtype, w_dtype) if needs_w else (None, None)
+        return dx, *dws, *[None] * 14
 
 
 def _outputs(ctx: Any, operand: Operand, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +297,3 @@ def _outputs(ctx: Any, operand: Operand, shape: torch.Size, dtype: torch.dtype) 
 
 def _operand(data: Tensor, step: Tensor, grid: Grid) -> Operand:
     return Operand(data, None if data.dtype.is_floating_point else grid, step)
-
-
-def _tensors(operand: Operand) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return operand.data, operand.step, operand.offset

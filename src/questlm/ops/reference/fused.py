@@ -38,12 +38,10 @@ def swiglu(gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
     return (F.silu(gate) * up).to(dtype)
 
 
-def swiglu_backward(
-    gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int
-) -> tuple[Tensor, Tensor]:
-    """dgate and dup, each of the dtype of `gate`, from the gradient of the rotated, quantised rows."""
+def swiglu_backward(gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int) -> Tensor:
+    """dgate and dup side by side, (rows, 2 K) of the dtype of `gate`, from the gradient of the rotated rows."""
     da = masked_hadamard(gradient, mask, block_size)
     wide_gate, wide_up = gate.to(da.dtype), up.to(da.dtype)
     share = torch.sigmoid(wide_gate)
     dgate = da * wide_up * share * (1 + wide_gate * (1 - share))
-    return dgate.to(gate.dtype), (da * wide_gate * share).to(up.dtype)
+    return torch.cat((dgate, da * wide_gate * share), dim=1).to(gate.dtype)

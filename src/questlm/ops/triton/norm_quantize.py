@@ -24,8 +24,8 @@ from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["norm_quantize", "norm_quantize_backward"]
 
-_FORWARD = Launch(entries=8192, programs=4, num_warps=4, num_stages=1)
-_BACKWARD = Launch(entries=8192, programs=2, num_warps=8, num_stages=1)
+_FORWARD = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
+_BACKWARD = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
 
 
 @triton.jit

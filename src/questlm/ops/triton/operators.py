@@ -70,8 +70,8 @@ def _fake_swiglu_quantize(
 
 def _fake_swiglu_quantize_backward(
     gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int
-) -> tuple[Tensor, Tensor]:
-    return gate.new_empty(gate.shape), up.new_empty(up.shape)
+) -> Tensor:
+    return gate.new_empty((gate.shape[0], 2 * gate.shape[1]))
 
 
 _DEVICE = "cpu" if interpreted() else "cuda"
@@ -113,7 +113,7 @@ swiglu_quantize = register(
 )
 swiglu_quantize_backward = register(
     "questlm::triton_swiglu_quantize_backward",
-    "(Tensor gradient, Tensor? mask, Tensor gate, Tensor up, int block_size) -> (Tensor, Tensor)",
+    "(Tensor gradient, Tensor? mask, Tensor gate, Tensor up, int block_size) -> Tensor",
     _DEVICE,
     _swiglu_quantize_backward,
     _fake_swiglu_quantize_backward,

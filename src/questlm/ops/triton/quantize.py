@@ -15,7 +15,7 @@ from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["FORMS", "quantize"]
 
-_LAUNCH = Launch(entries=8192, programs=4, num_warps=4, num_stages=3)
+_LAUNCH = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    gradient_ptr, mask_ptr, gate_ptr, up_ptr, matrix_ptr, dgate_ptr, dup_ptr, rows, factor,
+    gradient_ptr, mask_ptr, gate_ptr, up_ptr, matrix_ptr, both_ptr, rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
@@ -71,8 +71,9 @@ def _backward(
         share = sigmoid(gate)
         dup = da * gate * share
         dgate = da * up * share * (1.0 + gate * (1.0 - share))
-        tl.store(dgate_ptr + offsets, dgate.to(dgate_ptr.dtype.element_ty), mask=inside[:, None])
-        tl.store(dup_ptr + offsets, dup.to(dup_ptr.dtype.element_ty), mask=inside[:, None])
+        beside = offsets + (index // NB).to(tl.int64)[:, None] * (NB * T)  # a row of both is two rows long
+        tl.store(both_ptr + beside, dgate.to(both_ptr.dtype.element_ty), mask=inside[:, None])
+        tl.store(both_ptr + beside + NB * T, dup.to(both_ptr.dtype.element_ty), mask=inside[:, None])
 
 
 def swiglu_quantize(
@@ -98,16 +99,16 @@ def swiglu_quantize(
 
 def swiglu_quantize_backward(
     gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int
-) -> tuple[Tensor, Tensor]:
-    """dgate and dup, each (rows, K) of the dtype of `gate`, from the gradient of the rotated rows."""
+) -> Tensor:
+    """dgate and dup side by side, (rows, 2 K) of the dtype of `gate`, from the gradient of the rotated rows."""
     gradient, gate, up = gradient.contiguous(), gate.contiguous(), up.contiguous()
     rows, k = gradient.shape
     tiles = _BACKWARD.tiles(k, block_size)
-    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+    both = gate.new_empty((rows, 2 * k))
     if rows:
         _backward[_BACKWARD.grid(rows, tiles, gate.device)](
             gradient, gradient if mask is None else mask, gate, up, matrix(tiles.T, block_size, gate.device),
-            dgate, dup, rows, block_size**-0.5, *tiles,
+            both, rows, block_size**-0.5, *tiles,
             block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **_BACKWARD.options(tiles),
         )  # fmt: skip
-    return dgate, dup
+    return both

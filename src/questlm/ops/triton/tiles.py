@@ -82,7 +82,7 @@ class Launch(NamedTuple):
 def matrix(width: int, block_size: int, device: torch.device) -> Tensor:
     """(width, width) bfloat16: blocks of the Hadamard matrix, of +-1, along the diagonal. Exact, unlike 1 / sqrt."""
     numbers = torch.arange(width)
-    shared = numbers.unsqueeze(1) & numbers
+    shared = (numbers.unsqueeze(1) & numbers) % block_size
     for shift in (16, 8, 4, 2, 1):
         shared = shared ^ (shared >> shift)
     signs = 1 - 2 * (shared & 1)

@@ -35,9 +35,9 @@ def held_weights(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         if layer.weight.grad is not None:
             raise RuntimeError("held_weights needs weights without a gradient; call optimizer.zero_grad() first")
-    for layer in layers:
-        layer.held = _quantized(layer)
     try:
+        for layer in layers:
+            layer.held = _quantized(layer)
         yield
     finally:
         for layer in layers:

@@ -19,7 +19,8 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,29 +100,32 @@ def cases(rows: int, hidden: int, wide: int, device: torch.device) -> Iterator[C
     def swiglu_gradients() -> tuple[Tensor, ...]:
         return normal(rows, wide), bits(rows, wide), normal(rows, wide), normal(rows, wide)
 
-    def weight() -> tuple[Tensor]:
-        return (normal(wide, hidden, single),)
+    def two(k: int, first: torch.dtype) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: (normal(rows, k, first), normal(rows, k))
+
+    def with_bits(n: int, k: int, dtype: torch.dtype = half) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: (normal(n, k, dtype), bits(n, k))
+
+    def one(n: int, k: int, dtype: torch.dtype = half) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: (normal(n, k, dtype),)
 
     for k in (hidden, wide):
-        yield Case("quantize", rows, k, lambda k=k: (normal(rows, k),), encode, rotation + 8)
-        draw = lambda k=k: (normal(rows, k), bits(rows, k))  # noqa: E731
-        yield Case("masked_hadamard", rows, k, draw, rotate_back, rotation + 1)
+        yield Case("quantize", rows, k, one(rows, k), encode, rotation + 8)
+        yield Case("masked_hadamard", rows, k, with_bits(rows, k), rotate_back, rotation + 1)
+    weight, its_gradient = one(wide, hidden, single), with_bits(wide, hidden, single)
     yield Case("quantize, weight", wide, hidden, weight, encode, rotation + 8)
-    draw = lambda: (*weight(), bits(wide, hidden))  # noqa: E731
-    yield Case("masked_hadamard, weight", wide, hidden, draw, rotate_back, rotation + 1)
-    yield Case("norm_quantize", rows, hidden, lambda: (normal(rows, hidden, single),), norm, rotation + 12)
-    draw = lambda: (normal(rows, hidden, single), normal(rows, hidden))  # noqa: E731
-    yield Case("norm_quantize, residual", rows, hidden, draw, norm, rotation + 13)
+    yield Case("masked_hadamard, weight", wide, hidden, its_gradient, rotate_back, rotation + 1)
+    yield Case("norm_quantize", rows, hidden, one(rows, hidden, single), norm, rotation + 12)
+    yield Case("norm_quantize, residual", rows, hidden, two(hidden, single), norm, rotation + 13)
     yield Case("norm_quantize_backward", rows, hidden, norm_gradients, norm_backward, rotation + 11)
-    draw = lambda: (normal(rows, wide), normal(rows, wide))  # noqa: E731
-    yield Case("swiglu_quantize", rows, wide, draw, swiglu, rotation + 13)
+    yield Case("swiglu_quantize", rows, wide, two(wide, half), swiglu, rotation + 13)
     yield Case("swiglu_quantize_backward", rows, wide, swiglu_gradients, swiglu_backward, rotation + 14)
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def seconds_of(function: Callable[..., Any], sets: list[tuple[Tensor, ...]]) -> dict[str, Any]:
+def seconds_of(function: Callable[..., Any], sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Any]:
     """Seconds of a call of `function` on one of `sets`, which are taken in turns: `common.spread` over replays."""
     kept = [function(*given) for given in sets[:1]]  # compiles
     if not sets[0][0].is_cuda:
@@ -243,16 +247,20 @@ def _product(rows: int, out: int, k: int, device: torch.device) -> dict[str, Any
         timed["bf16 weight gradient, float32 out"] = lambda: torch.mm(dy.T, xb, out_dtype=torch.float32)
         for fast in (True, False):
             name = f"float8 forward, {'fast' if fast else 'full'} accumulation"
-            timed[name] = lambda fast=fast: _float8(x8, w8, xs, ws, fast)
+            timed[name] = partial(_float8, x8, w8, xs, ws, fast)
     measured = {}
     for name, function in timed.items():
-        seconds = seconds_of(lambda _, function=function: function(), [(xb,)] * 10)
+        seconds = seconds_of(_ignoring_inputs(function), [(xb,)] * 10)
         measured[name] = {"seconds": seconds, "tflops": round(operations / seconds["median"] / 1e12, 1)}
     moved = {
         "bf16 forward": 2 * (rows * k + out * k + rows * out),
         "float8 forward": rows * k + out * k + 2 * rows * out,
     }
     return {"rows": rows, "out": out, "k": k, "operations": operations, "bytes": moved, "measured": measured}
+
+
+def _ignoring_inputs(function: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda _: function()
 
 
 def product_errors(widths: list[int], device: torch.device) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def operations(shape: Shape) -> dict[str, float]:
     }
 
 
-MOVED = {
+MOVED: dict[str, dict[str, tuple[float, float]]] = {
     "bf16": {"norms": (12, 16), "attention": (0, 0), "swiglu": (6, 10), "weights": (6, 6)},
     "quantised": {
         "norms": (13.125, 17.125),
@@ -70,7 +70,7 @@ instead of the sum (4). The attention's output is read (2) and encoded. Backward
 are written as bf16 (2) for the products that give the gradients: 3 an entry.
 """
 
-SAVED = {
+SAVED: dict[str, dict[str, float]] = {
     "bf16": {"norms": 4 + 2, "attention": 2, "swiglu": 2 + 2 + 2, "weights": 2},
     "quantised": {"norms": 2 + 1.125, "attention": 2 + 1.125, "swiglu": 2 + 2 + 1.125, "weights": 1.125},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,18 +30,20 @@ def profile_step(step: Callable[[], object]) -> dict[str, Any]:
     """
     kernels = _kernels(step)
     ours = _operators(step)
-    kinds: Counter[str] = Counter()
+    kinds: defaultdict[str, float] = defaultdict(float)
     for name, (milliseconds, _) in kernels.items():
         if _OURS_BY_NAME.match(name):
             kinds["ours: " + name] += 0.0 if ours else milliseconds
         else:
             kinds[kind_of(name)] += milliseconds
-    kinds.update({"ours: " + name: milliseconds for name, milliseconds in ours.items()})
+    kinds |= {"ours: " + name: milliseconds for name, milliseconds in ours.items()}
     longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:_TOP]
     return {
         "milliseconds": round(sum(milliseconds for milliseconds, _ in kernels.values()), 4),
         "launches": sum(count for _, count in kernels.values()),
-        "milliseconds_by_kind": {name: round(value, 4) for name, value in kinds.most_common() if value},
+        "milliseconds_by_kind": {
+            name: round(value, 4) for name, value in sorted(kinds.items(), key=lambda item: -item[1]) if value
+        },
         "longest": [{"name": name[:100], "milliseconds": round(ms, 4), "launches": n} for name, (ms, n) in longest],
     }
 

@@ -138,17 +138,19 @@ def run(config: Any, bits: str, seed: int, backend: str, compile_: str) -> dict[
     with tempfile.TemporaryDirectory() as folder, using_backend(backend):
         record = train(config, Path(folder) / "run")
     final = record.final or {}
+    loss = final["loss"]
+    assert loss is not None
     reference = REFERENCE.get(bits) if record.tokens == TOKENS else None
     return {
         "bits": bits,
         "seed": seed,
         "backend": backend,
         "compile": compile_,
-        "loss": final["loss"],
+        "loss": loss,
         "bits_per_byte": final["bits_per_byte"],
         "val_tokens": final["tokens"],
         "reference_loss": reference,
-        "over_reference": round(final["loss"] - reference, 4) if reference else None,
+        "over_reference": round(loss - reference, 4) if reference else None,
         "training_seconds": round(record.seconds, 2),
         "whole_seconds": round(time.perf_counter() - started, 2),
         "tokens_per_second": record.tokens_per_second,
@@ -180,7 +182,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": len(found),
                 "loss": round(mean, 4),
                 "range": round(max(losses) - min(losses), 4),
-                "over_16_bits": round(mean - dense, 4) if dense is not None else None,
+                "over_16_bits": None if dense is None else round(mean - dense, 4),
                 "over_reference": round(mean - reference, 4) if reference else None,
                 "tokens_per_second": round(statistics.median(item["tokens_per_second"] for item in found)),
             }

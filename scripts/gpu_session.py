@@ -112,9 +112,9 @@ def gpu_steps(data: Path) -> list[Step]:
     return [
         _tests(120),
         _python("kernels", "kernels", 75, f"kernels-{gpu}.json", "bench_kernels.py --warm 14"),
-        train_step("30m", 80, "--preset 30m --micro-batch 64 --bits 4,1,2,3,8 --steps 20 --warm 6"),
-        train_step("100m", 40, "--preset 100m --micro-batch 64 --warm 2"),
-        train_step("800m", 80, "--preset 800m --micro-batch 32 --steps 5 --warm 2"),
+        train_step("30m", 110, "--preset 30m --micro-batch 64 --bits 4,1,2,3,8 --steps 20 --rounds 2 --warm 6"),
+        train_step("100m", 45, "--preset 100m --micro-batch 64 --warm 2"),
+        train_step("800m", 90, "--preset 800m --micro-batch 32 --steps 5 --warm 2"),
         train_step("30m-accumulate8", 40, "--preset 30m --micro-batch 64 --accumulate 8 --steps 4"),
         *(yardstick(f"w{bits}a{bits}", 75, f"--bits {bits}") for bits in (4, 16, 1, 2)),
         yardstick("paths", 100, paths),

@@ -102,7 +102,7 @@ def test_under_autocast_they_agree_to_its_rounding(bits: int | str) -> None:
         assert error(found[name], want) < 2e-2, name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_whole_model_in_another_dtype(dtype: torch.dtype) -> None:
     model = make(QuantSpec()).to(dtype)
     found = run(model)
@@ -129,15 +129,16 @@ def test_evaluation_gives_the_same_without_gradients() -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_the_norm_equals_the_composition_of_its_parts(bits: int | str, adds: bool) -> None:
     model = make(QuantSpec(weight_bits=bits, act_bits=bits)).double()
-    norm, layers = model.layers[0].mlp_norm, (model.layers[0].mlp.gate, model.layers[0].mlp.up)
+    norm, layers = model.layers[0].attention_norm, (model.layers[0].attention.q, model.layers[0].attention.v)
     x, delta = (torch.randn(2, 3, 32, dtype=torch.float64, requires_grad=True) for _ in range(2))
     leaves = (x, *((delta,) if adds else ()), norm.weight, *(layer.weight for layer in layers))
-    upstream = torch.randn(2, 3, 48, dtype=torch.float64), torch.randn(2, 3, 32, dtype=torch.float64)
+    upstream = [torch.randn(2, 3, 32, dtype=torch.float64) for _ in range(2)]
 
     stream, rows = norm(x, delta) if adds else norm(x)
     assert isinstance(rows, Rows) and rows.shape == x.shape
-    y = layers[0](rows) * upstream[0] + layers[1](rows).square()
-    found = torch.autograd.grad(y.sum() + (stream * upstream[1]).sum(), leaves)
+    outputs = [layer(rows) for layer in layers]
+    found_loss = (outputs[0] * upstream[0] + outputs[1].square()).sum() + (stream * upstream[1]).sum()
+    found = torch.autograd.grad(found_loss, leaves)
 
     plain_stream = x + delta if adds else x
     normed = F.rms_norm(plain_stream, (32,), norm.weight, norm.eps)
@@ -145,9 +146,38 @@ def test_the_norm_equals_the_composition_of_its_parts(bits: int | str, adds: boo
     products = [h @ fake_quantize(layer.weight, bits=bits).T for layer in layers]
     loss = (products[0] * upstream[0] + products[1].square()).sum() + (plain_stream * upstream[1]).sum()
     torch.testing.assert_close(stream, plain_stream)
-    torch.testing.assert_close(y.sum() + (stream * upstream[1]).sum(), loss)
+    torch.testing.assert_close(found_loss, loss)
     for a, b in zip(found, torch.autograd.grad(loss, leaves), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_whole_mlp_equals_the_composition_of_its_parts(bits: int | str) -> None:
+    block = make(QuantSpec(weight_bits=bits, act_bits=bits)).double().layers[0]
+    norm, mlp = block.mlp_norm, block.mlp
+    x = torch.randn(2, 3, 32, dtype=torch.float64, requires_grad=True)
+    leaves = (x, norm.weight, mlp.gate.weight, mlp.up.weight, mlp.down.weight)
+    dy = torch.randn(2, 3, 32, dtype=torch.float64)
+    found = torch.autograd.grad(mlp(norm(x)[1]), leaves, dy)
+    h = fake_quantize(F.rms_norm(x, (32,), norm.weight, norm.eps), bits=bits, role="activation")
+    gate, up = (h @ fake_quantize(layer.weight, bits=bits).T for layer in (mlp.gate, mlp.up))
+    a = fake_quantize(F.silu(gate) * up, bits=bits, role="activation")
+    y = a @ fake_quantize(mlp.down.weight, bits=bits).T
+    torch.testing.assert_close(mlp(norm(x)[1]), y)
+    for a, b in zip(found, torch.autograd.grad(y, leaves, dy), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("frozen", ["gate", "up", "down"])
+def test_one_frozen_weight_of_an_mlp(frozen: str) -> None:
+    model = make(QuantSpec())
+    getattr(model.layers[0].mlp, frozen).weight.requires_grad_(False)
+    found = run(model)
+    with unfused(model):
+        expected = run(model)
+    assert found.keys() == expected.keys() and f"layers.0.mlp.{frozen}.weight" not in found
+    for name, want in expected.items():
+        assert error(found[name], want) < 1e-5, name
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -170,23 +200,23 @@ def test_the_activation_equals_the_composition_of_its_parts(bits: int | str) -> 
 def test_one_output_may_go_unused(used: str) -> None:
     block = make(QuantSpec()).layers[0]
     x, delta = torch.randn(3, 32, requires_grad=True), torch.randn(3, 32, requires_grad=True)
-    stream, rows = block.mlp_norm(x, delta)
-    (stream if used == "stream" else block.mlp.up(rows)).sum().backward()
+    stream, rows = block.attention_norm(x, delta)
+    (stream if used == "stream" else block.attention.v(rows)).sum().backward()
     if used == "stream":
         assert torch.equal(x.grad, torch.ones(3, 32)) and torch.equal(delta.grad, torch.ones(3, 32))
-        assert block.mlp_norm.weight.grad is None or not block.mlp_norm.weight.grad.any()
+        assert block.attention_norm.weight.grad is None or not block.attention_norm.weight.grad.any()
     else:
-        assert torch.equal(x.grad, delta.grad) and x.grad.any() and block.mlp_norm.weight.grad.any()
+        assert torch.equal(x.grad, delta.grad) and x.grad.any() and block.attention_norm.weight.grad.any()
 
 
 @pytest.mark.parametrize("frozen", ["x", "delta", "weight"])
 def test_only_the_gradients_asked_for_are_made(frozen: str) -> None:
     block = make(QuantSpec()).layers[0]
-    leaves = {"x": torch.randn(3, 32), "delta": torch.randn(3, 32), "weight": block.mlp_norm.weight}
+    leaves = {"x": torch.randn(3, 32), "delta": torch.randn(3, 32), "weight": block.attention_norm.weight}
     for name, leaf in leaves.items():
         leaf.requires_grad_(name != frozen)
-    stream, rows = block.mlp_norm(leaves["x"], leaves["delta"])
-    (block.mlp.up(rows).sum() + stream.sum()).backward()
+    stream, rows = block.attention_norm(leaves["x"], leaves["delta"])
+    (block.attention.v(rows).sum() + stream.sum()).backward()
     assert {name for name, leaf in leaves.items() if leaf.grad is None} == {frozen}
 
 
@@ -344,7 +374,11 @@ def test_a_copy_is_independent() -> None:
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.layers[0].mlp_norm.weight.zero_()
-    assert not torch.equal(twin(ids()), model(ids()))
+        twin.layers[0].attention.v.weight.neg_()
+    found = twin(ids())
+    with unfused(twin):
+        assert torch.equal(twin(ids()), found)
+    assert not torch.equal(model(ids()), found)
     assert model.layers[0].mlp_norm.weight.any()
 
 
@@ -360,13 +394,13 @@ def test_prepared_on_meta_then_loaded() -> None:
 @pytest.mark.parametrize("how", ["dense", "blending"])
 def test_a_layer_that_cannot_take_rows_says_so(how: str) -> None:
     model = make(QuantSpec())
-    layer = model.layers[0].mlp.up
+    layer = model.layers[0].attention.v
     if how == "dense":
         layer.quantized = False
     else:
         layer.blending = True
-    with pytest.raises(RuntimeError, match=r"a dense layer was handed quantised rows.*questlm\.quant\.dense"):
+    with pytest.raises(RuntimeError, match=r"a dense layer was handed quantised rows; switch the .*model with"):
         model(ids())
-    _, rows = model.layers[0].mlp_norm(torch.randn(2, 32))
+    _, rows = model.layers[0].attention_norm(torch.randn(2, 32))
     with pytest.raises(RuntimeError, match="handed quantised rows"):
         layer(rows)

@@ -44,9 +44,9 @@ LEFT_ALONE = [
 ]
 
 
-def make(spec: QuantSpec) -> Llama:
+def make(spec: QuantSpec, **shape: int) -> Llama:
     torch.manual_seed(0)
-    model = Llama(ModelConfig(**SHAPE)).initialize(0)
+    model = Llama(ModelConfig(**SHAPE | shape)).initialize(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "layers" in name and "norm" not in name:
@@ -238,7 +238,7 @@ def test_what_is_held_is_no_part_of_the_state() -> None:
 
 
 def test_compiled_once_for_all_steps() -> None:
-    model = make(QuantSpec())
+    model = make(QuantSpec(), layers=1)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)

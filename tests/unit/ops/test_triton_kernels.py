@@ -147,7 +147,7 @@ def test_masked_hadamard_from_and_to_sixteen_bits(given_dtype: torch.dtype, dtyp
 @pytest.mark.parametrize(("k", "block"), SHAPES[::2])
 def test_norm_quantize_in_every_shape(k: int, block: int) -> None:
     full = torch.float32
-    for count, delta in ((1, None), (3, full), (37, full)):
+    for count, delta in ((1, None), (3, full), (37 if k < 1000 else 9, full)):
         check_norm(count, k, block, "cpu", (full, delta, full), gaussian_grid(4), masked=count != 3)
 
 
@@ -165,7 +165,7 @@ def test_norm_quantize_of_a_stream_in_sixteen_bits(dtype: torch.dtype, adds: boo
 
 @pytest.mark.parametrize(("k", "block"), SHAPES[1::2])
 def test_swiglu_quantize_in_every_shape(k: int, block: int) -> None:
-    for count in (1, 3, 37):
+    for count in (1, 3, 37 if k < 1000 else 9):
         check_swiglu(count, k, block, "cpu", torch.float32, gaussian_grid(4), masked=count != 3)
 
 

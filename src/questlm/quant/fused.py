@@ -3,9 +3,9 @@
 A model says what goes where: an attribute `feeds` of a module names, for each norm or activation below it, the linear
 layers that take its output, and `takes` those whose output an activation takes; nothing else does. Where the layers fed
 quantise their input alike, `questlm.prepare` puts in the norm's place one that quantises for all of them: once, and on a
-GPU in the same pass over memory. It also computes their products at once, so that the gradient that comes back is one
-product; layers whose output goes to such an activation leave that to the activation. The numbers are those of the
-unfused layers; only the backward pass of the norm sees r / rms rounded to the dtype computed in.
+GPU in the same pass over memory. Gate and up leave their products to such an activation, which sends back one gradient
+for both. The numbers are those of the unfused layers; only the backward pass of the norm sees r / rms rounded to the
+dtype computed in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from questlm import ops
 from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.quantizers import DynamicQuantizer
-from questlm.quant.rows import Pending, Rows, norm_rows, products, swiglu_rows
+from questlm.quant.rows import Pending, Rows, norm_rows, swiglu_rows
 
 __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
 
@@ -29,18 +29,12 @@ class QuantizedNorm(ResidualNorm):
 
     quantizer: DynamicQuantizer
     quantized: bool
-    consumers: tuple[FakeQuantLinear, ...]
 
     @classmethod
-    def from_norm(
-        cls, norm: ResidualNorm, quantizer: DynamicQuantizer, consumers: Sequence[FakeQuantLinear]
-    ) -> QuantizedNorm:
-        """Wrap `norm`, sharing its gain, for the layers `consumers`."""
+    def from_norm(cls, norm: ResidualNorm, quantizer: DynamicQuantizer) -> QuantizedNorm:
+        """Wrap `norm`, sharing its gain."""
         fused = cls(norm.normalized_shape, eps=norm.eps, device="meta")
         fused.weight, fused.quantizer, fused.quantized = norm.weight, quantizer, True
-        fused.consumers = tuple(consumers)
-        for place, layer in enumerate(consumers):
-            layer.place = place
         return fused.train(norm.training)
 
     def to_plain(self) -> ResidualNorm:
@@ -57,11 +51,7 @@ class QuantizedNorm(ResidualNorm):
             return super().forward(x, delta)
         assert self.eps is not None
         dtype = ops.autocast_dtype(x) or self.weight.dtype
-        stream, rows = norm_rows(x, delta, self.weight, self.eps, self.quantizer, dtype)
-        if not any(layer.defers for layer in self.consumers):
-            weights = [layer.weight_rows(ops.compute_dtype(dtype)) for layer in self.consumers]
-            rows = rows._replace(products=products(rows, weights, ops.compute_dtype(dtype)))
-        return stream, rows
+        return norm_rows(x, delta, self.weight, self.eps, self.quantizer, dtype)
 
 
 class QuantizedSwiGLU(SwiGLU):
@@ -100,7 +90,7 @@ def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             if quantizer is None:
                 continue
             if type(plain) is ResidualNorm and plain.eps is not None and plain.weight is not None:
-                yield plain, QuantizedNorm.from_norm(plain, quantizer, consumers)
+                yield plain, QuantizedNorm.from_norm(plain, quantizer)
             elif type(plain) is SwiGLU:
                 for name in getattr(module, "takes", {}).get(source, ()):
                     layer = module.get_submodule(name)

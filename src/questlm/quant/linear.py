@@ -49,8 +49,7 @@ class FakeQuantLinear(nn.Linear):
         quantized: False computes the plain product.
         blending: whether quantisation is being faded in, to the share `strength` (`questlm.quant.gradual`).
         held: codes of the weight for the present optimizer step (`questlm.quant.held`); None: made on each call.
-        place: among the layers that take the same quantised rows; defers: leaves the product of such rows to the
-            activation that takes it (both `questlm.quant.fused`).
+        defers: whether the product of quantised rows is left to the activation that takes it (`questlm.quant.fused`).
     """
 
     spec: QuantSpec
@@ -62,7 +61,6 @@ class FakeQuantLinear(nn.Linear):
     quantized: bool
     blending: bool
     held: HeldWeight | None
-    place: int = 0
     defers: bool = False
 
     @classmethod
@@ -144,8 +142,6 @@ class FakeQuantLinear(nn.Linear):
                 "a dense layer was handed quantised rows; switch the model with questlm.quant.swap.dense"
             )
         dtype = ops.autocast_dtype(rows.carrier) or self.weight.dtype
-        if rows.products:
-            return self._with_bias(rows.products[self.place], dtype)
         weight = self.weight_rows(ops.compute_dtype(dtype))
         if self.defers:
             return Pending(rows, weight)

@@ -6,8 +6,8 @@ anyway (learned steps) has them as carrier. Where the gradient is a mask (QuEST,
 carrier is one zero that pretends to have the shape of the rows and costs no memory; what it receives, the autograd
 function that made the codes masks and rotates back.
 
-So rows that go into several products (q, k and v; gate and up) are quantised once, the gradient that they receive in the
-rotated domain is one product with all their weights, and is masked and rotated back once.
+So rows that go into several products (q, k and v; gate and up) are quantised once, their gradients are summed in the
+rotated domain, and masked and rotated back once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from questlm import ops
 from questlm.ops import Grid, Operand, without_autocast
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer
 
-__all__ = ["Pending", "Rows", "encode_rows", "norm_rows", "product", "products", "swiglu_rows"]
+__all__ = ["Pending", "Rows", "encode_rows", "norm_rows", "product", "swiglu_rows"]
 
 
 class Rows(NamedTuple):
@@ -31,12 +31,10 @@ class Rows(NamedTuple):
     Attributes:
         operand: of (rows, K).
         carrier: (..., K), takes the gradient with respect to the operand's values.
-        products: with the weights of the layers that take these rows, where all of them were computed at once.
     """
 
     operand: Operand
     carrier: Tensor
-    products: tuple[Tensor, ...] = ()
 
     @property
     def shape(self) -> torch.Size:
@@ -90,13 +88,8 @@ def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: Dynamic
 
 def product(x: Rows, w: Rows, dtype: torch.dtype) -> Tensor:
     """y = x_q w_q^T of x (..., K) and w (out, K): (..., out) of `dtype`, computed from codes."""
-    return products(x, (w,), dtype)[0]
-
-
-def products(x: Rows, ws: Sequence[Rows], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """`product` of x (..., K) with each of several weights (out, K). The gradient of x is one product, not a sum."""
-    ys = _Products.apply(_flat(x), len(ws), dtype, *(w.carrier for w in ws), *_forms(x, *ws))
-    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)
+    y: Tensor = _Product.apply(_flat(x), w.carrier, dtype, *_forms(x, w))
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class Pending(NamedTuple):
@@ -128,42 +121,27 @@ class _Saved:
         return [Operand(tensors[3 * i], grid, *tensors[3 * i + 1 : 3 * i + 3]) for i, grid in enumerate(grids)]
 
 
-class _Products(torch.autograd.Function):
-    """y = x_q w_q^T of (tokens, K) with several (out, K); the gradients dy w_q and dy^T x_q go to the carriers."""
+class _Product(torch.autograd.Function):
+    """y = x_q w_q^T of (tokens, K) and (out, K); the gradients dy w_q and dy^T x_q go to the carriers."""
 
     @staticmethod
-    def forward(ctx: Any, x_carrier: Tensor, count: int, dtype: torch.dtype, *rest: Any) -> tuple[Tensor, ...]:
-        carriers, saved = rest[:count], _Saved(rest[count:])
-        ctx.grids, ctx.count, ctx.dtypes = saved.grids, count, (x_carrier.dtype, carriers[0].dtype, dtype)
+    def forward(ctx: Any, x_carrier: Tensor, w_carrier: Tensor, dtype: torch.dtype, *forms: Any) -> Tensor:
+        saved = _Saved(forms)
+        ctx.grids, ctx.dtypes = saved.grids, (x_carrier.dtype, w_carrier.dtype, dtype)
         ctx.save_for_backward(*saved.tensors)
-        x, *ws = saved.operands(saved.grids, saved.tensors)
+        x, w = saved.operands(saved.grids, saved.tensors)
         with without_autocast(x_carrier):  # every dtype is chosen, none left to autocast
-            return tuple(ops.scaled_matmul(x, w, dtype) for w in ws)
+            return ops.scaled_matmul(x, w, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *ws = _Saved.operands(ctx.grids, ctx.saved_tensors)
+        x, w = _Saved.operands(ctx.grids, ctx.saved_tensors)
         x_dtype, w_dtype, dtype = ctx.dtypes
-        needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[3 : 3 + ctx.count]
+        needs_x, needs_w = ctx.needs_input_grad[:2]
         with without_autocast(x.data):
-            dy = gradients[0].to(dtype) if ctx.count == 1 else torch.cat([dy.to(dtype) for dy in gradients], 1)
-            dx = _input_gradient(dy, ws, dtype, x_dtype) if needs_x else None
-            dws = _weight_gradients(dy, x, ws, dtype, w_dtype) if any(needs_w) else [None] * ctx.count
-        return dx, None, None, *dws, *[None] * (4 * ctx.count + 4)
-
-
-def _input_gradient(dy: Tensor, ws: Sequence[Operand], dtype: torch.dtype, out: torch.dtype) -> Tensor:
-    """dy w_q, (tokens, K), of the gradients dy (tokens, out) of the products with all `ws`, side by side."""
-    values = [ops.operand_values(w).to(dtype) for w in ws]
-    return ops.operand_gradient(dy, Operand(values[0] if len(ws) == 1 else torch.cat(values)), dtype, out)
-
-
-def _weight_gradients(
-    dy: Tensor, x: Operand, ws: Sequence[Operand], dtype: torch.dtype, out: torch.dtype
-) -> tuple[Tensor, ...]:
-    """dy^T x_q of each weight, (out, K)."""
-    dw = ops.operand_gradient(dy.T, x, dtype, out)
-    return (dw,) if len(ws) == 1 else dw.split([len(w.data) for w in ws])
+            dx = ops.operand_gradient(gradients[0], w, dtype, x_dtype) if needs_x else None
+            dw = ops.operand_gradient(gradients[0].T, x, dtype, w_dtype) if needs_w else None
+        return dx, dw, *[None] * 9
 
 
 _Settings = tuple[Grid, int, float | None, torch.dtype]
@@ -281,9 +259,13 @@ class _GateUpEncode(torch.autograd.Function):
         x_dtype, w_dtype, dtype = ctx.dtypes
         with without_autocast(x.data):
             dy = ops.swiglu_encode_backward(gradients[2], mask, gate, up, ctx.block_size).to(dtype)
-            dx = _input_gradient(dy, ws, dtype, x_dtype) if ctx.needs_input_grad[0] else None
-            needs_w = any(ctx.needs_input_grad[1:3])
-            dws = _weight_gradients(dy, x, ws, dtype, w_dtype) if needs_w else (None, None)
+            dx = dw = None
+            if ctx.needs_input_grad[0]:
+                values = torch.cat([ops.operand_values(w).to(dtype) for w in ws])
+                dx = ops.operand_gradient(dy, Operand(values), dtype, x_dtype)
+            if any(ctx.needs_input_grad[1:3]):
+                dw = ops.operand_gradient(dy.T, x, dtype, w_dtype)
+        dws = (None, None) if dw is None else dw.chunk(2)
         return dx, *dws, *[None] * 14
 
 

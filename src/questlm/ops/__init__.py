@@ -15,16 +15,19 @@ from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, unavailable,
 from questlm.ops.encode import (
     Encoded,
     Normed,
+    codes_in_form,
     encode,
     masked_hadamard,
     norm_encode,
     norm_encode_backward,
+    operand_of,
+    plain_codes,
     swiglu_encode,
     swiglu_encode_backward,
 )
 from questlm.ops.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
 from questlm.ops.modules import ResidualNorm, SwiGLU
-from questlm.ops.reference import matmul as _matmul
+from questlm.ops.product import scaled_matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
 from questlm.ops.reference.hadamard import autocast_dtype, compute_dtype, without_autocast
@@ -48,6 +51,7 @@ __all__ = [
     "SwiGLU",
     "autocast_dtype",
     "backend_for",
+    "codes_in_form",
     "compute_dtype",
     "dequantize",
     "encode",
@@ -59,10 +63,12 @@ __all__ = [
     "norm_encode",
     "norm_encode_backward",
     "operand_gradient",
+    "operand_of",
     "operand_values",
     "pack",
     "pack_sparse",
     "packed_width",
+    "plain_codes",
     "quantize",
     "rms_norm",
     "row_scale",
@@ -146,11 +152,6 @@ def quantize(
 def dequantize(codes: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """Values that codes stand for, in the rotated domain: (rows, K) of the step's dtype."""
     return _quantize.dequantize(codes, step, grid)
-
-
-def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
-    """y = x_q w_q^T from codes, steps and offsets: (tokens, K) and (out, K) -> (tokens, out) of `dtype`."""
-    return _matmul.scaled_matmul(x, w, dtype)
 
 
 def pack(codes: Tensor, levels: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from questlm.errors import BackendError, nearest_name
 
-__all__ = ["BACKENDS", "OPERATIONS", "backend_for", "float8_products", "unavailable", "using_backend"]
+__all__ = ["BACKENDS", "OPERATIONS", "backend_for", "float8_products", "int8_products", "unavailable", "using_backend"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
@@ -75,11 +75,20 @@ def backend_for(operation: str, x: Tensor, block_size: int = 1) -> str:
     return _requested
 
 
-@torch.compiler.assume_constant_result  # which torch.compile cannot find out by tracing
 def float8_products(device: torch.device) -> bool:
     """Whether `device` multiplies float8 matrices with a scale for each row: NVIDIA GPUs from Hopper on."""
+    return _is_nvidia(device, 9)
+
+
+def int8_products(device: torch.device) -> bool:
+    """Whether `device` has tensor cores for int8 that Triton uses: NVIDIA GPUs from Ampere on."""
+    return _is_nvidia(device, 8)
+
+
+@torch.compiler.assume_constant_result  # which torch.compile cannot find out by tracing
+def _is_nvidia(device: torch.device, generation: int) -> bool:
     known = device.type == "cuda" and torch.version.cuda is not None
-    return known and torch.cuda.get_device_capability(device) >= (9, 0)
+    return known and torch.cuda.get_device_capability(device) >= (generation, 0)
 
 
 @torch.compiler.assume_constant_result  # imports a module and loads a library, which torch.compile cannot trace

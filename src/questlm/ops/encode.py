@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from questlm.ops.dispatch import backend_for, float8_products
+from questlm.ops.dispatch import backend_for, float8_products, int8_products
 from questlm.ops.grid import Grid
 from questlm.ops.reference import fused as _fused
 from questlm.ops.reference import hadamard as _hadamard
@@ -22,10 +22,13 @@ from questlm.ops.reference.matmul import Operand
 __all__ = [
     "Encoded",
     "Normed",
+    "codes_in_form",
     "encode",
     "masked_hadamard",
     "norm_encode",
     "norm_encode_backward",
+    "operand_of",
+    "plain_codes",
     "swiglu_encode",
     "swiglu_encode_backward",
 ]
@@ -42,9 +45,9 @@ class Encoded(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """A factor made from RMSNorm(r), r = x + delta, and what the backward pass needs: u = r / rms and 1 / rms (rows, 1).
+    """A factor made from RMSNorm(r), r = x + delta; `stream` is r, or None where there is no delta.
 
-    `stream` is r, or None where there is no delta.
+    What the backward pass needs: `unit`, r / rms (rows, K), and `rstd`, 1 / rms (rows, 1).
     """
 
     stream: Tensor | None
@@ -67,7 +70,7 @@ def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dty
         from questlm.ops.triton import operators as triton
 
         form = _form(x, grid, dtype)
-        return _encoded(triton.quantize(x, block_size, *_numbers(grid), mask_bound, form), grid, form, mask_bound)
+        return _encoded(triton.quantize(x, block_size, *_numbers(grid), mask_bound, form), grid, mask_bound)
     if backend == "cpu":
         from questlm.ops import cpu
 
@@ -75,6 +78,29 @@ def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dty
     else:
         codes, step, mask = _quantize.quantize(x, grid, block_size, mask_bound)
     return Encoded(Operand(codes, grid, step), mask)
+
+
+def operand_of(data: Tensor, step: Tensor, grid: Grid) -> Operand:
+    """The operand of codes on `grid`, in whichever form `encode` wrote them, which their dtype says."""
+    if data.dtype is torch.uint8:
+        return Operand(data, grid, step)
+    return Operand(data, None, step, 0.5 * step if data.dtype is torch.int8 else None)
+
+
+def plain_codes(data: Tensor, grid: Grid) -> Tensor:
+    """uint8 codes on `grid` of codes in any form."""
+    if data.dtype is torch.uint8:
+        return data
+    half = 0.5 if data.dtype is torch.int8 else 0.0
+    return (data.float() + half + grid.zero_point).to(torch.uint8)
+
+
+def codes_in_form(codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    """Inverse of `plain_codes`: in the form that has this dtype."""
+    if dtype is torch.uint8:
+        return codes
+    half = 0.5 if dtype is torch.int8 else 0.0
+    return (codes.float() - grid.zero_point - half).to(dtype)
 
 
 def norm_encode(
@@ -94,7 +120,7 @@ def norm_encode(
         stream, *codes, unit, rstd = triton.norm_quantize(
             x, delta, gain, eps, dtype, block_size, *_numbers(grid), mask_bound, form, trains
         )
-        return Normed(None if delta is None else stream, _encoded(codes, grid, form, mask_bound), unit, rstd)
+        return Normed(None if delta is None else stream, _encoded(codes, grid, mask_bound), unit, rstd)
     stream = None if delta is None else x + delta
     normed, unit, rstd = _fused.norm(x if stream is None else stream, gain, eps, dtype)
     return Normed(stream, encode(normed, grid, block_size, mask_bound, dtype), unit, rstd)
@@ -133,7 +159,7 @@ def swiglu_encode(
 
         form = _form(gate, grid, dtype)
         codes = triton.swiglu_quantize(gate, up, dtype, block_size, *_numbers(grid), mask_bound, form)
-        return _encoded(codes, grid, form, mask_bound)
+        return _encoded(codes, grid, mask_bound)
     return encode(_fused.swiglu(gate, up, dtype), grid, block_size, mask_bound, dtype)
 
 
@@ -176,8 +202,11 @@ def _backend(operation: str, x: Tensor, grid: Grid | None, block_size: int) -> s
 
 
 def _form(x: Tensor, grid: Grid, dtype: torch.dtype) -> str:
-    exact = grid.levels <= _FLOAT8_LEVELS and dtype is torch.bfloat16
-    return "float8" if exact and float8_products(x.device) else "uint8"
+    if dtype is not torch.bfloat16:  # float32 products are exact only of levels in float32
+        return "uint8"
+    if grid.levels <= _FLOAT8_LEVELS:
+        return "float8" if float8_products(x.device) else "uint8"
+    return "int8" if grid.levels % 2 == 0 and int8_products(x.device) else "uint8"
 
 
 def _numbers(grid: Grid) -> tuple[int, float]:
@@ -185,6 +214,6 @@ def _numbers(grid: Grid) -> tuple[int, float]:
     return grid.levels, grid.step_per_scale
 
 
-def _encoded(codes: tuple[Tensor, ...] | list[Tensor], grid: Grid, form: str, mask_bound: float | None) -> Encoded:
+def _encoded(codes: tuple[Tensor, ...] | list[Tensor], grid: Grid, mask_bound: float | None) -> Encoded:
     data, step, mask = codes
-    return Encoded(Operand(data, None if form == "float8" else grid, step), None if mask_bound is None else mask)
+    return Encoded(operand_of(data, step, grid), None if mask_bound is None else mask)

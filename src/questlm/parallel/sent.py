@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from questlm import ops
-from questlm.ops import Encoded, Operand
+from questlm.ops import Encoded
 from questlm.quant import FakeQuantLinear, StoredEmbedding, StoredLinear
 from questlm.quant.linear import HeldWeight
 from questlm.quant.quantizers import DynamicQuantizer
@@ -151,21 +151,20 @@ class _Sender:
         """Bits and steps of the own rows (rows, K)."""
         operand = (self.own or self._encoded(rows, None)).operand
         assert operand.step is not None
-        codes = operand.data
-        if operand.grid is None:  # levels in float8
-            codes = (codes.float() + self.quantizer.grid.zero_point).to(torch.uint8)
+        codes = ops.plain_codes(operand.data, self.quantizer.grid)
         return ops.pack(codes, self.symbols), operand.step
 
     def unpack(self, bits: Tensor, step: Tensor) -> None:
         """Make the whole weight's operand of everyone's bits and steps, where the layer looks for it."""
-        codes = ops.unpack(bits, self.symbols, self.layer.in_features)
-        if self.layer.held is None:
+        codes, grid, held = ops.unpack(bits, self.symbols, self.layer.in_features), self.quantizer.grid, self.layer.held
+        if held is None:
             form = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # as this device likes it
             data = torch.empty(codes.shape, dtype=form.data.dtype, device=codes.device)
-            self.layer.held = HeldWeight(Operand(data, form.grid, step), None, self.dtype)
-        data = self.layer.held.operand.data
+        else:
+            data = held.operand.data
         with _preserve_version(data):  # as FSDP does where it fills tensors again
-            data.copy_(codes if data.dtype is torch.uint8 else codes.float() - self.quantizer.grid.zero_point)
+            data.copy_(ops.codes_in_form(codes, grid, data.dtype))
+        self.layer.held = HeldWeight(ops.operand_of(data, step, grid), None, self.dtype)
 
     def _encoded(self, rows: Tensor, mask_bound: float | None) -> Encoded:
         rows = _plain(rows)

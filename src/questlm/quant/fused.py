@@ -1,11 +1,11 @@
 """Norms and activations that hand quantised rows to the layers behind them.
 
 A model says what goes where: an attribute `feeds` of a module names, for each norm or activation below it, the linear
-layers that take its output, and `takes` those whose output an activation takes; nothing else does. Where the layers fed
-quantise their input alike, `questlm.prepare` puts in the norm's place one that quantises for all of them: once, and on a
-GPU in the same pass over memory. Gate and up leave their products to such an activation, which sends back one gradient
-for both. The numbers are those of the unfused layers; only the backward pass of the norm sees r / rms rounded to the
-dtype computed in.
+layers that take its output, and `takes` those whose output an activation takes; nothing else does. Where the layers
+fed quantise their input alike, `questlm.prepare` puts in the norm's place one that quantises for all of them: once, and
+on a GPU in the same pass over memory. Gate and up leave their products to such an activation, which sends back one
+gradient for both. The numbers are those of the unfused layers; only the backward pass of the norm sees r / rms rounded
+to the dtype computed in.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class QuantizedSwiGLU(SwiGLU):
     def forward(self, gate: Tensor | Pending, up: Tensor | Pending) -> Tensor | Rows:  # type: ignore[override]
         """Two of (..., K) -> rows for quantised layers, or the plain activation where those are dense."""
         if not self.quantized:
-            assert isinstance(gate, Tensor) and isinstance(up, Tensor)
-            return super().forward(gate, up)
+            plain = (each.computed() if isinstance(each, Pending) else each for each in (gate, up))
+            return super().forward(*plain)
         first = gate.rows.carrier if isinstance(gate, Pending) else gate
         return swiglu_rows(gate, up, self.quantizer, ops.autocast_dtype(first) or first.dtype)
 

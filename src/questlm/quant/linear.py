@@ -129,12 +129,20 @@ class FakeQuantLinear(nn.Linear):
             assert self.input_norm.eps is not None
             input = ops.rms_norm(input, self.input_norm.weight, self.input_norm.eps)
         if not self.quantized:
-            return super().forward(input)
+            return self._dense(input)
         dtype = ops.autocast_dtype(input) or self.weight.dtype
         if type(self.act_quantizer) is DynamicQuantizer:
             input = input.to(dtype)  # as a plain linear layer rounds its input; those that learn see all of it
         y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
+
+    def _dense(self, input: Tensor) -> Tensor:
+        if self.held is not None and torch.is_grad_enabled() and self.weight.requires_grad:
+            raise RuntimeError(
+                "a dense pass inside held_weights would leave its gradient masked and rotated; do it outside, or under "
+                "torch.no_grad()"
+            )
+        return super().forward(input)
 
     def _of_rows(self, rows: Rows) -> Tensor | Pending:
         if not self.quantized or self.blending:

@@ -51,7 +51,7 @@ def encode_rows(x: Tensor, quantizer: Quantizer | None, block_size: int, dtype: 
     if type(quantizer) is DynamicQuantizer:
         grid = quantizer.grid
         data, step, carrier = _Encode.apply(rows, grid, block_size, quantizer.mask_bound, dtype)
-        return Rows(_operand(data, step, grid), carrier.view(x.shape))
+        return Rows(ops.operand_of(data, step, grid), carrier.view(x.shape))
     with torch.no_grad():
         operand = quantizer.operand(rows)
     return Rows(operand, quantizer.values(rows, operand).view(x.shape))
@@ -65,11 +65,11 @@ def norm_rows(
     settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
     added = None if delta is None else delta.reshape(flat)
     stream, data, step, carrier = _NormEncode.apply(x.reshape(flat), added, gain, eps, settings)
-    return stream.view(x.shape), Rows(_operand(data, step, grid), carrier.view(x.shape))
+    return stream.view(x.shape), Rows(ops.operand_of(data, step, grid), carrier.view(x.shape))
 
 
 def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
-    """`encode_rows` of silu(gate) * up rounded to `dtype`, each (..., K), or products that have not been computed yet."""
+    """`encode_rows` of silu(gate) * up rounded to `dtype`, each (..., K), as tensors or as products left to do."""
     grid = quantizer.grid
     settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
     if isinstance(gate, Pending) and isinstance(up, Pending):
@@ -80,10 +80,10 @@ def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: Dynamic
         )  # fmt: skip
         shape = (*x.shape[:-1], carrier.shape[-1])
     else:
-        assert isinstance(gate, Tensor) and isinstance(up, Tensor)
+        gate, up = (each.computed() if isinstance(each, Pending) else each for each in (gate, up))
         data, step, carrier = _SwiGLUEncode.apply(gate.flatten(0, -2), up.flatten(0, -2), settings)
         shape = tuple(gate.shape)
-    return Rows(_operand(data, step, grid), carrier.view(shape))
+    return Rows(ops.operand_of(data, step, grid), carrier.view(shape))
 
 
 def product(x: Rows, w: Rows, dtype: torch.dtype) -> Tensor:
@@ -93,10 +93,15 @@ def product(x: Rows, w: Rows, dtype: torch.dtype) -> Tensor:
 
 
 class Pending(NamedTuple):
-    """The product of rows (..., K) and a weight (out, K), not computed yet: what takes it can do so together with others."""
+    """The product of rows (..., K) and a weight (out, K), left to what takes it, to do together with another."""
 
     rows: Rows
     weight: Rows
+
+    def computed(self) -> Tensor:
+        """The product itself, (..., out)."""
+        dtype = ops.autocast_dtype(self.rows.carrier) or self.weight.carrier.dtype
+        return product(self.rows, self.weight, ops.compute_dtype(dtype)).to(dtype)
 
 
 def _flat(x: Rows) -> Tensor:
@@ -275,7 +280,3 @@ def _outputs(ctx: Any, operand: Operand, shape: torch.Size, dtype: torch.dtype) 
     ctx.mark_non_differentiable(operand.data, operand.step)
     ctx.set_materialize_grads(False)
     return operand.data, operand.step, operand.step.new_zeros((), dtype=ops.compute_dtype(dtype)).expand(shape)
-
-
-def _operand(data: Tensor, step: Tensor, grid: Grid) -> Operand:
-    return Operand(data, None if data.dtype.is_floating_point else grid, step)

@@ -27,7 +27,8 @@ class Operand(NamedTuple):
     """A factor of a product: rows of codes, or of plain values.
 
     Attributes:
-        data: (rows, K): codes, or where `grid` is None values: rotated numbers, or levels (float8 on newer GPUs).
+        data: (rows, K): codes, or where `grid` is None values, in the form that multiplies fastest: rotated numbers,
+            float8 levels, or int8 numbers half below the levels (with half a step as offset).
         grid: what codes mean, or None.
         step: (rows, 1), what each row's levels are multiplied by; None: 1.
         offset: (rows, 1) or (1, 1), added to each entry of a row; None: 0.
@@ -45,10 +46,6 @@ def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     Args:
         dtype: what the product is computed in, and the dtype of the result.
     """
-    if _multiplies_float8(x, w, dtype):
-        return torch._scaled_mm(
-            x.data, w.data.T, _step(x), _step(w).T, out_dtype=dtype, use_fast_accum=True
-        )  # benchmarks/bench_kernels.py: no further from the exact product than its rounding to bf16
     with without_autocast(x.data):
         a, b = factor(x.data, x.grid, dtype), factor(w.data, w.grid, dtype)
         y = a @ b.T
@@ -65,12 +62,6 @@ def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     # Where `.to` has nothing to do it returns y itself, and torch.compile (seen in 2.11) then loses the gradient of the
     # autograd.Function around it.
     return y if y.dtype is dtype else y.to(dtype)
-
-
-def _multiplies_float8(x: Operand, w: Operand, dtype: torch.dtype) -> bool:
-    """Whether both factors are float8 with a step a row, and of a shape that the GPU's own product takes."""
-    float8 = x.data.dtype is w.data.dtype is torch.float8_e4m3fn and dtype is torch.bfloat16
-    return float8 and x.data.is_cuda and not x.data.shape[1] % 16 and not w.data.shape[0] % 16
 
 
 def operand_gradient(dy: Tensor, other: Operand, dtype: torch.dtype, out: torch.dtype | None = None) -> Tensor:

@@ -1,9 +1,9 @@
 """What the kernels share: functions that run inside a Triton program on a tile of whole rows.
 
-A row of K numbers is cut into K / T pieces of T, and a tile (P, T) holds the pieces of R whole rows, one after the other
-as they lie in memory. So a program reads its rows once, has each row's sum of squares without a second pass over memory,
-and rotates all pieces by one matrix product with a (T, T) matrix of Hadamard blocks. `questlm.ops.triton.tiles` chooses
-the sizes.
+A row of K numbers is cut into K / T pieces of T, and a tile (P, T) holds the pieces of R whole rows, one after the
+other as they lie in memory. So a program reads its rows once, has each row's sum of squares without a second pass over
+memory, and rotates all pieces by one matrix product with a (T, T) matrix of Hadamard blocks. `questlm.ops.triton.tiles`
+chooses the sizes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["load_mask", "offsets_of", "pieces", "rotate", "rounded", "row_sums", "sigmoid", "write_codes"]
+__all__ = [
+    "INTERPRETED",
+    "load_mask",
+    "offsets_of",
+    "pieces",
+    "rotate",
+    "rounded",
+    "row_sums",
+    "sigmoid",
+    "write_codes",
+]
 
 # Added and taken off again, this rounds a float32 below 2^22 to the nearest whole number, ties to even.
 _ROUND = tl.constexpr(12582912.0)
 _TINY = tl.constexpr(1.1754943508222875e-38)
 # Triton's interpreter multiplies the bits of bfloat16 numbers as if they were integers.
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _PTX = tl.constexpr(torch.version.cuda is not None and not triton.knobs.runtime.interpret)
 
 
@@ -48,7 +58,7 @@ def row_sums(per_piece, NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr):
 @triton.jit
 def product(a, b):
     """a (P, T) times b (T, N), both of values exact in bfloat16, summed in float32."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
 
@@ -60,7 +70,7 @@ def rotate(x, matrix, EXACT: tl.constexpr):
     EXACT says that x holds bfloat16 values, which one product takes as they are. Otherwise x is the sum of three
     bfloat16 numbers, 24 bits in all, and takes three products, each exact before it is summed in float32.
     """
-    if _INTERPRETED:
+    if INTERPRETED:
         return tl.dot(x, matrix.to(tl.float32), input_precision="ieee")
     high = x.to(tl.bfloat16)
     total = tl.dot(high, matrix)

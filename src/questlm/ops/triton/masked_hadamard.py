@@ -16,7 +16,7 @@ _LAUNCH = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
 @triton.jit
-def _kernel(
+def _masked_hadamard(
     gradient_ptr, mask_ptr, matrix_ptr, out_ptr, rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -41,7 +41,7 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
     tiles = _LAUNCH.tiles(k, block_size)
     out = gradient.new_empty((rows, k), dtype=dtype)
     if rows:
-        _kernel[_LAUNCH.grid(rows, tiles, gradient.device)](
+        _masked_hadamard[_LAUNCH.grid(rows, tiles, gradient.device)](
             gradient, gradient if mask is None else mask.contiguous(), matrix(tiles.T, block_size, gradient.device),
             out, rows, block_size**-0.5, *tiles,
             block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **_LAUNCH.options(tiles),

@@ -6,9 +6,9 @@ of the stream: dh = IHT(M * g), and with w = dh * gain
 
     dx = ddelta = dr + (w - u mean(u w)) / sqrt(mean r^2 + eps),    dgain = sum over rows of dh * u.
 
-What the backward pass needs of r is u, kept in the dtype computed in: half of float32 r. Floor of the forward pass: x and
-delta read, r, u, codes and bits written; of the backward pass: g, bits, u and dr read, dx written, in two dtypes if delta
-has another than x.
+What the backward pass needs of r is u, kept in the dtype computed in: half of float32 r. Floor of the forward pass: x
+and delta read, r, u, codes and bits written; of the backward pass: g, bits, u and dr read, dx written, in two dtypes if
+delta has another than x.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BACKWARD = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
 
 
 @triton.jit
-def _forward(
+def _norm_quantize(
     x_ptr, delta_ptr, gain_ptr, matrix_ptr, stream_ptr, data_ptr, step_ptr, mask_ptr, unit_ptr, rstd_ptr,
     rows, eps, step_per_rms, bound, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
@@ -62,11 +62,12 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _norm_quantize_backward(
     gradient_ptr, mask_ptr, unit_ptr, rstd_ptr, gain_ptr, matrix_ptr, stream_ptr, dx_ptr, ddelta_ptr, dgain_ptr,
     rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
-    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_STREAM: tl.constexpr, HAS_DELTA: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_STREAM: tl.constexpr,
+    HAS_DELTA: tl.constexpr,
 ):  # fmt: skip
     entries = tl.arange(0, T)
     h = tl.load(matrix_ptr + entries[:, None] * T + entries[None, :])
@@ -114,7 +115,7 @@ def norm_quantize(
     unit = x.new_empty((rows, k) if trains else (0,), dtype=dtype)
     rstd = x.new_empty((rows, 1) if trains else (0,), dtype=torch.float32)
     if rows:
-        _forward[_FORWARD.grid(rows, tiles, x.device)](
+        _norm_quantize[_FORWARD.grid(rows, tiles, x.device)](
             x, x if delta is None else delta.contiguous(), gain, matrix(tiles.T, block_size, x.device),
             stream, data, step, mask, unit, rstd,
             rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5, *tiles, levels, form,
@@ -143,8 +144,9 @@ def norm_quantize_backward(
         return dx, ddelta, gain.new_zeros(k, dtype=torch.float32)
     grid = _BACKWARD.grid(rows, tiles, gradient.device)
     partial = gradient.new_empty((grid[0] * tiles.R, k), dtype=torch.float32)
-    _backward[grid](
-        gradient, gradient if mask is None else mask, unit, rstd, gain.contiguous(),
+    _norm_quantize_backward[grid](
+        gradient, gradient if mask is None else mask.contiguous(),
+        unit.contiguous(), rstd.contiguous(), gain.contiguous(),
         matrix(tiles.T, block_size, gradient.device), gradient if stream is None else stream.contiguous(),
         dx, ddelta, partial, rows, block_size**-0.5, *tiles,
         block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, stream is not None, delta_dtype is not None,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from questlm.ops.library import register
 from questlm.ops.triton import interpreted
+from questlm.ops.triton.int8_matmul import int8_matmul as _int8_matmul
 from questlm.ops.triton.masked_hadamard import masked_hadamard as _masked_hadamard
 from questlm.ops.triton.norm_quantize import norm_quantize as _norm_quantize
 from questlm.ops.triton.norm_quantize import norm_quantize_backward as _norm_quantize_backward
@@ -16,6 +17,7 @@ from questlm.ops.triton.swiglu_quantize import swiglu_quantize as _swiglu_quanti
 from questlm.ops.triton.swiglu_quantize import swiglu_quantize_backward as _swiglu_quantize_backward
 
 __all__ = [
+    "int8_matmul",
     "masked_hadamard",
     "norm_quantize",
     "norm_quantize_backward",
@@ -74,12 +76,25 @@ def _fake_swiglu_quantize_backward(
     return gate.new_empty((gate.shape[0], 2 * gate.shape[1]))
 
 
+def _fake_int8_matmul(
+    a: Tensor, b: Tensor, a_step: Tensor, b_step: Tensor, a_sum: Tensor, b_sum: Tensor, dtype: torch.dtype
+) -> Tensor:
+    return a.new_empty((len(a), len(b)), dtype=dtype)
+
+
 _DEVICE = "cpu" if interpreted() else "cuda"
 _QUANTIZED = "(Tensor, Tensor, Tensor)"
 _GRID = "int block_size, int levels, float step_per_rms, float? mask_bound, str form"
 
 quantize = register(
     "questlm::triton_quantize", f"(Tensor x, {_GRID}) -> {_QUANTIZED}", _DEVICE, _quantize, _fake_quantize
+)
+int8_matmul = register(
+    "questlm::triton_int8_matmul",
+    "(Tensor a, Tensor b, Tensor a_step, Tensor b_step, Tensor a_sum, Tensor b_sum, ScalarType dtype) -> Tensor",
+    _DEVICE,
+    _int8_matmul,
+    _fake_int8_matmul,
 )
 masked_hadamard = register(
     "questlm::triton_masked_hadamard",

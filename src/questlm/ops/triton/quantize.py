@@ -19,7 +19,7 @@ _LAUNCH = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
 
 
 @triton.jit
-def _kernel(
+def _quantize(
     x_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, rows, step_per_rms, bound, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -54,7 +54,7 @@ def quantize(
     step = x.new_empty((rows, 1), dtype=torch.float32)
     mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     if rows:
-        _kernel[_LAUNCH.grid(rows, tiles, x.device)](
+        _quantize[_LAUNCH.grid(rows, tiles, x.device)](
             x, matrix(tiles.T, block_size, x.device), data, step, mask, rows, step_per_rms, mask_bound or 0.0,
             block_size**-0.5, *tiles, levels, form, block_size > 1, x.dtype is torch.bfloat16, mask_bound is not None,
             **_LAUNCH.options(tiles),

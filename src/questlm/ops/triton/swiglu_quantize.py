@@ -5,8 +5,8 @@ from the gradient g of the rotated a: da = IHT(M * g), and with s = sigmoid(gate
 
     dgate = da * up * s (1 + gate (1 - s)),    dup = da * gate * s.
 
-Floor of the forward pass: gate and up read, codes and bits written; of the backward pass: g, bits, gate and up read, two
-gradients written.
+Floor of the forward pass: gate and up read, codes and bits written; of the backward pass: g, bits, gate and up read,
+two gradients written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BACKWARD = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
 @triton.jit
-def _forward(
+def _swiglu_quantize(
     gate_ptr, up_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, rows, step_per_rms, bound, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -51,7 +51,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _swiglu_quantize_backward(
     gradient_ptr, mask_ptr, gate_ptr, up_ptr, matrix_ptr, both_ptr, rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -88,7 +88,7 @@ def swiglu_quantize(
     step = gate.new_empty((rows, 1), dtype=torch.float32)
     mask = gate.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     if rows:
-        _forward[_FORWARD.grid(rows, tiles, gate.device)](
+        _swiglu_quantize[_FORWARD.grid(rows, tiles, gate.device)](
             gate, up, matrix(tiles.T, block_size, gate.device), data, step, mask,
             rows, step_per_rms, mask_bound or 0.0, block_size**-0.5,
             *tiles, levels, form, block_size > 1, dtype is torch.bfloat16, mask_bound is not None,
@@ -106,9 +106,9 @@ def swiglu_quantize_backward(
     tiles = _BACKWARD.tiles(k, block_size)
     both = gate.new_empty((rows, 2 * k))
     if rows:
-        _backward[_BACKWARD.grid(rows, tiles, gate.device)](
-            gradient, gradient if mask is None else mask, gate, up, matrix(tiles.T, block_size, gate.device),
-            both, rows, block_size**-0.5, *tiles,
+        _swiglu_quantize_backward[_BACKWARD.grid(rows, tiles, gate.device)](
+            gradient, gradient if mask is None else mask.contiguous(), gate, up,
+            matrix(tiles.T, block_size, gate.device), both, rows, block_size**-0.5, *tiles,
             block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **_BACKWARD.options(tiles),
         )  # fmt: skip
     return both

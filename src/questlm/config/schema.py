@@ -194,6 +194,11 @@ class QuantSpec(Section):
         default=None,
         description="share of the training over which quantisation is faded in, layer by layer; None: the method's own",
     )
+    backward: Literal["bf16", "float8"] = Field(
+        default="bf16",
+        description="numbers of the product that gives the gradient of a layer's input; float8 is faster on NVIDIA "
+        "GPUs from Hopper on, and not the published method",
+    )
     overrides: dict[str, LayerOverride] = Field(
         default={},
         description="for layers by name or pattern, such as {lm_head: 8, mlp.down: {act_bits: 8}}; the more particular "

@@ -17,7 +17,9 @@ from questlm.ops.encode import (
     Normed,
     codes_in_form,
     encode,
+    encode_many,
     masked_hadamard,
+    masked_hadamard_many,
     norm_encode,
     norm_encode_backward,
     operand_of,
@@ -27,11 +29,11 @@ from questlm.ops.encode import (
 )
 from questlm.ops.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
 from questlm.ops.modules import ResidualNorm, SwiGLU
-from questlm.ops.product import scaled_matmul
+from questlm.ops.product import operand_gradient, scaled_matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
 from questlm.ops.reference.hadamard import autocast_dtype, compute_dtype, without_autocast
-from questlm.ops.reference.matmul import Operand, factor, operand_gradient, operand_values
+from questlm.ops.reference.matmul import Operand, factor, operand_values
 from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.packing import packed_width
 from questlm.ops.reference.quantize import kept_entries, row_scale
@@ -55,11 +57,13 @@ __all__ = [
     "compute_dtype",
     "dequantize",
     "encode",
+    "encode_many",
     "factor",
     "fit_block_size",
     "hadamard",
     "kept_entries",
     "masked_hadamard",
+    "masked_hadamard_many",
     "norm_encode",
     "norm_encode_backward",
     "operand_gradient",

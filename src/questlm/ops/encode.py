@@ -7,6 +7,7 @@ its parts on every other backend. No gradients of their own: `questlm.quant` has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,9 @@ __all__ = [
     "Normed",
     "codes_in_form",
     "encode",
+    "encode_many",
     "masked_hadamard",
+    "masked_hadamard_many",
     "norm_encode",
     "norm_encode_backward",
     "operand_of",
@@ -78,6 +81,22 @@ def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dty
     else:
         codes, step, mask = _quantize.quantize(x, grid, block_size, mask_bound)
     return Encoded(Operand(codes, grid, step), mask)
+
+
+def encode_many(
+    xs: Sequence[Tensor], grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype
+) -> list[Encoded]:
+    """`encode` of each of several matrices (rows, K) of one K, dtype and device; on a GPU in few launches."""
+    if _backend("quantize", xs[0], grid, block_size) != "triton":
+        return [encode(x, grid, block_size, mask_bound, dtype) for x in xs]
+    from questlm.ops.triton.many import quantize_many
+
+    form = _form(xs[0], grid, dtype)
+    parts = quantize_many([x.contiguous() for x in xs], block_size, *_numbers(grid), mask_bound, form)
+    sizes = [len(x) for x in xs]
+    data, step = (part.split(sizes) for part in parts[:2])
+    mask = parts[2].split(sizes) if mask_bound is not None else [parts[2]] * len(xs)
+    return [_encoded(codes, grid, mask_bound) for codes in zip(data, step, mask, strict=True)]
 
 
 def operand_of(data: Tensor, step: Tensor, grid: Grid) -> Operand:
@@ -192,6 +211,37 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
     else:
         rotated = _hadamard.masked_hadamard(gradient, mask, block_size)
     return rotated if rotated.dtype is dtype else rotated.to(dtype)
+
+
+def masked_hadamard_many(gradients: Sequence[Tensor], masks: Sequence[Tensor | None], block_size: int) -> None:
+    """`masked_hadamard` of each of several gradients (rows, K) of one K, dtype and device, in place.
+
+    On a GPU in few launches, where the masks are those that `encode_many` made.
+    """
+    whole = _joined(masks)
+    plain = whole is None or not all(gradient.is_contiguous() for gradient in gradients)
+    if plain or _backend("masked_hadamard", gradients[0], None, block_size) != "triton":
+        for gradient, mask in zip(gradients, masks, strict=True):
+            gradient.copy_(masked_hadamard(gradient, mask, block_size, gradient.dtype))
+        return
+    from questlm.ops.triton.many import masked_hadamard_many as kernel
+
+    assert whole is not None
+    kernel(gradients, whole, block_size)
+
+
+def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """The matrix whose rows, one part after the other, `masks` are; None if they are not all of one."""
+    first = masks[0]
+    base = None if first is None else first._base
+    if base is None or any(mask is None or mask._base is not base for mask in masks):
+        return None
+    offsets, at = [mask.storage_offset() for mask in masks if mask is not None], 0
+    for mask, offset in zip(masks, offsets, strict=True):
+        if mask is None or offset != at:
+            return None
+        at += mask.numel()
+    return base if at == base.numel() else None
 
 
 def _backend(operation: str, x: Tensor, grid: Grid | None, block_size: int) -> str:

@@ -1,7 +1,8 @@
-"""The product of two encoded factors, on the unit that multiplies their codes.
+"""The product of two encoded factors, and its gradients, on the unit that multiplies them.
 
 Which that is, the form of the codes says, and that `questlm.ops.encode` has chosen: float8 levels go to the GPU's
-float8 product, int8 codes to a kernel, all others are multiplied as levels in the dtype of the product.
+float8 product, int8 codes to a kernel, all others are multiplied as levels in the dtype of the product. Gradients are
+products of values in 16 bits, and may be ones of float8.
 """
 
 from __future__ import annotations
@@ -9,22 +10,61 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from questlm.ops.dispatch import float8_products
 from questlm.ops.reference import matmul as _reference
-from questlm.ops.reference.matmul import Operand
+from questlm.ops.reference.hadamard import without_autocast
+from questlm.ops.reference.matmul import Operand, operand_values
 
-__all__ = ["scaled_matmul"]
+__all__ = ["operand_gradient", "scaled_matmul"]
+
+_FLOAT8 = torch.float8_e4m3fn
 
 
 def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     """y = x_q w_q^T from codes, steps and offsets: (tokens, K) and (out, K) -> (tokens, out) of `dtype`."""
     if x.step is not None and w.step is not None and dtype is torch.bfloat16:
         kind = x.data.dtype if x.data.dtype is w.data.dtype else None
-        if kind is torch.float8_e4m3fn and x.data.is_cuda and not x.data.shape[1] % 16 and not len(w.data) % 16:
+        if kind is _FLOAT8 and _takes_float8(x.data, w.data):
             # Fast accumulation is no further from the exact product than its rounding to bf16 (bench_kernels.py).
             return torch._scaled_mm(x.data, w.data.T, x.step, w.step.T, out_dtype=dtype, use_fast_accum=True)
         if kind is torch.int8:
             return _int8_product(x, w, x.step, w.step, dtype)
     return _reference.scaled_matmul(x, w, dtype)
+
+
+def operand_gradient(
+    dy: Tensor, other: Operand, dtype: torch.dtype, out: torch.dtype | None = None, float8: bool = False
+) -> Tensor:
+    """dy b of the other factor's values b: (rows, out) and (out, K) -> (rows, K), computed in `dtype`.
+
+    The gradient of x_q w_q^T with respect to x_q is dy w_q, and with respect to w_q it is dy^T x_q.
+
+    Args:
+        out: dtype of the result; None: `dtype`.
+        float8: compute it of float8 numbers (E4M3) instead, with a scale for each row of dy and each column of b. Where
+            the device has no such product, of the same numbers in `dtype`.
+    """
+    if not float8:
+        return _reference.operand_gradient(dy, other, dtype, out)
+    (a, a_scale), (b, b_scale) = _in_float8(dy), _in_float8(operand_values(other).T)
+    if dtype is torch.bfloat16 and _takes_float8(a, b) and float8_products(a.device):
+        product = torch._scaled_mm(a, b.T, a_scale, b_scale.T, out_dtype=dtype, use_fast_accum=True)
+    else:
+        with without_autocast(dy):
+            product = (a.to(dtype) @ b.to(dtype).T) * a_scale * b_scale.T
+    return product.to(out or dtype)
+
+
+def _in_float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (rows, K) in float8 and their scales (rows, 1) float32; the largest entry of a row becomes float8's."""
+    x = x.float()
+    scale = (x.abs().amax(-1, keepdim=True) / torch.finfo(_FLOAT8).max).clamp_min(torch.finfo(torch.float32).tiny)
+    return (x / scale).to(_FLOAT8).contiguous(), scale
+
+
+def _takes_float8(a: Tensor, b: Tensor) -> bool:
+    """Whether the GPU's float8 product takes (rows, K) and (columns, K) of such shapes."""
+    return a.is_cuda and not a.shape[1] % 16 and not len(b) % 16
 
 
 def _int8_product(x: Operand, w: Operand, x_step: Tensor, w_step: Tensor, dtype: torch.dtype) -> Tensor:

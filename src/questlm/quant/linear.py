@@ -117,6 +117,10 @@ class FakeQuantLinear(nn.Linear):
         return ops.hadamard(ops.operand_values(self.quantized_weight()), self.block_size).to(self.weight.dtype)
 
     @property
+    def _float8(self) -> bool:
+        return self.spec.backward == "float8"
+
+    @property
     def holds(self) -> bool:
         """Whether the weight's codes can be kept for a whole optimizer step."""
         return type(self) is FakeQuantLinear and type(self.weight_quantizer) is DynamicQuantizer and not self.blending
@@ -152,8 +156,8 @@ class FakeQuantLinear(nn.Linear):
         dtype = ops.autocast_dtype(rows.carrier) or self.weight.dtype
         weight = self.weight_rows(ops.compute_dtype(dtype))
         if self.defers:
-            return Pending(rows, weight)
-        return self._with_bias(product(rows, weight, ops.compute_dtype(dtype)), dtype)
+            return Pending(rows, weight, self._float8)
+        return self._with_bias(product(rows, weight, ops.compute_dtype(dtype), self._float8), dtype)
 
     def _with_bias(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         return (y if self.bias is None else y + self.bias.to(y.dtype)).to(dtype)
@@ -178,7 +182,8 @@ class FakeQuantLinear(nn.Linear):
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.held is not None:
-            return product(encode_rows(x, self.act_quantizer, self.block_size, dtype), self.weight_rows(dtype), dtype)
+            rows = encode_rows(x, self.act_quantizer, self.block_size, dtype)
+            return product(rows, self.weight_rows(dtype), dtype, self._float8)
         return self._quantized_product(x, self.weight, self.weight_quantizer, dtype)
 
     def _quantized_product(self, x: Tensor, w: Tensor, quantizer: Quantizer | None, dtype: torch.dtype) -> Tensor:
@@ -186,7 +191,7 @@ class FakeQuantLinear(nn.Linear):
         if self.blending:
             return self._blended_product(x, w, (self.act_quantizer, quantizer), dtype)
         x_rows = encode_rows(x, self.act_quantizer, self.block_size, dtype)
-        return product(x_rows, encode_rows(w, quantizer, self.block_size, dtype), dtype)
+        return product(x_rows, encode_rows(w, quantizer, self.block_size, dtype), dtype, self._float8)
 
     def _blended_product(
         self, x: Tensor, w: Tensor, factors: tuple[Quantizer | None, Quantizer | None], dtype: torch.dtype

@@ -75,7 +75,7 @@ def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: Dynamic
     if isinstance(gate, Pending) and isinstance(up, Pending):
         x, compute_dtype = gate.rows, ops.compute_dtype(dtype)
         data, step, carrier = _GateUpEncode.apply(
-            _flat(x), gate.weight.carrier, up.weight.carrier, settings, compute_dtype,
+            _flat(x), gate.weight.carrier, up.weight.carrier, settings, compute_dtype, gate.float8,
             *_forms(x, gate.weight, up.weight),
         )  # fmt: skip
         shape = (*x.shape[:-1], carrier.shape[-1])
@@ -86,9 +86,12 @@ def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: Dynamic
     return Rows(ops.operand_of(data, step, grid), carrier.view(shape))
 
 
-def product(x: Rows, w: Rows, dtype: torch.dtype) -> Tensor:
-    """y = x_q w_q^T of x (..., K) and w (out, K): (..., out) of `dtype`, computed from codes."""
-    y: Tensor = _Product.apply(_flat(x), w.carrier, dtype, *_forms(x, w))
+def product(x: Rows, w: Rows, dtype: torch.dtype, float8: bool = False) -> Tensor:
+    """y = x_q w_q^T of x (..., K) and w (out, K): (..., out) of `dtype`, computed from codes.
+
+    `float8` is about the gradient of x (`ops.operand_gradient`).
+    """
+    y: Tensor = _Product.apply(_flat(x), w.carrier, dtype, float8, *_forms(x, w))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -97,11 +100,12 @@ class Pending(NamedTuple):
 
     rows: Rows
     weight: Rows
+    float8: bool
 
     def computed(self) -> Tensor:
         """The product itself, (..., out)."""
         dtype = ops.autocast_dtype(self.rows.carrier) or self.weight.carrier.dtype
-        return product(self.rows, self.weight, ops.compute_dtype(dtype)).to(dtype)
+        return product(self.rows, self.weight, ops.compute_dtype(dtype), self.float8).to(dtype)
 
 
 def _flat(x: Rows) -> Tensor:
@@ -130,9 +134,11 @@ class _Product(torch.autograd.Function):
     """y = x_q w_q^T of (tokens, K) and (out, K); the gradients dy w_q and dy^T x_q go to the carriers."""
 
     @staticmethod
-    def forward(ctx: Any, x_carrier: Tensor, w_carrier: Tensor, dtype: torch.dtype, *forms: Any) -> Tensor:
+    def forward(
+        ctx: Any, x_carrier: Tensor, w_carrier: Tensor, dtype: torch.dtype, float8: bool, *forms: Any
+    ) -> Tensor:
         saved = _Saved(forms)
-        ctx.grids, ctx.dtypes = saved.grids, (x_carrier.dtype, w_carrier.dtype, dtype)
+        ctx.grids, ctx.dtypes, ctx.float8 = saved.grids, (x_carrier.dtype, w_carrier.dtype, dtype), float8
         ctx.save_for_backward(*saved.tensors)
         x, w = saved.operands(saved.grids, saved.tensors)
         with without_autocast(x_carrier):  # every dtype is chosen, none left to autocast
@@ -144,9 +150,9 @@ class _Product(torch.autograd.Function):
         x_dtype, w_dtype, dtype = ctx.dtypes
         needs_x, needs_w = ctx.needs_input_grad[:2]
         with without_autocast(x.data):
-            dx = ops.operand_gradient(gradients[0], w, dtype, x_dtype) if needs_x else None
+            dx = ops.operand_gradient(gradients[0], w, dtype, x_dtype, ctx.float8) if needs_x else None
             dw = ops.operand_gradient(gradients[0].T, x, dtype, w_dtype) if needs_w else None
-        return dx, dw, *[None] * 9
+        return dx, dw, *[None] * 10
 
 
 _Settings = tuple[Grid, int, float | None, torch.dtype]
@@ -243,7 +249,7 @@ class _GateUpEncode(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_carrier: Tensor, gate_carrier: Tensor, up_carrier: Tensor, settings: _Settings,
-        compute_dtype: torch.dtype, *forms: Any,
+        compute_dtype: torch.dtype, float8: bool, *forms: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         grid, block_size, mask_bound, dtype = settings
         saved = _Saved(forms)
@@ -253,7 +259,7 @@ class _GateUpEncode(torch.autograd.Function):
             bound = mask_bound if any(ctx.needs_input_grad) else None
             encoded = ops.swiglu_encode(gate, up, grid, block_size, bound, dtype)
         ctx.save_for_backward(encoded.mask, gate, up, *saved.tensors)
-        ctx.grids, ctx.block_size = saved.grids, block_size
+        ctx.grids, ctx.block_size, ctx.float8 = saved.grids, block_size, float8
         ctx.dtypes = (x_carrier.dtype, gate_carrier.dtype, compute_dtype)
         return _outputs(ctx, encoded.operand, gate.shape, dtype)
 
@@ -267,11 +273,11 @@ class _GateUpEncode(torch.autograd.Function):
             dx = dw = None
             if ctx.needs_input_grad[0]:
                 values = torch.cat([ops.operand_values(w).to(dtype) for w in ws])
-                dx = ops.operand_gradient(dy, Operand(values), dtype, x_dtype)
+                dx = ops.operand_gradient(dy, Operand(values), dtype, x_dtype, ctx.float8)
             if any(ctx.needs_input_grad[1:3]):
                 dw = ops.operand_gradient(dy.T, x, dtype, w_dtype)
         dws = (None, None) if dw is None else dw.chunk(2)
-        return dx, *dws, *[None] * 14
+        return dx, *dws, *[None] * 15
 
 
 def _outputs(ctx: Any, operand: Operand, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

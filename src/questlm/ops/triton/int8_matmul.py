@@ -47,7 +47,7 @@ def _int8_matmul(
         if INTERPRETED:  # whose product of int8 is int8
             total += tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee").to(tl.int32)
         else:
-            total = tl.dot(a, b, acc=total)
+            total = tl.dot(a, b, acc=total, out_dtype=tl.int32)
     a_sum = tl.load(a_sum_ptr + row, mask=row_inside, other=0)
     b_sum = tl.load(b_sum_ptr + column, mask=column_inside, other=0)
     halves = (a_sum[:, None] + b_sum[None, :]).to(tl.float32) * 0.5 + k * 0.25

@@ -140,8 +140,13 @@ def test_unfused_and_while_nothing_is_faded_in() -> None:
 
 
 def test_each_weight_is_quantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, encode, shapes = make(QuantSpec()), ops.encode, []
-    monkeypatch.setattr(ops, "encode", lambda x, *rest: shapes.append(tuple(x.shape)) or encode(x, *rest))
+    model, encode_many, encode, shapes = make(QuantSpec()), ops.encode_many, ops.encode, []
+
+    def count(xs: list[torch.Tensor]) -> None:
+        shapes.extend(tuple(x.shape) for x in xs)
+
+    monkeypatch.setattr(ops, "encode_many", lambda xs, *rest: count(xs) or encode_many(xs, *rest))
+    monkeypatch.setattr(ops, "encode", lambda x, *rest: count([x]) or encode(x, *rest))
     weights = [tuple(layer.weight.shape) for layer in quantized_layers(model).values()]
     step(model, 3, held=True)
     assert sorted(shape for shape in shapes if shape in weights) == sorted(weights)

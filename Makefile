@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-dev
 GPU_JOBS ?= 6
 TEST_OPTIONS ?= $(shell $(PYTHON) -c 'import importlib.util as u; print("-n $(GPU_JOBS)" * bool(u.find_spec("xdist")))')
 test-gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu tests/gpu $(TEST_OPTIONS)
+	PYTHONPATH=src $(PYTHON) -m pytest -q -p no:benchmark -m gpu tests/gpu $(TEST_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -230,7 +230,10 @@ def opcheck_cases(device: str) -> dict[str, tuple]:
     x, gain, step, unit = draw(3, 64, device), torch.rand(64), 0.4, torch.randn(3, 64, device=device).bfloat16()
     gain, mask, rstd = gain.to(device), draw_mask(3, 64, device), torch.rand(3, 1, device=device)
     narrow = x.bfloat16()
+    codes = [torch.randint(-128, 128, (rows, 32), dtype=torch.int8, device=device) for rows in (5, 16)]
+    of_codes = (*(torch.rand(len(m), 1, device=device) for m in codes), *(m.sum(-1, dtype=torch.int32) for m in codes))
     return {
+        "int8_matmul": (*codes, *of_codes, torch.bfloat16),
         "quantize": (x, 32, 16, step, 8.0, "uint8"),
         "quantize-float8": (narrow, 1, 4, step, None, "float8"),
         "masked_hadamard": (x, mask, 32, torch.bfloat16),

@@ -335,7 +335,10 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: RunConfig,
 def _processes(parent: int) -> list[Any]:
     found = []
     for child in psutil.Process(parent).children(recursive=True):
-        child.info = {"environ": child.environ()}  # type: ignore[attr-defined]
+        try:
+            child.info = {"environ": child.environ()}  # type: ignore[attr-defined]
+        except (psutil.Error, ProcessLookupError):  # a short-lived one, gone by now
+            continue
         if "RANK" in child.info["environ"]:
             found.append(child)
     return found

@@ -110,6 +110,8 @@ class _Hadamard(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, block_size: int) -> Tensor:
+    if not x.is_cuda:  # where kernels are made for float32
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
     return masked_hadamard(x.reshape(-1, x.shape[-1]), None, block_size).view(x.shape)
 
 

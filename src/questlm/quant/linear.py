@@ -123,7 +123,8 @@ class FakeQuantLinear(nn.Linear):
     @property
     def holds(self) -> bool:
         """Whether the weight's codes can be kept for a whole optimizer step."""
-        return type(self) is FakeQuantLinear and type(self.weight_quantizer) is DynamicQuantizer and not self.blending
+        quantizes = self.quantized and not self.blending
+        return quantizes and type(self) is FakeQuantLinear and type(self.weight_quantizer) is DynamicQuantizer
 
     def forward(self, input: Tensor | Rows) -> Tensor | Pending:  # type: ignore[override]
         """y = x_q w_q^T + b, of a tensor or of rows that a norm or an activation before this layer has quantised."""

@@ -57,14 +57,3 @@ def test_float8_levels_and_codes_are_one(levels: int) -> None:
     codes = torch.arange(levels, dtype=torch.uint8).view(1, -1)
     form = ops.codes_in_form(codes, grid, torch.float8_e4m3fn)
     assert torch.equal(ops.plain_codes(form, grid), codes)
-
-
-def test_the_operator_keeps_its_contract() -> None:
-    from questlm.ops.triton import operators
-
-    a, b = (torch.randint(-128, 128, (n, 32), dtype=torch.int8) for n in (5, 16))
-    steps, sums = (torch.rand(len(m), 1) for m in (a, b)), (m.sum(-1, dtype=torch.int32) for m in (a, b))
-    torch.library.opcheck(operators.int8_matmul, (a, b, *steps, *sums, torch.bfloat16), test_utils=OPCHECKS)
-
-
-OPCHECKS = ("test_schema", "test_faketensor")

@@ -144,7 +144,12 @@ def smoke_steps(data: Path) -> list[Step]:
 def _tests(seconds: float, *options: str) -> Step:
     """What `make test-gpu` runs; compiling is most of it, so several processes where pytest-xdist is there."""
     several = ("-n", "6") if importlib.util.find_spec("xdist") and not options else options
-    return Step("tests", "tests", (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", *several), seconds)
+    return Step(
+        "tests",
+        "tests",
+        (sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-m", "gpu", "tests/gpu", *several),
+        seconds,
+    )
 
 
 def _gpu() -> str:

@@ -140,18 +140,28 @@ def write_codes(
         data = (level + (LEVELS - 1) / 2).to(tl.uint8)
     tl.store(data_ptr + offsets_of(index, T), data, mask=inside[:, None])
     tl.store(step_ptr + index // NB, step, mask=inside & (index % NB == 0))
-    if HAS_MASK:  # eight neighbours to a byte, lowest first, by a product with the powers of two
-        near = tl.where(tl.abs(steps) <= bound, 1.0, 0.0)
-        column = tl.arange(0, T)[:, None]
-        powers = tl.where(column // 8 == tl.arange(0, 16)[None, :], (1 << (column % 8)).to(tl.float32), 0.0)
+    if HAS_MASK:
+        _store_mask(tl.abs(steps) <= bound, mask_ptr, index, inside, P, T)
+
+
+@triton.jit
+def _store_mask(near, mask_ptr, index, inside, P: tl.constexpr, T: tl.constexpr):
+    """Write truth values (P, T) as bits, eight neighbours to a byte, lowest first.
+
+    In large tiles by a product with the powers of two, which leaves sums across threads to the tensor cores; in small
+    ones, whose product would need its factor in another layout, by shifting and adding.
+    """
+    columns = tl.arange(0, 16)
+    if P < 64:
+        bits = tl.reshape(near.to(tl.int32), (P, T // 8, 8)) << tl.arange(0, 8)[None, None, :]
+        tl.store(mask_ptr + offsets_of(index, T // 8), tl.sum(bits, axis=2).to(tl.uint8), mask=inside[:, None])
+    else:
+        entry = tl.arange(0, T)[:, None]
         for part in tl.static_range(0, T // 8, 16):
-            if T > 128:
-                powers = tl.where(
-                    column // 8 - part == tl.arange(0, 16)[None, :], (1 << (column % 8)).to(tl.float32), 0.0
-                )
-            at = index.to(tl.int64)[:, None] * (T // 8) + part + tl.arange(0, 16)[None, :]
-            within = inside[:, None] & (part + tl.arange(0, 16)[None, :] < T // 8)
-            tl.store(mask_ptr + at, product(near, powers).to(tl.uint8), mask=within)
+            powers = tl.where(entry // 8 == part + columns[None, :], (1 << (entry % 8)).to(tl.float32), 0.0)
+            at = index.to(tl.int64)[:, None] * (T // 8) + part + columns[None, :]
+            within = inside[:, None] & (part + columns < T // 8)[None, :]
+            tl.store(mask_ptr + at, product(tl.where(near, 1.0, 0.0), powers).to(tl.uint8), mask=within)
 
 
 @triton.jit

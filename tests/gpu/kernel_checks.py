@@ -149,6 +149,7 @@ def check_norm(
     else:
         exact_stream, reference_stream = exact_stream + delta.double(), x + delta
         check_no_worse(stream, reference_stream, exact_stream, spare(device, stream_dtype))
+        exact_stream, reference_stream = stream.double(), stream  # what is normed is what is stored
     exact, exact_unit, exact_rstd = reference_fused.norm(exact_stream, gain.double(), EPS, torch.float64)
     # Entries that were rounded to sixteen bits before they were rotated.
     slack = 0.0 if dtype is torch.float32 else 0.04

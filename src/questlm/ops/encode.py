@@ -92,7 +92,8 @@ def encode_many(
     from questlm.ops.triton.many import quantize_many
 
     form = _form(xs[0], grid, dtype)
-    parts = quantize_many([x.contiguous() for x in xs], block_size, *_numbers(grid), mask_bound, form)
+    with torch.cuda.device_of(xs[0]):
+        parts = quantize_many([x.contiguous() for x in xs], block_size, *_numbers(grid), mask_bound, form)
     sizes = [len(x) for x in xs]
     data, step = (part.split(sizes) for part in parts[:2])
     mask = parts[2].split(sizes) if mask_bound is not None else [parts[2]] * len(xs)
@@ -132,7 +133,7 @@ def norm_encode(
         x, delta: (rows, K), the residual stream and what is added to it, or None; gain: (K,).
         trains: whether `unit` and `rstd` are needed; without, they may be empty.
     """
-    if _backend("norm_quantize", x, grid, block_size) == "triton":
+    if dtype is not torch.float16 and _backend("norm_quantize", x, grid, block_size) == "triton":
         from questlm.ops.triton import operators as triton
 
         form = _form(x, grid, dtype)
@@ -173,7 +174,7 @@ def swiglu_encode(
     gate: Tensor, up: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype
 ) -> Encoded:
     """`encode` of silu(gate) * up, rounded to `dtype`; gate and up are (rows, K)."""
-    if _backend("swiglu_quantize", gate, grid, block_size) == "triton":
+    if dtype is not torch.float16 and _backend("swiglu_quantize", gate, grid, block_size) == "triton":
         from questlm.ops.triton import operators as triton
 
         form = _form(gate, grid, dtype)
@@ -227,7 +228,8 @@ def masked_hadamard_many(gradients: Sequence[Tensor], masks: Sequence[Tensor | N
     from questlm.ops.triton.many import masked_hadamard_many as kernel
 
     assert whole is not None
-    kernel(gradients, whole, block_size)
+    with torch.cuda.device_of(gradients[0]):
+        kernel(gradients, whole, block_size)
 
 
 def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:

@@ -29,7 +29,14 @@ def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
             return torch._scaled_mm(x.data, w.data.T, x.step, w.step.T, out_dtype=dtype, use_fast_accum=True)
         if kind is torch.int8:
             return _int8_product(x, w, x.step, w.step, dtype)
-    return _reference.scaled_matmul(x, w, dtype)
+    return _reference.scaled_matmul(_as_levels(x, dtype), _as_levels(w, dtype), dtype)
+
+
+def _as_levels(operand: Operand, dtype: torch.dtype) -> Operand:
+    """int8 codes as the levels half above them, which 16-bit products take exactly; others as they are."""
+    if operand.data.dtype is not torch.int8:
+        return operand
+    return Operand(operand.data.to(dtype) + 0.5, None, operand.step)
 
 
 def operand_gradient(

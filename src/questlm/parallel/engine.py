@@ -96,7 +96,9 @@ def holding_weights(model: nn.Module, engine: Engine) -> AbstractContextManager[
 
     Enter it with autocast as in the passes; gradients are whole behind it.
     """
-    return sent_weights(model) if engine == "fsdp" else held_weights(model)
+    if engine == "fsdp":
+        return sent_weights(model)
+    return held_weights(model, through_parameters=engine == "ddp")  # DDP watches the parameters themselves
 
 
 @contextmanager

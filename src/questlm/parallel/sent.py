@@ -15,6 +15,7 @@ FSDP2 asks a parameter's own tensor what to gather (`fsdp_pre_all_gather`) and w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -44,8 +45,11 @@ def send_narrow(model: nn.Module, processes: int, dtype: torch.dtype) -> None:
         processes: among whom it will be cut. A weight whose rows they cannot share equally goes as it is.
         dtype: what products are computed in.
     """
+    uses = Counter(id(weight) for module in model.modules() if (weight := module._parameters.get("weight")) is not None)
     for module in model.modules():
         weight = module._parameters.get("weight")
+        if uses[id(weight)] > 1:  # a tied head: what stands in its place would be two
+            continue
         if weight is None or weight.ndim != 2 or weight.shape[0] % processes or type(weight) is not nn.Parameter:
             continue
         if isinstance(module, FakeQuantLinear):
@@ -164,7 +168,7 @@ class _Sender:
             data = held.operand.data
         with _preserve_version(data):  # as FSDP does where it fills tensors again
             data.copy_(ops.codes_in_form(codes, grid, data.dtype))
-        self.layer.held = HeldWeight(ops.operand_of(data, step, grid), None, self.dtype)
+        self.layer.held = HeldWeight(ops.operand_of(data, step, grid), None, self.dtype, None)
 
     def _encoded(self, rows: Tensor, mask_bound: float | None) -> Encoded:
         rows = _plain(rows)

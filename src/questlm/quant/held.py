@@ -2,19 +2,18 @@
 
 Between two optimizer steps weights do not change, and so neither do their codes nor the mask of their gradient. Inside
 `held_weights` all forward passes use codes made once at its beginning; the gradients dy^T x_q add up in the rotated
-domain in `weight.grad`, and at the end are masked and rotated back, once: dw = IHT(M * sum dy^T x_q). With n
-micro-batches that saves n - 1 quantisations and n - 1 inverse transforms of every weight; the result is the same, up to
-the order of summation.
+domain, in a leaf that stands for the weight, and at the end are masked and rotated back, once, into `weight.grad`:
+dw = IHT(M * sum dy^T x_q). With n micro-batches that saves n - 1 quantisations and n - 1 inverse transforms of every
+weight; the result is the same, up to the order of summation.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from questlm import ops
 from questlm.quant.linear import FakeQuantLinear, HeldWeight
@@ -24,33 +23,38 @@ __all__ = ["held_weights"]
 
 
 @contextmanager
-def held_weights(model: nn.Module) -> Iterator[None]:
+def held_weights(model: nn.Module, through_parameters: bool = False) -> Iterator[None]:
     """Quantise the weights of `model` now and keep their codes inside the block; gradients are whole behind it.
 
-    Enter it with autocast as in the forward passes. Layers whose weights are quantised in a way that learns, or not at
-    all, or that share a weight, are left alone.
+    Enter it with autocast as in the forward passes, and do the backward passes inside too. Layers whose weights are
+    quantised in a way that learns, or not at all, are left alone.
+
+    Args:
+        through_parameters: let gradients gather in `weight.grad` itself, for those who watch it (DDP). No weight may
+            have a gradient yet then, nor get one from anything but its layer.
 
     Raises:
         RuntimeError: a weight has a gradient already, which would mix with those of the block.
     """
-    quantized = [layer for layer in model.modules() if isinstance(layer, FakeQuantLinear)]
-    uses = Counter(id(layer.weight) for layer in quantized)  # a shared weight's gradient is not of one layer alone
-    layers = [layer for layer in quantized if layer.holds and uses[id(layer.weight)] == 1]
-    for layer in layers:
-        if layer.weight.grad is not None:
-            raise RuntimeError("held_weights needs weights without a gradient; call optimizer.zero_grad() first")
+    layers = [layer for layer in model.modules() if isinstance(layer, FakeQuantLinear) and layer.holds]
+    if through_parameters and any(layer.weight.grad is not None for layer in layers):
+        raise RuntimeError(
+            "held_weights(through_parameters=True) needs weights without a gradient; call "
+            "optimizer.zero_grad(set_to_none=True) first"
+        )
+    groups = _alike(layers)
     try:
-        for alike in _alike(layers):
-            _hold(alike)
+        for group in groups:
+            _hold(group, through_parameters)
         yield
+        for group in groups:
+            _bring_back(group)
     finally:
-        for alike in _alike([layer for layer in layers if layer.held is not None]):
-            _bring_back(alike)
         for layer in layers:
-            layer.held = None
+            _release(layer)
 
 
-def _alike(layers: list[FakeQuantLinear]) -> Iterable[list[FakeQuantLinear]]:
+def _alike(layers: list[FakeQuantLinear]) -> list[list[FakeQuantLinear]]:
     """The layers in groups that can be quantised together."""
     groups: dict[object, list[FakeQuantLinear]] = {}
     for layer in layers:
@@ -59,11 +63,11 @@ def _alike(layers: list[FakeQuantLinear]) -> Iterable[list[FakeQuantLinear]]:
         rounding = (quantizer.grid, quantizer.mask_bound, layer.block_size)
         key = (*rounding, weight.shape[1], weight.dtype, weight.device, weight.requires_grad)
         groups.setdefault(key, []).append(layer)
-    return groups.values()
+    return list(groups.values())
 
 
 @torch.no_grad()
-def _hold(layers: list[FakeQuantLinear]) -> None:
+def _hold(layers: list[FakeQuantLinear], through_parameters: bool) -> None:
     first, quantizer = layers[0], layers[0].weight_quantizer
     assert isinstance(quantizer, DynamicQuantizer)
     dtype = ops.compute_dtype(ops.autocast_dtype(first.weight) or first.weight.dtype)
@@ -72,12 +76,35 @@ def _hold(layers: list[FakeQuantLinear]) -> None:
         weights = [layer.weight for layer in layers]
         encoded = ops.encode_many(weights, quantizer.grid, first.block_size, bound, dtype)
     for layer, (operand, mask) in zip(layers, encoded, strict=True):
-        layer.held = HeldWeight(operand, mask, dtype)
+        weight = layer.weight
+        carrier = None if through_parameters else weight.detach().requires_grad_(weight.requires_grad)
+        layer.held = HeldWeight(operand, mask, dtype, carrier)
 
 
 @torch.no_grad()
-def _bring_back(layers: list[FakeQuantLinear]) -> None:
-    reached = [(layer.weight.grad, layer.held.mask) for layer in layers if layer.held and layer.weight.grad is not None]
-    if reached:
-        gradients, masks = zip(*reached, strict=True)
-        ops.masked_hadamard_many(gradients, masks, layers[0].block_size)
+def _bring_back(layers: Iterable[FakeQuantLinear]) -> None:
+    reached = []
+    for layer in layers:
+        assert layer.held is not None
+        gradient = (layer.weight if layer.held.carrier is None else layer.held.carrier).grad
+        if gradient is not None:
+            reached.append((layer, gradient, layer.held.mask))
+    if not reached:
+        return
+    _, gradients, masks = zip(*reached, strict=True)
+    ops.masked_hadamard_many(gradients, masks, reached[0][0].block_size)
+    for layer, gradient, _ in reached:
+        if layer.weight.grad is None:
+            layer.weight.grad = gradient
+        elif layer.weight.grad is not gradient:
+            layer.weight.grad += gradient
+
+
+def _release(layer: FakeQuantLinear) -> None:
+    held, layer.held = layer.held, None
+    if held is not None and held.carrier is not None and held.carrier.requires_grad:
+        held.carrier.register_hook(_too_late)
+
+
+def _too_late(gradient: Tensor) -> None:
+    raise RuntimeError("a backward pass through held weights came after their block; do it inside held_weights")

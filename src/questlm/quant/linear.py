@@ -28,11 +28,18 @@ _NORM_EPS = 1e-5
 
 
 class HeldWeight(NamedTuple):
-    """A weight's codes for one optimizer step, the mask of its gradient, and the dtype of the products they are for."""
+    """A weight's codes for one optimizer step.
+
+    Attributes:
+        operand, mask: codes, and bits of the entries whose gradient passes.
+        dtype: of the products that they are for.
+        carrier: takes the gradient in the rotated domain (`questlm.quant.rows`); None: the layer's weight does.
+    """
 
     operand: Operand
     mask: Tensor | None
     dtype: torch.dtype
+    carrier: Tensor | None
 
 
 class FakeQuantLinear(nn.Linear):
@@ -142,7 +149,7 @@ class FakeQuantLinear(nn.Linear):
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
 
     def _dense(self, input: Tensor) -> Tensor:
-        if self.held is not None and torch.is_grad_enabled() and self.weight.requires_grad:
+        if self.held is not None and self.held.carrier is None and torch.is_grad_enabled():
             raise RuntimeError(
                 "a dense pass inside held_weights would leave its gradient masked and rotated; do it outside, or under "
                 "torch.no_grad()"
@@ -172,7 +179,7 @@ class FakeQuantLinear(nn.Linear):
                 f"weights are held for products in {self.held.dtype}, but this forward pass computes in {dtype}; "
                 "enter held_weights with autocast as in the forward passes"
             )
-        return Rows(self.held.operand, self.weight)
+        return Rows(self.held.operand, self.weight if self.held.carrier is None else self.held.carrier)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.label}, block_size={self.block_size}"

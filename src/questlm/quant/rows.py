@@ -81,7 +81,7 @@ def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: Dynamic
         shape = (*x.shape[:-1], carrier.shape[-1])
     else:
         gate, up = (each.computed() if isinstance(each, Pending) else each for each in (gate, up))
-        data, step, carrier = _SwiGLUEncode.apply(gate.flatten(0, -2), up.flatten(0, -2), settings)
+        data, step, carrier = _SwiGLUEncode.apply(*(each.reshape(-1, each.shape[-1]) for each in (gate, up)), settings)
         shape = tuple(gate.shape)
     return Rows(ops.operand_of(data, step, grid), carrier.view(shape))
 
@@ -242,7 +242,7 @@ class _SwiGLUEncode(torch.autograd.Function):
 class _GateUpEncode(torch.autograd.Function):
     """Rows and the weights of gate and up -> data, step and carrier of silu(gate) * up.
 
-    As `_Products` and `_SwiGLUEncode` one after the other; but what comes back through the activation is one tensor, as
+    As `_Product` and `_SwiGLUEncode` one after the other; but what comes back through the activation is one tensor, as
     the two weights' product takes it.
     """
 

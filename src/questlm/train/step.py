@@ -8,7 +8,7 @@ is recorded once as a CUDA graph and played back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -18,7 +18,8 @@ from questlm.config import TrainConfig
 from questlm.errors import ConfigError
 from questlm.models import Llama
 from questlm.parallel import Engine, clip_gradients, gradient_exchange, holding_weights
-from questlm.quant import quantized_layers
+from questlm.quant import FakeQuantLinear, Quantizer, quantized_layers
+from questlm.quant.quantizers import DynamicQuantizer
 from questlm.train.device import autocast
 from questlm.train.optim import set_learning_rate
 
@@ -47,8 +48,14 @@ def should_record(train: TrainConfig, model: Llama, engine: Engine, device: torc
         obstacle = "quantisation is faded in, so that steps are not alike"
     if train.cuda_graphs == "on" and obstacle:
         raise ConfigError(f"train.cuda_graphs is 'on', but {obstacle}; use 'auto' or 'off'")
-    small = model.config.block_parameters < _LAUNCH_BOUND
-    return obstacle is None and (train.cuda_graphs == "on" or (train.cuda_graphs == "auto" and small))
+    # What learns may look at its tensors from the CPU, which a graph cannot record.
+    alike = all(type(q) in (DynamicQuantizer, type(None)) for m in quantized_layers(model).values() for q in _both(m))
+    worth = alike and model.config.block_parameters < _LAUNCH_BOUND
+    return obstacle is None and (train.cuda_graphs == "on" or (train.cuda_graphs == "auto" and worth))
+
+
+def _both(layer: FakeQuantLinear) -> tuple[Quantizer | None, Quantizer | None]:
+    return layer.weight_quantizer, layer.act_quantizer
 
 
 class TrainStep:
@@ -121,11 +128,13 @@ class TrainStep:
         return total, norm
 
 
+_Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class _Recorded:
     """A step recorded on one batch, which it does not learn from, and played back on others of its shape."""
 
-    def __init__(self, step: object, inputs: Tensor, targets: Tensor, device: torch.device) -> None:
-        assert callable(step)
+    def __init__(self, step: _Step, inputs: Tensor, targets: Tensor, device: torch.device) -> None:
         self._batch = [torch.empty(part.shape, dtype=part.dtype, device=device) for part in (inputs, targets)]
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # what plain steps left there, the graph cannot use

@@ -116,6 +116,10 @@ def test_a_mask_that_lets_everything_pass_is_caught(tiny: RunConfig, tmp_path: P
 
     original = ops.masked_hadamard
     monkeypatch.setattr(ops, "masked_hadamard", lambda gradient, mask, *rest: original(gradient, None, *rest))
+    many = ops.masked_hadamard_many
+    monkeypatch.setattr(
+        ops, "masked_hadamard_many", lambda gradients, masks, *rest: many(gradients, [None] * len(masks), *rest)
+    )
     with pytest.raises(TrainingError, match="trust mask is not in effect"):
         train(tiny, tmp_path / "run")
 

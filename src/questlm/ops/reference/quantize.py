@@ -11,6 +11,8 @@ from questlm.ops.grid import Grid
 from questlm.ops.reference.hadamard import hadamard
 from questlm.ops.reference.packing import pack
 
+_CONSTANTS: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
+
 __all__ = ["dequantize", "kept_entries", "levels", "quantize", "row_scale", "to_codes"]
 
 
@@ -67,7 +69,7 @@ def to_codes(rotated: Tensor, step: Tensor, grid: Grid) -> Tensor:
     smallest = torch.finfo(step.dtype).tiny  # a row of zeros has step 0; its codes are then arbitrary but defined
     steps = rotated / step.clamp_min(smallest)
     if grid.table is not None:
-        edges = torch.tensor([(a + b) / 2 for a, b in pairwise(grid.table)], dtype=steps.dtype, device=steps.device)
+        edges = _constants(tuple((a + b) / 2 for a, b in pairwise(grid.table)), steps.dtype, steps.device)
         return torch.bucketize(steps, edges).to(torch.uint8)
     fraction = grid.zero_point % 1
     index = torch.round(steps + fraction) + (grid.zero_point - fraction)
@@ -93,7 +95,7 @@ def kept_entries(rotated: Tensor, group: int) -> Tensor:
 def levels(codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
     """Codes as multiples of the step. Half-integers and integers up to 127.5 are exact in bfloat16 and wider."""
     if grid.table is not None:
-        return torch.tensor(grid.table, dtype=dtype, device=codes.device)[codes.int()]
+        return _constants(grid.table, dtype, codes.device)[codes.int()]
     values = codes.to(dtype) - grid.zero_point
     return values.masked_fill(codes == grid.levels, 0) if grid.group else values
 
@@ -101,3 +103,17 @@ def levels(codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
 def dequantize(codes: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """Values in the rotated domain: (rows, K), of the step's dtype."""
     return levels(codes, grid, step.dtype) * step
+
+
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device; copied there once, because a CUDA graph cannot record a copy from the CPU."""
+    if torch.compiler.is_compiling():  # the compiler makes them part of its code, and traces no cache
+        return torch.tensor(values, dtype=dtype, device=device)
+    key = (values, dtype, device)
+    if key in _CONSTANTS:
+        return _CONSTANTS[key]
+    with torch.inference_mode(False):  # an inference tensor could not be used for training later
+        constants = torch.tensor(values, dtype=dtype, device=device)
+    if type(constants) is Tensor:  # a fake tensor, made while tracing, must not outlive the trace
+        _CONSTANTS[key] = constants
+    return constants

@@ -44,7 +44,9 @@ def _norm_quantize(
         x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
         if HAS_DELTA:
             x += tl.load(delta_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
-            tl.store(stream_ptr + offsets, x.to(stream_ptr.dtype.element_ty), mask=inside[:, None])
+            stream = x.to(stream_ptr.dtype.element_ty)
+            tl.store(stream_ptr + offsets, stream, mask=inside[:, None])
+            x = stream.to(tl.float32)  # what is normed is what is stored
         rstd = 1.0 / tl.sqrt(row_sums(tl.sum(x * x, axis=1), NB, R, P) / (NB * T) + eps)
         unit = x * rstd[:, None]
         y = unit * gain
@@ -108,7 +110,8 @@ def norm_quantize(
     x, gain = x.contiguous(), gain.contiguous()
     rows, k = x.shape
     tiles = _FORWARD.tiles(k, block_size)
-    stream = x.new_empty((rows, k) if delta is not None else (0,))
+    dtype_of_stream = x.dtype if delta is None else torch.promote_types(x.dtype, delta.dtype)
+    stream = x.new_empty((rows, k) if delta is not None else (0,), dtype=dtype_of_stream)
     data = x.new_empty((rows, k), dtype=FORMS[form])
     step = x.new_empty((rows, 1), dtype=torch.float32)
     mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)

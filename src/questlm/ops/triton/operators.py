@@ -52,7 +52,8 @@ def _fake_norm_quantize(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     unit = x.new_empty(x.shape if trains else (0,), dtype=dtype)
     rstd = x.new_empty((len(x), 1) if trains else (0,), dtype=torch.float32)
-    return x.new_empty(x.shape if delta is not None else (0,)), *_codes_like(x, mask_bound, form), unit, rstd
+    stream = x.new_empty(0) if delta is None else x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, delta.dtype))
+    return stream, *_codes_like(x, mask_bound, form), unit, rstd
 
 
 def _fake_norm_quantize_backward(

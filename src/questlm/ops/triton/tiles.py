@@ -34,12 +34,12 @@ def tiles_of(k: int, block_size: int, entries: int = 8192) -> Tiles:
     """Tiles for rows of `k` entries, which must fit: of about `entries`, if that is enough for a row."""
     width = _width(k, block_size)
     pieces = k // width
-    size = max(16, entries // width, 1 << (pieces - 1).bit_length())
+    size = max(16, min(entries // width, _MOST_PIECES // 2), 1 << (pieces - 1).bit_length())
     return Tiles(pieces, size // pieces, size, width)
 
 
 def _width(k: int, block_size: int) -> int:
-    """Entries a piece: the largest power of two that divides `k`, up to 128 or a larger block."""
+    """Entries a piece: the largest power of two that divides `k`, up to 128 or a larger block; 0 for still larger."""
     return min(k & -k, max(_WIDEST, block_size)) if block_size <= 2 * _WIDEST else 0
 
 

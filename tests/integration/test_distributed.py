@@ -334,7 +334,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: RunConfig,
 
 def _processes(parent: int) -> list[Any]:
     found = []
-    for child in psutil.Process(parent).children(recursive=True):
+    for child in psutil.Process(parent).children():  # not theirs, such as git, which inherit the rank
         try:
             child.info = {"environ": child.environ()}  # type: ignore[attr-defined]
         except (psutil.Error, ProcessLookupError):  # a short-lived one, gone by now

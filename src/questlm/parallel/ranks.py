@@ -196,6 +196,7 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
         raise LostPeerError(f"the processes of this run cannot meet ({reason}); start them with torchrun") from None
     yield
     # Not when something was raised: the others may wait in a collective that will never be, and so would this.
+    dist.barrier()  # gloo crashes where one process takes the group down while another still uses it
     dist.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """Everything that is measured on a GPU, in one command that ends within its limit.
 
     python scripts/gpu_session.py --data corpus --out results --limit 570
-    python scripts/gpu_session.py --smoke --out /tmp/session
+    python scripts/gpu_session.py --smoke --out session
 
 Steps run one after the other, each in a process with a timeout of its own. A step that no longer fits what is left of
 `--limit` is left out, and the table at the end says so; so do steps that failed. `--data` is a folder with the parts of

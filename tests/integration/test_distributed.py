@@ -294,13 +294,7 @@ def test_damaged_pieces_are_refused(damage: str, by_two: dict[str, Path], tmp_pa
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_with_a_sentence(settings: RunConfig, tmp_path: Path) -> None:
-    config = settings.model_copy(update={"budget": Budget(tokens=10**7)})
-    (tmp_path / "settings.yaml").write_text(to_yaml(config))
-    job = start(2, "--config", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run"))
-    checkpoints = tmp_path / "run" / "checkpoints"
-    while job.poll() is None and not (checkpoints.is_dir() and latest_checkpoint(checkpoints)):
-        time.sleep(0.05)
-    children = {int(child.info["environ"]["RANK"]): child for child in _processes(job.pid)}
+    job, children, checkpoints = _started(settings, tmp_path)
     children[1].kill()
     killed = time.monotonic()
     _, errors = job.communicate(timeout=60)
@@ -316,14 +310,8 @@ def test_a_killed_process_ends_the_job_with_a_sentence(settings: RunConfig, tmp_
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: RunConfig, tmp_path: Path) -> None:
-    config = settings.model_copy(update={"budget": Budget(tokens=10**7)})
-    (tmp_path / "settings.yaml").write_text(to_yaml(config))
-    job = start(2, "--config", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run"))
-    checkpoints = tmp_path / "run" / "checkpoints"
-    while job.poll() is None and not (checkpoints.is_dir() and latest_checkpoint(checkpoints)):
-        time.sleep(0.05)
-    child = next(child for child in _processes(job.pid) if child.info["environ"]["RANK"] == "1")
-    child.send_signal(signal.SIGTERM)
+    job, children, checkpoints = _started(settings, tmp_path)
+    children[1].send_signal(signal.SIGTERM)
     _, errors = job.communicate(timeout=60)
     assert f"stopped by signal {signal.SIGTERM}; continue with: quest train --resume {tmp_path / 'run'}" in errors
     newest = latest_checkpoint(checkpoints)
@@ -332,16 +320,19 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: RunConfig,
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def _processes(parent: int) -> list[Any]:
-    found = []
-    for child in psutil.Process(parent).children():  # not theirs, such as git, which inherit the rank
-        try:
-            child.info = {"environ": child.environ()}  # type: ignore[attr-defined]
-        except (psutil.Error, ProcessLookupError):  # a short-lived one, gone by now
-            continue
-        if "RANK" in child.info["environ"]:
-            found.append(child)
-    return found
+def _started(settings: RunConfig, folder: Path) -> tuple[subprocess.Popen[str], dict[int, psutil.Process], Path]:
+    """A long run of two processes that has its first checkpoint, its processes by rank, and its checkpoints."""
+    config = settings.model_copy(update={"budget": Budget(tokens=10**7)})
+    (folder / "settings.yaml").write_text(to_yaml(config))
+    job = start(2, "--config", str(folder / "settings.yaml"), "--out", str(folder / "run"))
+    checkpoints = folder / "run" / "checkpoints"
+    while job.poll() is None and not (checkpoints.is_dir() and latest_checkpoint(checkpoints)):
+        time.sleep(0.05)
+    ranks = {}
+    for child in psutil.Process(job.pid).children():  # not theirs, such as git, which inherit the rank
+        with suppress(KeyError, psutil.Error, ProcessLookupError):
+            ranks[int(child.environ()["RANK"])] = child
+    return job, ranks, checkpoints
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -123,7 +123,7 @@ class Ranks:
         """What `work()` gives here; the first process of each machine does it before the others, who find it done."""
         early = self.together(lambda: work() if self.local_rank == 0 else None)
         late = self.together(lambda: work() if self.local_rank != 0 else None)
-        return early if self.local_rank == 0 else late  # type: ignore[return-value]
+        return cast(T, early if self.local_rank == 0 else late)
 
     def largest(self, *values: float) -> list[float]:
         """The largest of each value over all processes. Goes over the CPU, so it waits for no GPU."""

@@ -16,15 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, write_codes
+from questlm.ops.triton.masked_hadamard import LAUNCH as _MASKED
 from questlm.ops.triton.quantize import FORMS
-from questlm.ops.triton.tiles import Launch, Tiles, matrix
+from questlm.ops.triton.quantize import LAUNCH as _QUANTIZE
+from questlm.ops.triton.tiles import Tiles, matrix
 
 __all__ = ["masked_hadamard_many", "quantize_many"]
 
 _MANY = 8
 _NEVER = 2**30  # number of a tile that there is not
-_QUANTIZE = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
-_MASKED = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
 @triton.jit

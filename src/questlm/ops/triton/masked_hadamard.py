@@ -10,9 +10,9 @@ from torch import Tensor
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate
 from questlm.ops.triton.tiles import Launch, matrix
 
-__all__ = ["masked_hadamard"]
+__all__ = ["LAUNCH", "masked_hadamard"]
 
-_LAUNCH = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
+LAUNCH = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
 @triton.jit
@@ -38,12 +38,12 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
     """(rows, K) of `dtype`; `mask` is bits from `quantize`, None lets everything pass."""
     gradient = gradient.contiguous()
     rows, k = gradient.shape
-    tiles = _LAUNCH.tiles(k, block_size)
+    tiles = LAUNCH.tiles(k, block_size)
     out = gradient.new_empty((rows, k), dtype=dtype)
     if rows:
-        _masked_hadamard[_LAUNCH.grid(rows, tiles, gradient.device)](
+        _masked_hadamard[LAUNCH.grid(rows, tiles, gradient.device)](
             gradient, gradient if mask is None else mask.contiguous(), matrix(tiles.T, block_size, gradient.device),
             out, rows, block_size**-0.5, *tiles,
-            block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **_LAUNCH.options(tiles),
+            block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **LAUNCH.options(tiles),
         )  # fmt: skip
     return out

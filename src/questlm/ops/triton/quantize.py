@@ -13,9 +13,9 @@ from torch import Tensor
 from questlm.ops.triton.device import offsets_of, pieces, rotate, write_codes
 from questlm.ops.triton.tiles import Launch, matrix
 
-__all__ = ["FORMS", "quantize"]
+__all__ = ["FORMS", "LAUNCH", "quantize"]
 
-_LAUNCH = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
+LAUNCH = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
 
 
 @triton.jit
@@ -49,15 +49,15 @@ def quantize(
     """
     x = x.contiguous()
     rows, k = x.shape
-    tiles = _LAUNCH.tiles(k, block_size)
+    tiles = LAUNCH.tiles(k, block_size)
     data = x.new_empty((rows, k), dtype=FORMS[form])
     step = x.new_empty((rows, 1), dtype=torch.float32)
     mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     if rows:
-        _quantize[_LAUNCH.grid(rows, tiles, x.device)](
+        _quantize[LAUNCH.grid(rows, tiles, x.device)](
             x, matrix(tiles.T, block_size, x.device), data, step, mask, rows, step_per_rms, mask_bound or 0.0,
             block_size**-0.5, *tiles, levels, form, block_size > 1, x.dtype is torch.bfloat16, mask_bound is not None,
-            **_LAUNCH.options(tiles),
+            **LAUNCH.options(tiles),
         )  # fmt: skip
     return data, step, mask
 

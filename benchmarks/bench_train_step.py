@@ -72,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=5, help="steps of a round before the first window")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=0, help="processes that fill the compilers' caches first (CUDA)")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value of the quantised sides")
     parser.add_argument("--out", type=Path, help="JSON file to write [default: in benchmarks/results]")
     parser.add_argument("--one-side", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -144,6 +145,7 @@ def make_step(arguments: argparse.Namespace, side: str, device: torch.device) ->
     sequences = arguments.micro_batch * arguments.accumulate
     config = load_config(
         arguments.preset,
+        overrides=arguments.set if side != DENSE else [],
         flags={
             "model": model_settings,
             "quant": {"weight_bits": bits, "act_bits": bits, "embeddings": "float" if side == DENSE else "bf16"},

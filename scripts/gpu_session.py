@@ -7,7 +7,7 @@ Steps run one after the other, each in a process with a timeout of its own. A st
 `--limit` is left out, and the table at the end says so; so do steps that failed. `--data` is a folder with the parts of
 the corpus; tokenising them goes on beside the tests and is done before anything is timed.
 
-Written under `--out`, after every step: `results.json` (the JSON results by file name), `logs.txt` (the output of all
+Written under `--out`, after every step: `results.json` (the results by file name), `logs.txt` (the output of all
 steps) and `session.json` (the table). `--unpack results.json` puts the results where the documents look for them.
 
 `--smoke` runs every step in a tiny form on the CPU: it tests this script and the benchmarks, and measures nothing.
@@ -27,6 +27,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,7 +46,7 @@ class Step:
     name: str
     command: tuple[str, ...]
     seconds: float
-    result: str | None = None  # name of the JSON file that it writes
+    result: str | None = None  # name of the JSON file that it writes, or of the text that is what it prints
 
     @property
     def timeout(self) -> float:
@@ -108,6 +111,7 @@ def gpu_steps(data: Path) -> list[Step]:
         command = f"yardstick.py {corpus} {words}"
         return _python("yardstick", f"yardstick {name}", seconds, f"yardstick-{name}-{gpu}.json", command)
 
+    float8 = "--set quant.backward=float8"
     paths = "--bits 4 --backend auto,reference --compile on,off --tokens 3276800 --log-every 5"
     return [
         _tests(120),
@@ -116,7 +120,11 @@ def gpu_steps(data: Path) -> list[Step]:
         train_step("100m", 45, "--preset 100m --micro-batch 64 --warm 2"),
         train_step("800m", 90, "--preset 800m --micro-batch 32 --steps 5 --warm 2"),
         train_step("30m-accumulate8", 40, "--preset 30m --micro-batch 64 --accumulate 8 --steps 4"),
+        train_step(
+            "800m-float8-backward", 70, f"--preset 800m --micro-batch 32 --steps 5 --rounds 1 {float8} --warm 2"
+        ),
         *(yardstick(f"w{bits}a{bits}", 75, f"--bits {bits}") for bits in (4, 16, 1, 2)),
+        yardstick("float8-backward", 75, f"--bits 4 {float8}"),
         yardstick("paths", 100, paths),
         _python("scale-out", "scale-out", 240, f"scale_out-{gpu}.json", f"bench_scale_out.py {corpus}"),
     ]
@@ -143,23 +151,29 @@ def smoke_steps(data: Path) -> list[Step]:
 
 def _tests(seconds: float, *options: str) -> Step:
     """What `make test-gpu` runs; compiling is most of it, so several processes where pytest-xdist is there."""
-    several = ("-n", "6") if importlib.util.find_spec("xdist") and not options else options
+    several = ("-n", "12") if importlib.util.find_spec("xdist") and not options else options
     return Step(
         "tests",
         "tests",
         (sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-m", "gpu", "tests/gpu", *several),
         seconds,
+        f"test-{_gpu()}.txt",
     )
+
+
+@cache
+def _gpu_name() -> str:
+    """Of the first GPU, as its driver calls it; empty without one."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return ""
 
 
 def _gpu() -> str:
     """Short name of the GPU for file names, such as 'h100'."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.lower()
-    except (OSError, subprocess.SubprocessError):
-        return "gpu"
-    return next(iter(re.findall(r"\b[a-z]\d{2,3}\b", names)), "gpu")
+    return next(iter(re.findall(r"\b[a-z]\d{2,3}\b", _gpu_name().lower())), "gpu")
 
 
 def _python(group: str, name: str, seconds: float, result: str, command: str) -> Step:
@@ -202,14 +216,17 @@ class Session:
             self._note(step.name, "no time left", began)
             return
         process = self._start(step, log)
+        printed_from = log.tell()
         state = self._end_of(process, min(step.timeout, left))
         file = self.scratch / (step.result or "")
-        if step.result and file.is_file():  # also of a step that was cut short: some write after each part
+        if _is_text(step):
+            self.results[str(step.result)] = _headed(step, (self.out / "logs.txt").read_bytes()[printed_from:])
+        elif step.result and file.is_file():  # also of a step that was cut short: some write after each part
             self.results[step.result] = json.loads(file.read_text(encoding="utf-8"))
         self._note(step.name, state, began)
 
     def _start(self, step: Step, log: IO[str]) -> subprocess.Popen[bytes]:
-        out = ("--out", str(self.scratch / step.result)) if step.result else ()
+        out = ("--out", str(self.scratch / step.result)) if step.result and not _is_text(step) else ()
         print(f"{step.name} ...", flush=True)
         log.write(f"\n===== {step.name}\n")
         log.flush()
@@ -242,9 +259,23 @@ class Session:
         """Steps, how they ended, seconds, and the ratios of the training steps."""
         lines = [f"{name:<28}{state:<22}{seconds:>7.1f} s" for name, state, seconds in self.rows]
         for file, result in self.results.items():
+            if isinstance(result, str):
+                continue
             lines += _ratios(file, result) if result.get("benchmark") == "train_step" else []
             lines += _losses(result) if result.get("benchmark") == "yardstick" else []
         return "\n".join(lines)
+
+
+def _is_text(step: Step) -> bool:
+    return step.result is not None and step.result.endswith(".txt")
+
+
+def _headed(step: Step, printed: bytes) -> str:
+    """What a step printed, under its command, date, device and PyTorch."""
+    command = shlex.join(["python", *step.command[1:]])
+    date = datetime.now(UTC).date().isoformat()
+    where = f"{_gpu_name() or 'CPU'}, PyTorch {version('torch')}"
+    return f"$ {command}\n# {date}, {where}\n\n{printed.decode(errors='replace')}"
 
 
 def _ratios(file: str, result: dict[str, Any]) -> list[str]:
@@ -298,7 +329,8 @@ def unpack(results: Path) -> None:
     """Write each result of a results.json into benchmarks/results."""
     for name, result in json.loads(results.read_text(encoding="utf-8")).items():
         target = RESULTS / Path(name).name
-        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        text = result if isinstance(result, str) else json.dumps(result, indent=2) + "\n"
+        target.write_text(text, encoding="utf-8")
         print(f"wrote {target.name}")
 
 

@@ -163,8 +163,12 @@ def check_norm(
     )
     flips = number_arguments(grid)[1] * (4 / data.numel()) ** 0.5
     check_no_worse(ops.dequantize(data, step, grid), values, exact_values, spare(device, dtype) + flips)
-    without = operators.norm_quantize(x, delta, gain, *arguments, False)
-    assert all(torch.equal(a, b) for a, b in zip(without[:4], found[:4], strict=True))
+    without = operators.norm_quantize(
+        x, delta, gain, *arguments, False
+    )  # another kernel, which may sum in another order
+    assert torch.equal(without[0], stream) and not without[4].numel()
+    torch.testing.assert_close(without[2], step, rtol=2e-6, atol=0)
+    assert (without[1] != data).sum() <= 1 + 1e-3 * data.numel()
 
     gradient = torch.randn(count, k, device=device).to(dtype)
     along = torch.randn(count, k, device=device).to(stream_dtype) if masked else None

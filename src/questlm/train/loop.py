@@ -215,7 +215,7 @@ class Trainer:
         self.config, self.folder, self.data, self.ranks = config, folder, data, ranks
         train = config.train
         self.device = pick_device(train.device, ranks)
-        if self.device.type == "cuda":  # where CUDA graphs are recorded
+        if self.device.index is not None:  # where CUDA graphs are recorded; without a number it is that one already
             torch.cuda.set_device(self.device)
         self.engine = pick_engine(train.parallel, ranks)
         self.loader = WindowLoader(data.train, train.seq_len, train.batch_size, config.seed, ranks.rank, ranks.size)

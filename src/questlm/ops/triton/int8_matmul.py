@@ -19,7 +19,7 @@ from questlm.ops.triton.device import INTERPRETED
 
 __all__ = ["int8_matmul"]
 
-_ROWS, _DEPTH, _GROUP = 128, 128, 8
+_ROWS, _COLUMNS, _DEPTH, _GROUP = 128, 128, 128, 8
 
 
 @triton.jit
@@ -69,10 +69,9 @@ def int8_matmul(
     a, b = a.contiguous(), b.contiguous()
     (rows, k), columns = a.shape, len(b)
     y = a.new_empty((rows, columns), dtype=dtype)
-    width = 256 if columns % 256 == 0 else 128
     if rows and columns:
-        _int8_matmul[(triton.cdiv(rows, _ROWS) * triton.cdiv(columns, width),)](
+        _int8_matmul[(triton.cdiv(rows, _ROWS) * triton.cdiv(columns, _COLUMNS),)](
             a, b, a_step.contiguous(), b_step.contiguous(), a_sum, b_sum, y, rows, columns, k,
-            _ROWS, width, _DEPTH, _GROUP, num_warps=8, num_stages=3,
+            _ROWS, _COLUMNS, _DEPTH, _GROUP, num_warps=4, num_stages=3,
         )  # fmt: skip
     return y

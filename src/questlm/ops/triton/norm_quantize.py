@@ -24,7 +24,8 @@ from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["norm_quantize", "norm_quantize_backward"]
 
-_FORWARD = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
+_FORWARD = Launch(entries=4096, programs=3, num_warps=4, num_stages=1)
+_FORWARD_RESIDUAL = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
 _BACKWARD = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
 
 
@@ -109,7 +110,8 @@ def norm_quantize(
     """
     x, gain = x.contiguous(), gain.contiguous()
     rows, k = x.shape
-    tiles = _FORWARD.tiles(k, block_size)
+    launch = _FORWARD if delta is None else _FORWARD_RESIDUAL
+    tiles = launch.tiles(k, block_size)
     dtype_of_stream = x.dtype if delta is None else torch.promote_types(x.dtype, delta.dtype)
     stream = x.new_empty((rows, k) if delta is not None else (0,), dtype=dtype_of_stream)
     data = x.new_empty((rows, k), dtype=FORMS[form])
@@ -118,12 +120,12 @@ def norm_quantize(
     unit = x.new_empty((rows, k) if trains else (0,), dtype=dtype)
     rstd = x.new_empty((rows, 1) if trains else (0,), dtype=torch.float32)
     if rows:
-        _norm_quantize[_FORWARD.grid(rows, tiles, x.device)](
+        _norm_quantize[launch.grid(rows, tiles, x.device)](
             x, x if delta is None else delta.contiguous(), gain, matrix(tiles.T, block_size, x.device),
             stream, data, step, mask, unit, rstd,
             rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5, *tiles, levels, form,
             block_size > 1, dtype is torch.bfloat16, mask_bound is not None, delta is not None, trains,
-            **_FORWARD.options(tiles),
+            **launch.options(tiles),
         )  # fmt: skip
     return stream, data, step, mask, unit, rstd
 

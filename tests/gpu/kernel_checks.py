@@ -167,7 +167,7 @@ def check_norm(
         x, delta, gain, *arguments, False
     )  # another kernel, which may sum in another order
     assert torch.equal(without[0], stream) and not without[4].numel()
-    torch.testing.assert_close(without[2], step, rtol=2e-6, atol=0)
+    torch.testing.assert_close(without[2], step, rtol=1e-4, atol=0)  # an entry in 16 bits may round to its other side
     assert (without[1] != data).sum() <= 1 + 1e-3 * data.numel()
 
     gradient = torch.randn(count, k, device=device).to(dtype)

@@ -29,7 +29,8 @@ def test_float8_gradients_are_those_of_the_same_numbers_in_float32() -> None:
     dy, w = torch.randn(64, 96, device="cuda"), torch.randn(96, 128, device="cuda")
     fast = ops.operand_gradient(dy.bfloat16(), Operand(w), torch.bfloat16, float8=True)
     plain = ops.operand_gradient(dy.bfloat16().cpu(), Operand(w.cpu()), torch.float32, float8=True)
-    assert float((fast.cpu().double() - plain.double()).norm() / plain.double().norm()) < 4e-3
+    # Tensor cores keep about 14 bits of such sums; the rounding of the factors themselves is ten times as coarse.
+    assert float((fast.cpu().double() - plain.double()).norm() / plain.double().norm()) < 8e-3
 
 
 def test_a_16_bit_gradient_of_weights_leaves_the_product_unrounded() -> None:

@@ -228,12 +228,12 @@ class Trainer:
         self._pending: list[Tensor] = []  # losses of steps whose value nobody has looked at yet
         self._grad_norm: Tensor = torch.zeros((), device=self.device)
 
+    @_without_advice()
     def run(self) -> RunRecord:
         """Train until the budget is spent, validate on the whole split in float32, and return the record."""
         with ExitStack() as stack:
             loggers = self.config.train.loggers if self.ranks.leads else ()
             log = open_loggers(loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
-            stack.enter_context(_without_advice())
             batch = self._first_micro_batch()
             set_quantization_strength(self.model, 1.0)  # what is checked is the whole of it, also half-way through
             self._initialize_quantizers(batch)

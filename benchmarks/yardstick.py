@@ -74,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--log-every", type=int, default=50, help="steps a point of the loss curve")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", action="append", default=[], help="section.key=value; may be repeated")
+    parser.add_argument("--note", help="kept in the result, such as what else ran on the machine")
     parser.add_argument("--stage-only", action="store_true", help="tokenise into the cache and stop")
     parser.add_argument("--out", type=Path, help="JSON file to write [default: in benchmarks/results]")
     return parser.parse_args()

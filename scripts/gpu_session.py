@@ -162,7 +162,7 @@ def _tests(seconds: float, *options: str) -> Step:
         "tests",
         (sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-m", "gpu", "tests/gpu", *several),
         seconds,
-        f"test-{_gpu()}.txt",
+        f"test-gpu-{_gpu()}.txt",
     )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from questlm import Llama, QuantSpec, ops, prepare
 from questlm.config import ModelConfig
+from questlm.quant.held import held_weights
 
 
 @pytest.mark.slow
@@ -35,6 +36,42 @@ def test_compiled_model_equals_the_eager_one(bits):
         model.embed.form = model.lm_head.form = "float"
         unrounded = (model(ids) - eager["logits"]).abs().max()
     assert unrounded > 1e-3  # so the comparison above would have seen it
+
+
+# Every kind of quantiser once.
+SPECS = [
+    *[QuantSpec(weight_bits=bits, act_bits=bits) for bits in (4, 8, "ternary")],
+    *[QuantSpec(method=method) for method in ("quarot", "lsq+", "pact")],
+    QuantSpec(method="adabin", weight_bits=1, act_bits=1),
+    QuantSpec(method="pquant", weight_bits=1, act_bits=8),
+    QuantSpec(method="extra-rmsnorm", weight_bits="ternary", act_bits=8),
+    QuantSpec(format="fp4"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+@pytest.mark.parametrize(("spec", "autocast"), [(SPECS[0], True), *[(spec, False) for spec in SPECS]], ids=str)
+def test_compiled_blocks_have_the_gradients_of_plain_ones(spec, autocast):
+    # As training runs them. Without the compiler behind, which is the slow part: what is lost is lost in tracing.
+    config = ModelConfig(layers=2, hidden=32, heads=2, mlp_hidden=48, vocab_size=48)
+    model = prepare(Llama(config).initialize(0), spec)
+    ids = torch.randint(0, 48, (2, 8), generator=torch.Generator().manual_seed(0))
+
+    def run() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        backend, half = ops.using_backend("reference"), torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+        with backend, half, held_weights(model):
+            loss = model(ids, targets=ids)[0]
+            loss.backward()
+        return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+
+    model(ids)  # by which quantisers that learn take their first steps
+    expected = run()
+    torch._dynamo.reset()
+    for block in model.layers:
+        block.compile(backend="aot_eager", dynamic=False)
+    for name, found in run().items():
+        torch.testing.assert_close(found, expected[name], rtol=0.02, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_reference_compiles_with_two_block_sizes_in_one_graph():

@@ -32,7 +32,7 @@ from questlm.ops.modules import ResidualNorm, SwiGLU
 from questlm.ops.product import operand_gradient, scaled_matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
-from questlm.ops.reference.hadamard import autocast_dtype, compute_dtype, without_autocast
+from questlm.ops.reference.hadamard import as_dtype, autocast_dtype, compute_dtype, without_autocast
 from questlm.ops.reference.matmul import Operand, factor, operand_values
 from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.packing import packed_width
@@ -51,6 +51,7 @@ __all__ = [
     "ResidualNorm",
     "Scale",
     "SwiGLU",
+    "as_dtype",
     "autocast_dtype",
     "backend_for",
     "codes_in_form",
@@ -102,11 +103,11 @@ class _Hadamard(torch.autograd.Function):
         if block_size == 1:
             return x.clone()
         rotated = _rotated(x, block_size)
-        return rotated if rotated.dtype is x.dtype else rotated.to(x.dtype)  # see questlm.ops.reference.matmul
+        return as_dtype(rotated, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # symmetric, so its own gradient
-        return _rotated(gradients[0], ctx.block_size).to(gradients[0].dtype), None
+        return as_dtype(_rotated(gradients[0], ctx.block_size), gradients[0].dtype), None
 
 
 def _rotated(x: Tensor, block_size: int) -> Tensor:

@@ -18,6 +18,7 @@ from questlm.ops.grid import Grid
 from questlm.ops.reference import fused as _fused
 from questlm.ops.reference import hadamard as _hadamard
 from questlm.ops.reference import quantize as _quantize
+from questlm.ops.reference.hadamard import as_dtype
 from questlm.ops.reference.matmul import Operand
 
 __all__ = [
@@ -167,7 +168,7 @@ def norm_encode_backward(
         return dx, None if delta_dtype is None else dx if other is None else ddelta, dgain
     dx, dgain = _fused.norm_backward(gradient, mask, unit, rstd, gain, block_size)
     dx = dx if stream is None else dx + stream
-    return dx.to(dtype), None if delta_dtype is None else dx.to(delta_dtype), dgain
+    return as_dtype(dx, dtype), None if delta_dtype is None else as_dtype(dx, delta_dtype), dgain
 
 
 def swiglu_encode(
@@ -211,7 +212,7 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
         rotated = cpu.masked_hadamard(gradient, mask, block_size)
     else:
         rotated = _hadamard.masked_hadamard(gradient, mask, block_size)
-    return rotated if rotated.dtype is dtype else rotated.to(dtype)
+    return as_dtype(rotated, dtype)
 
 
 def masked_hadamard_many(gradients: Sequence[Tensor], masks: Sequence[Tensor | None], block_size: int) -> None:

@@ -64,12 +64,13 @@ class _Masked(torch.autograd.Function):
         ctx.save_for_backward(quantized.mask)
         ctx.block_size = block_size
         values = ops.dequantize(quantized.codes, quantized.step, grid)
-        return values if values.dtype is x.dtype else values.to(x.dtype)  # see ops.reference.matmul
+        return ops.as_dtype(values, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (mask,) = ctx.saved_tensors
-        return ops.masked_hadamard(gradients[0], mask, ctx.block_size).to(gradients[0].dtype), None, None, None
+        dx = ops.masked_hadamard(gradients[0], mask, ctx.block_size)
+        return ops.as_dtype(dx, gradients[0].dtype), None, None, None
 
 
 class DynamicQuantizer(Quantizer):

@@ -36,7 +36,7 @@ _ZERO = 1e-3  # of the gradient's rms: what the two transforms' rounding may lea
 
 @dataclass(frozen=True)
 class Expected:
-    """What a model computes plainly (never compiled, not cut between processes) on one batch.
+    """What a model computes plainly (never compiled, without kernels, not cut between processes) on one batch.
 
     Attributes:
         loss, dense_loss: with and without quantisation.
@@ -53,11 +53,15 @@ class Expected:
 
 @torch.no_grad()
 def compute_plainly(model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Tensor]) -> Expected:
-    """Run `model` with and without quantisation on one batch of (inputs, targets), each (batch, tokens) int64."""
-    loss, logits = loss_fn(*batch)
+    """Run `model` with and without quantisation on one batch of (inputs, targets), each (batch, tokens) int64.
+
+    On the reference, so that kernels have to agree with it, too; and none is compiled that only this would need.
+    """
+    with ops.using_backend("reference"):
+        loss, logits = loss_fn(*batch)
+        differences = {name: _product_difference(layer) for name, layer in quantized_layers(model).items()}
     with dense(model):
         dense_loss, plain = loss_fn(*batch)
-    differences = {name: _product_difference(layer) for name, layer in quantized_layers(model).items()}
     return Expected(float(loss), float(dense_loss), logits, plain, differences)
 
 

@@ -201,6 +201,13 @@ def _without_advice() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Blocks as they are written: compiling them for a validation takes longer than most validations."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 class Trainer:
     """One run: model, optimizer, loader and counters. `run` trains to the end of the budget."""
 
@@ -405,7 +412,7 @@ class Trainer:
 
     def _validate(self, log: Log) -> None:
         train = self.config.train
-        with autocast(self.device):
+        with autocast(self.device), _uncompiled():
             result = evaluate(
                 self.model, self.data.val, train.seq_len, max_tokens=train.eval_tokens, device=self.device,
                 show_progress=False, ranks=self.ranks,
@@ -437,10 +444,11 @@ class Trainer:
         self._save_record(None)
 
     def _finish(self) -> RunRecord:
-        result = evaluate(
-            self._whole_model(), self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
-            device=self.device, ranks=self.ranks,
-        )  # fmt: skip
+        with _uncompiled():
+            result = evaluate(
+                self._whole_model(), self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
+                device=self.device, ranks=self.ranks,
+            )  # fmt: skip
         return self._save_record(result)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from questlm.ops.reference.hadamard import masked_hadamard
+from questlm.ops.reference.hadamard import as_dtype, masked_hadamard
 
 __all__ = ["norm", "norm_backward", "swiglu", "swiglu_backward"]
 
@@ -16,7 +16,7 @@ def norm(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tenso
 
     Computed in float32 at least, as `torch.nn.RMSNorm` does under autocast.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = as_dtype(x, torch.promote_types(x.dtype, torch.float32))
     rstd = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
     normed = F.rms_norm(x, gain.shape, gain.to(x.dtype), eps)  # to the bit what the plain norm gives
     return normed.to(dtype), (x * rstd).to(dtype), rstd

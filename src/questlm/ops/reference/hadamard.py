@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "compute_dtype", "hadamard", "masked_hadamard", "without_autocast"]
+__all__ = ["as_dtype", "autocast_dtype", "compute_dtype", "hadamard", "masked_hadamard", "without_autocast"]
 
 _MATRICES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
@@ -44,6 +44,15 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     kind = x.device.type
     enabled = not x.is_meta and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if enabled else None
+
+
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`; x itself, and not even asked to be another, where it is of that dtype.
+
+    A `.to` that has nothing to do returns its input. Inside an autograd.Function torch.compile (seen in 2.11) then
+    loses the gradient of that tensor, if it is also what the function takes or gives.
+    """
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from questlm.ops.grid import Grid
-from questlm.ops.reference.hadamard import without_autocast
+from questlm.ops.reference.hadamard import as_dtype, without_autocast
 from questlm.ops.reference.quantize import levels
 
 __all__ = ["Operand", "factor", "operand_gradient", "operand_values", "scaled_matmul"]
@@ -59,9 +59,7 @@ def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
         y = y + x.offset * _row_sums(b, w.step).T
     if x.offset is not None and w.offset is not None:
         y = y + a.shape[-1] * x.offset * w.offset.T
-    # Where `.to` has nothing to do it returns y itself, and torch.compile (seen in 2.11) then loses the gradient of the
-    # autograd.Function around it.
-    return y if y.dtype is dtype else y.to(dtype)
+    return as_dtype(y, dtype)
 
 
 def operand_gradient(dy: Tensor, other: Operand, dtype: torch.dtype, out: torch.dtype | None = None) -> Tensor:
@@ -77,7 +75,7 @@ def operand_gradient(dy: Tensor, other: Operand, dtype: torch.dtype, out: torch.
         if out is torch.float32 and dtype is torch.bfloat16 and dy.is_cuda:  # sums leave the product unrounded
             return torch.mm(a, b, out_dtype=out)
         product = a @ b
-    return product if product.dtype is out else product.to(out)
+    return as_dtype(product, out)
 
 
 def operand_values(operand: Operand) -> Tensor:

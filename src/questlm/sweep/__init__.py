@@ -1,0 +1,1 @@
+"""Grids of runs: on this machine, or as commands for a cluster."""

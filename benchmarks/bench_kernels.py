@@ -243,8 +243,13 @@ def _product(rows: int, out: int, k: int, device: torch.device) -> dict[str, Any
         "bf16 weight gradient": lambda: dy.T @ xb,
     }
     if device.type == "cuda":
+        from questlm.ops.triton import operators
+
         x8, w8 = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
         timed["bf16 weight gradient, float32 out"] = lambda: torch.mm(dy.T, xb, out_dtype=torch.float32)
+        codes = [torch.randint(-128, 128, (n, k), dtype=torch.int8, device=device) for n in (rows, out)]
+        sums = [each.sum(-1, dtype=torch.int32) for each in codes]
+        timed["int8 forward"] = lambda: operators.int8_matmul(*codes, xs, ws.T, *sums, torch.bfloat16)
         for fast in (True, False):
             name = f"float8 forward, {'fast' if fast else 'full'} accumulation"
             timed[name] = partial(_float8, x8, w8, xs, ws, fast)

@@ -404,3 +404,11 @@ def test_a_layer_that_cannot_take_rows_says_so(how: str) -> None:
     _, rows = model.layers[0].attention_norm(torch.randn(2, 32))
     with pytest.raises(RuntimeError, match="handed quantised rows"):
         layer(rows)
+
+
+def test_a_gradient_of_a_gradient_is_refused_and_not_zero():
+    model = make(QuantSpec())
+    loss = model(ids()).square().sum()
+    (gradient,) = torch.autograd.grad(loss, [model.embed.weight], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()

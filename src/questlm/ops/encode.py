@@ -88,7 +88,7 @@ def encode_many(
     xs: Sequence[Tensor], grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype
 ) -> list[Encoded]:
     """`encode` of each of several matrices (rows, K) of one K, dtype and device; on a GPU in few launches."""
-    if _backend("quantize", xs[0], grid, block_size) != "triton":
+    if not xs or _backend("quantize", xs[0], grid, block_size) != "triton":
         return [encode(x, grid, block_size, mask_bound, dtype) for x in xs]
     from questlm.ops.triton.many import quantize_many
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from questlm import ops
 from questlm.ops import Grid, Operand
@@ -67,6 +68,7 @@ class _Masked(torch.autograd.Function):
         return ops.as_dtype(values, x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (mask,) = ctx.saved_tensors
         dx = ops.masked_hadamard(gradients[0], mask, ctx.block_size)

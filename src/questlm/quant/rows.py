@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from questlm import ops
 from questlm.ops import Grid, Operand, without_autocast
@@ -145,6 +146,7 @@ class _Product(torch.autograd.Function):
             return ops.scaled_matmul(x, w, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w = _Saved.operands(ctx.grids, ctx.saved_tensors)
         x_dtype, w_dtype, dtype = ctx.dtypes
@@ -174,6 +176,7 @@ class _Encode(torch.autograd.Function):
         return _outputs(ctx, encoded.operand, x.shape, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (mask,) = ctx.saved_tensors
         with without_autocast(gradients[2]):
@@ -203,6 +206,7 @@ class _NormEncode(torch.autograd.Function):
         return stream, *_outputs(ctx, normed.encoded.operand, x.shape, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         mask, unit, rstd, gain = ctx.saved_tensors
         dtype, delta_dtype = ctx.dtypes
@@ -231,6 +235,7 @@ class _SwiGLUEncode(torch.autograd.Function):
         return _outputs(ctx, encoded.operand, gate.shape, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         mask, gate, up = ctx.saved_tensors
         with without_autocast(gradients[2]):
@@ -264,6 +269,7 @@ class _GateUpEncode(torch.autograd.Function):
         return _outputs(ctx, encoded.operand, gate.shape, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         mask, gate, up, *tensors = ctx.saved_tensors
         x, *ws = _Saved.operands(ctx.grids, tensors)

@@ -6,8 +6,8 @@ over the whole held-out split. The data folder holds train_00.txt.xz, train_01.t
     python benchmarks/yardstick.py --data corpus --bits 16,4,2,1 --seeds 0
     python benchmarks/yardstick.py --data corpus --bits 4 --backend auto,reference --compile on,off --tokens 3M
 
-With several backends or ways to compile, each is a run of its own, and the loss curves are compared with that of the
-first. The result is written after every run, so a job that is cut short keeps what it has.
+With several backends or ways to compile, each is a run of its own with the first seed, and the loss curves are compared
+with that of the first; further seeds go the first way, and show what is noise. The result is written after every run, so a job that is cut short keeps what it has.
 """
 
 from __future__ import annotations
@@ -85,10 +85,15 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ways(arguments: argparse.Namespace) -> list[tuple[str, int, str, str]]:
-    """Bits, seed, backend, compile of each run."""
+    """Bits, seed, backend, compile of each run. Further seeds, which show the noise, go the first way only."""
     lists = (arguments.seeds, arguments.bits, arguments.backend, arguments.compile)
-    product = itertools.product(*(text.split(",") for text in lists))
-    return [(bits, int(seed), backend, compile_) for seed, bits, backend, compile_ in product]
+    seeds, bits, backends, compiles = (text.split(",") for text in lists)
+    ways = list(itertools.product(backends, compiles))
+    return [
+        (width, int(seed), *way)
+        for seed, width in itertools.product(seeds, bits)
+        for way in (ways if seed == seeds[0] else ways[:1])
+    ]
 
 
 def _name(bits: str, seed: int, backend: str, compile_: str) -> str:

@@ -117,7 +117,7 @@ def gpu_steps(data: Path) -> list[Step]:
         return _python("yardstick", f"yardstick {name}", seconds, f"yardstick-{name}-{gpu}.json", command)
 
     float8 = "--set quant.backward=float8"
-    paths = "--bits 4 --backend auto,reference --compile on,off --tokens 3276800 --log-every 5"
+    paths = "--bits 4 --seeds 0,1,2 --backend auto,reference --compile on,off --tokens 3276800 --log-every 5"
     return [
         _tests(120),
         _python("kernels", "kernels", 75, f"kernels-{gpu}.json", "bench_kernels.py --warm 14"),
@@ -130,7 +130,7 @@ def gpu_steps(data: Path) -> list[Step]:
         ),
         *(yardstick(f"w{bits}a{bits}", 60, f"--bits {bits}") for bits in (4, 16, 1, 2)),
         yardstick("float8-backward", 60, f"--bits 4 {float8}"),
-        yardstick("paths", 100, paths),
+        yardstick("paths", 130, paths),
         _python("scale-out", "scale-out", 240, f"scale_out-{gpu}.json", f"bench_scale_out.py {corpus}"),
     ]
 

@@ -7,7 +7,8 @@ over the whole held-out split. The data folder holds train_00.txt.xz, train_01.t
     python benchmarks/yardstick.py --data corpus --bits 4 --backend auto,reference --compile on,off --tokens 3M
 
 With several backends or ways to compile, each is a run of its own with the first seed, and the loss curves are compared
-with that of the first; further seeds go the first way, and show what is noise. The result is written after every run, so a job that is cut short keeps what it has.
+with that of the first; further seeds go the first way, and show what is noise. The result is written after every run,
+so a job that is cut short keeps what it has.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from questlm import __version__
-from questlm.cli import demo, diagnose, doctor, evaluate, generate, methods, pack, train
+from questlm.cli import demo, diagnose, doctor, evaluate, fit, generate, methods, pack, plan, report, sweep, train
 from questlm.errors import QuestError
 
 __all__ = ["app", "main"]
@@ -30,6 +30,10 @@ app.command("methods")(methods.methods)
 app.command("eval")(evaluate.evaluate)
 app.command("pack")(pack.pack)
 app.command("generate")(generate.generate)
+app.command("fit")(fit.fit)
+app.command("plan")(plan.plan)
+app.command("sweep")(sweep.sweep)
+app.command("report")(report.report)
 app.command("diagnose")(diagnose.diagnose)
 app.command("doctor")(doctor.doctor)
 

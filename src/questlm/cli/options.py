@@ -9,7 +9,7 @@ from pathlib import Path
 
 from questlm.errors import ConfigError
 
-__all__ = ["fresh_folder", "parse_bits", "parse_count", "print_table", "size"]
+__all__ = ["fresh_folder", "parse_bits", "parse_bytes", "parse_count", "parse_seconds", "print_table", "size"]
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
@@ -24,6 +24,33 @@ def parse_count(text: str, option: str) -> int:
     value = int(Decimal(re.sub("[_,]", "", match.group(1))) * _SUFFIXES[match.group(2)]) if match else 0
     if not 1 <= value < 2**63:
         raise ConfigError(f"{option} {text!r} is not a number of at least 1; write it like 5000000, 5e6, 5M or 1.5B")
+    return value
+
+
+def parse_bytes(text: str, option: str) -> float:
+    """A number of bytes: 16000000, 16MB, 1.5GiB.
+
+    Raises:
+        ConfigError: not such a number, or not above zero.
+    """
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]*)?(?:e[0-9]{1,2})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    power = "kmgt".find(match.group(2)) + 1 if match and match.group(2) else 0
+    value = float(re.sub("[_,]", "", match.group(1))) * (1024 if match.group(3) else 1000) ** power if match else 0.0
+    if not 0 < value < 2**63:
+        raise ConfigError(f"{option} {text!r} is not a number of bytes above 0; write it like 16000000, 16MB or 1.5GiB")
+    return value
+
+
+def parse_seconds(text: str, option: str) -> float:
+    """A time: 5ms, 0.5s, 800us.
+
+    Raises:
+        ConfigError: not a time, or not above zero.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(us|ms|s)\s*", text.lower())
+    value = float(match.group(1)) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match.group(2)] if match else 0.0
+    if not value > 0:
+        raise ConfigError(f"{option} {text!r} is not a time above 0; write it like 5ms, 800us or 0.5s")
     return value
 
 

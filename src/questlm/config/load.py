@@ -13,7 +13,7 @@ from questlm.config.presets import preset as preset_settings
 from questlm.config.schema import RunConfig
 from questlm.errors import ConfigError, nearest_name
 
-__all__ = ["load_config", "merge", "to_yaml"]
+__all__ = ["load_config", "merge", "read_yaml", "to_yaml"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,7 +58,7 @@ def load_config(
     Raises:
         ConfigError: a file that is absent or not YAML, an unknown key (the nearest name is given) or a bad value.
     """
-    from_file = _read_yaml(file) if file else {}
+    from_file = _read_config(file) if file else {}
     named = from_file.pop("preset", None)
     name = preset or named
     settings: dict[str, Any] = RunConfig().model_dump(exclude_unset=True)
@@ -95,16 +95,26 @@ def _keep_the_default_embedding_form(settings: dict[str, Any]) -> dict[str, Any]
     return settings
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file; `what` it is, for messages.
+
+    Raises:
+        ConfigError: unreadable, no YAML, or something else than keys and values.
+    """
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as problem:
-        raise ConfigError(f"cannot read the config file {file}: {problem.strerror}") from None
+        raise ConfigError(f"cannot read the {what} {file}: {problem.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"the config file {file} is not valid YAML: {' '.join(str(problem).split())}") from None
+        raise ConfigError(f"the {what} {file} is not valid YAML: {' '.join(str(problem).split())}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise ConfigError(f"the config file {file} holds a {type(content).__name__}, but sections are expected")
+        raise ConfigError(f"the {what} {file} holds a {type(content).__name__}, but sections are expected")
+    return content
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    content = read_yaml(file, "config file")
     allowed = [*RunConfig.model_fields, "preset"]
     for key in content:
         if key not in allowed:

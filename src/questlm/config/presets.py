@@ -1,6 +1,11 @@
-"""Model sizes: the six of the QuEST paper (arXiv 2502.05003) and `nano` for a laptop.
+"""Model sizes: the six of the QuEST paper (arXiv 2502.05003), small ones to fit a law with, and `nano` for a laptop.
 
 Shapes and learning rates of `30m` to `800m` are the published ones; the names count non-embedding parameters.
+
+The small ones, `125k` to `15m`, are one family: a width is kept while its depth doubles, then the width grows. Widths
+from 128 on are multiples of 128, the size of the Hadamard blocks (64 takes blocks of 64), and heads are 64 wide. Their
+learning rate falls with the width from the published 1.2e-3 at width 640, lr = 0.768 / hidden, but is nowhere
+above 3e-3. Batch and vocabulary are the same for all, so that runs differ in size, bits and tokens alone.
 """
 
 from __future__ import annotations
@@ -26,8 +31,24 @@ def _nano() -> dict[str, Any]:
     }
 
 
+def _small(layers: int, hidden: int) -> dict[str, Any]:
+    return {
+        "model": {"layers": layers, "hidden": hidden, "heads": hidden // 64},
+        "data": {"vocab_size": 2048},
+        "train": {"lr": min(3e-3, 0.768 / hidden), "seq_len": 256, "batch_size": 4, "eval_tokens": 32_768},
+    }
+
+
 PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "nano": _nano,
+    "125k": lambda: _small(layers=2, hidden=64),
+    "250k": lambda: _small(layers=4, hidden=64),
+    "500k": lambda: _small(layers=2, hidden=128),
+    "1m": lambda: _small(layers=4, hidden=128),
+    "2m": lambda: _small(layers=8, hidden=128),
+    "4m": lambda: _small(layers=5, hidden=256),
+    "8m": lambda: _small(layers=9, hidden=256),
+    "15m": lambda: _small(layers=8, hidden=384),
     "30m": lambda: _published(layers=6, hidden=640, heads=5, lr=1.2e-3),
     "50m": lambda: _published(layers=7, hidden=768, heads=6, lr=1.2e-3),
     "100m": lambda: _published(layers=8, hidden=1024, heads=8, lr=6e-4),

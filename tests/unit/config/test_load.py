@@ -123,7 +123,7 @@ def test_set_of_what_is_not_there_is_explained(override, words):
         ("model: {layer: 2}", "Did you mean 'layers'"),
         ("modle: {}", "Did you mean 'model'"),
         ("model:\n", "model = None"),
-        ("preset: 31m", "Did you mean '30m'"),
+        ("preset: 30mm", "Did you mean '30m'"),
     ],
 )
 def test_bad_files_are_one_sentence(write, text, words):

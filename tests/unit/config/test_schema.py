@@ -227,8 +227,38 @@ def test_presets_are_the_published_runs(name):
     assert config.budget.tokens_per_param == 100
 
 
+SMALL = {  # non-embedding parameters, learning rate
+    "125k": (131_392, 3e-3),
+    "250k": (262_720, 3e-3),
+    "500k": (524_928, 3e-3),
+    "1m": (1_049_728, 3e-3),
+    "2m": (2_099_328, 3e-3),
+    "4m": (4_262_656, 3e-3),
+    "8m": (7_672_576, 3e-3),
+    "15m": (14_162_304, 2e-3),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_presets_are_one_family(name):
+    config = RunConfig(**preset(name))
+    model, train = config.model, config.train
+    assert (model.block_parameters, train.lr) == SMALL[name]
+    named = float(name[:-1]) * {"k": 1e3, "m": 1e6}[name[-1]]
+    assert abs(model.block_parameters / named - 1) < 0.07
+    assert model.head_width == 64
+    assert model.hidden == 64 or model.hidden % 128 == 0
+    assert (config.data.vocab_size, train.seq_len, train.batch_size) == (2048, 256, 4)
+
+
+def test_the_rule_of_small_learning_rates_meets_the_published_one():
+    widest, first_published = RunConfig(**preset("15m")), RunConfig(**preset("30m"))
+    product = widest.train.lr * widest.model.hidden
+    assert product == pytest.approx(first_published.train.lr * first_published.model.hidden)
+
+
 def test_preset_names():
-    assert set(PRESETS) == {"nano", *PUBLISHED}
+    assert set(PRESETS) == {"nano", *SMALL, *PUBLISHED}
     assert preset("30M") == preset("30m")
     with pytest.raises(ConfigError, match=r"'30mm'.*Did you mean '30m'.*800m"):
         preset("30mm")

@@ -1,0 +1,232 @@
+"""`quest plan`: which size in which precision, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from questlm.cli.options import parse_bytes, parse_count, parse_seconds
+from questlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from questlm.scaling import LawFit
+    from questlm.scaling.plan import Choice, Limits, Plan
+
+__all__ = ["plan"]
+
+_STEPS = (1 / 16, 1 / 4, 1, 4, 16)  # of memory and of data, in the table of how the answer moves
+_EMBEDDINGS = ("bf16", "int8")
+
+
+def plan(
+    memory: Annotated[str | None, typer.Option(help="Bytes of the packed model: 16MB, 1.5GiB.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens: 10B.")] = None,
+    tokens_per_param: Annotated[float | None, typer.Option(help="Training tokens a non-embedding parameter.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Training operations, such as 1e20.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Hours of training on one --gpu.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="What is trained on, or generated on: h100.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Longest time a generated token may take: 5ms.")] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="Bytes a second where it is run: 50GB.")] = None,
+    vocab: Annotated[str, typer.Option(help="Entries of the tokenizer.")] = "32000",
+    embeddings: Annotated[str, typer.Option(help="Form of embedding and head: bf16 or int8.")] = "bf16",
+    tied: Annotated[bool, typer.Option("--tied", help="The head shares the embedding's weight.")] = False,
+    from_fit: Annotated[
+        Path | None, typer.Option(help="Law from `quest fit --json` [default: of the published runs].")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Precisions to choose from: w4a4,w2a2 [default: the law's].")] = None,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Also with fewer tokens a parameter than were fitted.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the best as a config for `quest train`.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw how the answer moves: .svg, .png or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which model to train: size, bits, expected loss with its interval, the runners-up, how the answer moves.
+
+    Examples:
+
+        quest plan --memory 16MB --tokens 10B --vocab 1024 --embeddings int8
+
+        quest plan --memory 1GB --tokens-per-param 100 --picture plan.svg
+
+        quest plan --gpu-hours 8 --gpu h100 --out plan.yaml
+
+        quest plan --latency 5ms --bandwidth 50GB --tokens 100B --from-fit law.json
+    """
+    from questlm.scaling.hardware import find_gpu
+    from questlm.scaling.plan import Limits, make_plan, matching, plannable
+
+    if embeddings not in _EMBEDDINGS:
+        raise ConfigError(f"--embeddings {embeddings!r} is not one of {' and '.join(_EMBEDDINGS)}")
+    found = find_gpu(gpu) if gpu is not None else None
+    limits = Limits(
+        memory=parse_bytes(memory, "--memory") if memory is not None else None,
+        latency=parse_seconds(latency, "--latency") if latency is not None else None,
+        bandwidth=_bandwidth(bandwidth, found.bytes_per_second if found else None),
+        tokens=parse_count(tokens, "--tokens") if tokens is not None else None,
+        tokens_per_parameter=_positive(tokens_per_param, "--tokens-per-param"),
+        flops=_positive(flops, "--flops"),
+        gpu_hours=_positive(gpu_hours, "--gpu-hours"),
+        gpu=found,
+        vocab_size=parse_count(vocab, "--vocab"),
+        embeddings=embeddings,
+        tied_head=tied,
+        extrapolate=extrapolate,
+    )
+    fit = _law(from_fit)
+    made = make_plan(fit, limits, matching(plannable(fit), only.split(",")) if only is not None else None)
+    if out is not None:
+        _write_config(made.best, limits, out)
+    if picture is not None:
+        from questlm.scaling.plan_picture import draw_plan
+
+        draw_plan(fit, limits, made, picture)
+    if as_json:
+        typer.echo(json.dumps({"choices": [_as_json(choice) for choice in made.choices], "notes": made.notes}))
+    else:
+        _print(fit, limits, made, out)
+
+
+def _law(path: Path | None) -> LawFit:
+    from questlm.scaling import LawFit
+
+    return LawFit.load(path or Path(__file__).parents[1] / "scaling" / "published_fit.json")
+
+
+def _positive(value: float | None, option: str) -> float | None:
+    if value is not None and not 0 < value < 1e30:
+        raise ConfigError(f"{option} {value} is not a number above 0")
+    return value
+
+
+def _bandwidth(text: str | None, of_gpu: float | None) -> float | None:
+    return parse_bytes(text.lower().removesuffix("/s"), "--bandwidth") if text is not None else of_gpu
+
+
+def _write_config(best: Choice, limits: Limits, path: Path) -> None:
+    from questlm.config import load_config, to_yaml
+    from questlm.files import atomic_write
+
+    atomic_write(path, to_yaml(load_config(flags=_settings(best, limits))))
+
+
+def _settings(best: Choice, limits: Limits) -> dict[str, Any]:
+    from questlm.scaling.shapes import learning_rate
+
+    model, quant = best.model, best.quant
+    return {
+        "model": {
+            "layers": model.layers, "hidden": model.hidden, "heads": model.heads, "tied_head": model.tied_head
+        },
+        "quant": {
+            "method": quant.method, "weight_bits": quant.weight_bits, "act_bits": quant.act_bits,
+            "format": quant.format, "embeddings": quant.embeddings,
+        },
+        "data": {"vocab_size": limits.vocab_size},
+        "train": {"lr": learning_rate(model.block_parameters)},
+        "budget": {"tokens": round(best.tokens)},
+    }  # fmt: skip
+
+
+def _as_json(choice: Choice) -> dict[str, Any]:
+    model = choice.model
+    return {
+        "group": choice.group,
+        "parameters": model.block_parameters,
+        "layers": model.layers,
+        "hidden": model.hidden,
+        "bytes": choice.bytes,
+        "tokens": round(choice.tokens),
+        "loss": {"value": choice.loss, "low": choice.low, "high": choice.high},
+        "wins": choice.wins,
+        "outside": list(choice.outside),
+        "unmeasured": choice.unmeasured,
+    }
+
+
+def _print(fit: LawFit, limits: Limits, made: Plan, out: Path | None) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console, best = Console(), made.best
+    console.print(
+        f"Train [bold]{_millions(best.model.block_parameters)}[/bold] parameters ({best.model.layers} layers of "
+        f"{best.model.hidden}) in [bold]{best.group}[/bold] on {_millions(best.tokens)} tokens: expected loss "
+        f"[bold]{best.loss:.3f}[/bold] nats a token ({best.low:.3f} to {best.high:.3f}).",
+        highlight=False,
+    )
+    table = Table(
+        title="the best of each precision", title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for name in ("precision", "params", "shape", "MB", "tokens", "loss (95 %)", "won"):
+        table.add_column(name, justify="left" if name == "precision" else "right", no_wrap=True)
+    names = _names([choice.group for choice in made.choices])
+    for choice in made.choices:
+        table.add_row(
+            names[choice.group],
+            _millions(choice.model.block_parameters),
+            f"{choice.model.layers} x {choice.model.hidden}",
+            f"{choice.bytes / 1e6:,.1f}",
+            _millions(choice.tokens),
+            f"{choice.loss:.3f} ({choice.low:.3f}-{choice.high:.3f}){'*' if choice.outside else ' '}",
+            f"{choice.wins:.0%}",
+        )
+    console.print(table)
+    console.print("won: share of the fit's bootstrap draws by which it is the best of all", highlight=False)
+    if any(choice.outside for choice in made.choices):
+        console.print("* outside the range that the law was fitted on: the interval is widened", highlight=False)
+    _print_moves(console, fit, limits, made)
+    for note in made.notes:
+        console.print(f"- {note}", highlight=False, markup=False)
+    if out is not None:
+        console.print(f"wrote {out}; train it with: quest train --config {out} --data YOUR_TEXT", markup=False)
+
+
+def _print_moves(console: Any, fit: LawFit, limits: Limits, made: Plan) -> None:
+    """How the best precision moves with memory and with data."""
+    from dataclasses import replace
+
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from questlm.scaling.plan import best_shapes
+
+    amount = next(n for n in ("tokens", "tokens_per_parameter", "flops", "gpu_hours") if getattr(limits, n) is not None)
+    memory, groups = limits.memory or float(made.best.bytes), [choice.group for choice in made.choices]
+    names = _names(groups)
+    table = Table(
+        title=f"and with other memory (down) and {amount.replace('_', ' ')} (across)", title_justify="left", box=SIMPLE
+    )
+    table.add_column("", justify="right")
+    for factor in _STEPS:
+        table.add_column(f"{getattr(limits, amount) * factor:,.3g}", justify="right", no_wrap=True)
+    for rows in _STEPS:
+        cells = []
+        for columns in _STEPS:
+            moved = replace(limits, memory=memory * rows, **{amount: getattr(limits, amount) * columns})
+            at = best_shapes(fit, moved, groups)
+            cells.append(f"{names[at[0].group]} {_millions(at[0].model.block_parameters)}" if at else "-")
+        table.add_row(_bytes(memory * rows), *cells)
+    console.print(table)
+
+
+def _names(groups: Sequence[str]) -> dict[str, str]:
+    """The widths alone where these tell the groups apart."""
+    widths = {group: group.split("/")[1] if "/" in group else group for group in groups}
+    return widths if len(set(widths.values())) == len(groups) else {group: group for group in groups}
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:,.3g} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"
+
+
+def _millions(count: float) -> str:
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count / 1e3:.3g}k"

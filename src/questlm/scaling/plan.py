@@ -1,0 +1,339 @@
+"""Which size in which precision: the model of least predicted loss under limits of memory, latency, data and compute.
+
+For each precision that the law was fitted to, every shape within the limits is a candidate; what it is trained on
+follows from its size (tokens a parameter, operations, GPU hours) or is given. The best shape of each precision is its
+choice, and the choices are sorted by predicted loss.
+
+A law says least where it was not fitted, and a search goes just there: from runs of 24 to 100 tokens a parameter it can
+promise the best of losses at one. So a shape that leaves fewer tokens a parameter than were fitted competes only where
+all do, unless extrapolation is asked for.
+
+An interval has three parts: the spread of the fit's bootstrap draws, the scatter of single runs about the law (the
+fit's rms residual), and, outside the range that was fitted, doubt about the law itself: the logarithmic half-width is
+multiplied by 1 + the decades by which N, D and D / N leave that range. The last is a rule of caution and no estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from questlm.config import ModelConfig, QuantSpec
+from questlm.errors import ConfigError, nearest_name
+from questlm.scaling.hardware import Gpu
+from questlm.scaling.result import LawFit
+from questlm.scaling.runs import BASELINE
+from questlm.scaling.shapes import shapes, training_flops
+from questlm.scaling.size import packed_bytes
+
+__all__ = [
+    "Candidates",
+    "Choice",
+    "Limits",
+    "Plan",
+    "best_shapes",
+    "make_plan",
+    "matching",
+    "plannable",
+    "spec_of_group",
+]
+
+Array = NDArray[np.float64]
+_ALIKE = 1.25  # shapes that lack tokens compete within this factor of the one that lacks fewest
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan has to keep to. Exactly one of the four amounts of training is set.
+
+    Attributes:
+        memory: bytes of the packed model, embeddings included.
+        latency: seconds a generated token, at batch 1: the weights read once at `bandwidth` bytes a second.
+        tokens, tokens_per_parameter, flops, gpu_hours: how much training.
+        gpu: on what, for `gpu_hours`.
+        vocab_size, embeddings, tied_head: of the models.
+        extrapolate: follow the law also to fewer tokens a parameter than were fitted, where there is a choice.
+    """
+
+    memory: float | None = None
+    latency: float | None = None
+    bandwidth: float | None = None
+    tokens: float | None = None
+    tokens_per_parameter: float | None = None
+    flops: float | None = None
+    gpu_hours: float | None = None
+    gpu: Gpu | None = None
+    vocab_size: int = 32_000
+    embeddings: str = "bf16"
+    tied_head: bool = False
+    extrapolate: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigError for limits that do not make a question."""
+        amounts = {
+            "--tokens": self.tokens,
+            "--tokens-per-param": self.tokens_per_parameter,
+            "--flops": self.flops,
+            "--gpu-hours": self.gpu_hours,
+        }
+        given = [name for name, value in amounts.items() if value is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                f"say how much training there is, in one way: --tokens, --tokens-per-param, --flops or --gpu-hours "
+                f"({' and '.join(given) or 'none'} given)"
+            )
+        if self.memory is None and self.latency is None and given[0] in ("--tokens", "--tokens-per-param"):
+            raise ConfigError(f"with {given[0]} alone the largest model is the best; say --memory or --latency as well")
+        if self.latency is not None and self.bandwidth is None:
+            raise ConfigError(
+                "--latency needs the memory bandwidth of the machine: --bandwidth 50GB/s, or --gpu with a known one"
+            )
+        if self.gpu_hours is not None and self.gpu is None:
+            raise ConfigError("--gpu-hours needs to know of what: --gpu h100")
+
+    def training_tokens(self, candidates: Candidates, precision: str) -> Array:
+        """What each of the candidates, in this precision, is trained on."""
+        if self.tokens is not None:
+            return np.full(len(candidates.parameters), float(self.tokens))
+        if self.tokens_per_parameter is not None:
+            return self.tokens_per_parameter * candidates.parameters
+        if self.flops is not None:
+            return self.flops / candidates.flops
+        assert self.gpu_hours is not None and self.gpu is not None
+        return self.gpu_hours * 3600 * self.gpu.tokens_per_second(candidates.flops, precision)
+
+    def admitted(self, candidates: Candidates) -> NDArray[np.bool_]:
+        """Which packed models keep to memory and latency."""
+        admitted = np.ones(len(candidates.bytes), dtype=bool)
+        if self.memory is not None:
+            admitted &= candidates.bytes <= self.memory
+        if self.latency is not None:
+            assert self.bandwidth is not None
+            admitted &= candidates.read <= self.latency * self.bandwidth
+        return admitted
+
+
+class Candidates(NamedTuple):
+    """Every shape in one precision, as arrays (shapes,).
+
+    Attributes:
+        parameters: N, non-embedding.
+        bytes: of the packed model.
+        read: bytes for each generated token: all but the table of embeddings, of which it is a row.
+        flops: operations a training token.
+    """
+
+    parameters: Array
+    bytes: Array
+    read: Array
+    flops: Array
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best shape in one precision.
+
+    Attributes:
+        group: of the fit, such as "quest/w4a4/int4".
+        loss, low, high: predicted, nats a token, with a 95 % interval for one run.
+        wins: share of the bootstrap draws by which this choice is the best of all.
+        outside: in words, how it leaves the range that the law was fitted on.
+        unmeasured: in words, what its amount of training was guessed from.
+    """
+
+    group: str
+    model: ModelConfig
+    quant: QuantSpec
+    tokens: float
+    bytes: int
+    loss: float
+    low: float
+    high: float
+    wins: float = 0.0
+    outside: tuple[str, ...] = ()
+    unmeasured: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Choices, the best first, and what has to be said of them."""
+
+    choices: list[Choice]
+    notes: list[str]
+
+    @property
+    def best(self) -> Choice:
+        """The choice of least predicted loss."""
+        return self.choices[0]
+
+
+def make_plan(fit: LawFit, limits: Limits, groups: Sequence[str] | None = None) -> Plan:
+    """The best shape of each precision.
+
+    Args:
+        groups: of the fit; None: all whose packed size is known before packing.
+
+    Raises:
+        ConfigError: limits that contradict each other, or that no model keeps to.
+    """
+    choices = best_shapes(fit, limits, plannable(fit) if groups is None else groups)
+    if not choices:
+        raise ConfigError(_nothing_fits(limits))
+    choices = _with_wins(fit, choices)
+    return Plan(choices, _notes(fit, choices))
+
+
+def best_shapes(fit: LawFit, limits: Limits, groups: Sequence[str]) -> list[Choice]:
+    """The choice of each precision in which any model keeps to the limits, the best first.
+
+    Raises:
+        ConfigError: limits that contradict each other.
+    """
+    limits.check()
+    found = (_choose(fit, limits, group) for group in groups)
+    return sorted((choice for choice in found if choice is not None), key=lambda choice: choice.loss)
+
+
+def matching(groups: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Those of `groups` that are named, in full or by a part between slashes ("w4a4", "quest").
+
+    Raises:
+        ConfigError: a name of none; the message gives the nearest and all.
+    """
+    parts = {part for group in groups for part in (group, *group.split("/"))}
+    for name in wanted:
+        if name not in parts:
+            raise ConfigError(
+                f"the law has no precision {name!r}.{nearest_name(name, parts)} There are: {', '.join(groups)}."
+            )
+    return [group for group in groups if any(name == group or name in group.split("/") for name in wanted)]
+
+
+def plannable(fit: LawFit) -> list[str]:
+    """Groups of a fit that can be planned for: those that are settings of `quest train` with a known packed size."""
+    model, groups = ModelConfig(vocab_size=2), []
+    for group in fit.groups:
+        try:
+            packed_bytes(model, spec_of_group(group, "bf16"))
+        except ConfigError:
+            continue
+        groups.append(group)
+    return groups
+
+
+def spec_of_group(group: str, embeddings: str) -> QuantSpec:
+    """The settings that a group stands for.
+
+    Raises:
+        ConfigError: none that is known here.
+    """
+    if group == BASELINE:  # whose matrices are stored in the form of the embeddings
+        return QuantSpec(weight_bits=16, act_bits=16, embeddings="bf16")
+    try:
+        method, bits, form = group.split("/")
+        weight, act = (16 if b == "16" else "ternary" if b == "t" else int(b) for b in bits[1:].split("a"))
+    except ValueError:
+        raise ConfigError(f"{group!r} is not a group like 'quest/w4a4/int4'") from None
+    grid = next((name for name in ("int", "lloydmax") if form == f"{name}{weight if weight != 16 else act}"), form)
+    settings: dict[str, Any] = {
+        "method": method, "weight_bits": weight, "act_bits": act, "embeddings": embeddings,
+        "format": "int-2:4" if form == "int4-2:4" else grid,
+    }  # fmt: skip
+    return QuantSpec(**settings)
+
+
+@cache
+def _candidates(quant: QuantSpec, vocab_size: int, tied_head: bool) -> Candidates:
+    models = shapes(vocab_size, tied_head)
+    rows = [
+        (model.block_parameters, packed_bytes(model, quant), packed_bytes(tied, quant), training_flops(model))
+        for model, tied in zip(models, shapes(vocab_size, True), strict=True)
+    ]
+    return Candidates(*np.array(rows, dtype=float).T)
+
+
+def _choose(fit: LawFit, limits: Limits, group: str) -> Choice | None:
+    quant = spec_of_group(group, limits.embeddings)
+    precision = BASELINE if group == BASELINE else group.split("/")[1]
+    candidates = _candidates(quant, limits.vocab_size, limits.tied_head)
+    admitted = limits.admitted(candidates)
+    if not admitted.any():
+        return None
+    tokens = np.maximum(limits.training_tokens(candidates, precision), 1.0)
+    if not limits.extrapolate:
+        short = fit.range["tokens_per_parameter"][0] * candidates.parameters / tokens  # above 1: of tokens
+        admitted &= short <= max(1.0, _ALIKE * short[admitted].min())
+    losses = np.where(admitted, fit.predict_many(candidates.parameters, tokens, group), np.inf)
+    best = int(losses.argmin())
+    parameters, amount, loss = candidates.parameters[best], float(tokens[best]), float(losses[best])
+    low, high = _interval(fit, loss, parameters, amount, group)
+    return Choice(
+        group=group,
+        model=shapes(limits.vocab_size, limits.tied_head)[best],
+        quant=quant,
+        tokens=amount,
+        bytes=int(candidates.bytes[best]),
+        loss=loss,
+        low=low,
+        high=high,
+        outside=tuple(_outside(fit, parameters, amount)),
+        unmeasured=limits.gpu.unmeasured(candidates.flops[best], precision)
+        if limits.gpu_hours and limits.gpu
+        else None,
+    )
+
+
+def _outside(fit: LawFit, parameters: float, tokens: float) -> dict[str, float]:
+    """How N, D and D / N leave the fitted range: in words, and by how many decades."""
+    values = {"parameters": parameters, "tokens": tokens, "tokens_per_parameter": tokens / parameters}
+    found = {}
+    for name, value in values.items():
+        low, high = fit.range[name]
+        decades = max(math.log10(low / value), math.log10(value / high))
+        side = f"below {low:.3g}" if value < low else f"above {high:.3g}"
+        if decades > 0.01:  # less is not worth a word
+            found[f"{value:.3g} {name.replace('_', ' ')} is {side}"] = decades
+    return found
+
+
+def _interval(fit: LawFit, loss: float, parameters: float, tokens: float, group: str) -> tuple[float, float]:
+    logs = np.log(fit.predict_draws(parameters, tokens, group)) - math.log(loss)
+    low, high = np.quantile(logs, (0.025, 0.975))
+    scatter, doubt = 1.96 * fit.rms_log_residual, 1 + sum(_outside(fit, parameters, tokens).values())
+    down, up = (math.hypot(max(0.0, side), scatter) * doubt for side in (-float(low), float(high)))
+    return loss * math.exp(-down), loss * math.exp(up)
+
+
+def _with_wins(fit: LawFit, choices: list[Choice]) -> list[Choice]:
+    drawn = np.stack([fit.predict_draws(c.model.block_parameters, c.tokens, c.group) for c in choices])
+    shares = np.bincount(drawn.argmin(axis=0), minlength=len(choices)) / drawn.shape[1]
+    return [replace(choice, wins=float(share)) for choice, share in zip(choices, shares, strict=True)]
+
+
+def _notes(fit: LawFit, choices: list[Choice]) -> list[str]:
+    best = choices[0]
+    notes = [best.unmeasured] if best.unmeasured else []
+    if best.outside:
+        notes.append(
+            f"outside the range that the law was fitted on: {', '.join(best.outside)}; the interval is widened"
+        )
+    rivals = [choice for choice in choices[1:] if choice.low <= best.high and choice.wins >= 0.05]
+    if rivals:
+        names = ", ".join(f"{choice.group} ({choice.wins:.0%})" for choice in rivals)
+        notes.append(f"the law does not tell the best apart ({best.wins:.0%} of its draws) from {names}")
+    return notes + [f"of the law: {warning}" for warning in fit.warnings]
+
+
+def _nothing_fits(limits: Limits) -> str:
+    smallest = shapes(limits.vocab_size)[0]
+    tables = (1 if limits.tied_head else 2) * limits.vocab_size * smallest.hidden
+    return (
+        f"no model keeps to these limits; embedding and head alone, with {limits.vocab_size:,} entries and a width of "
+        f"{smallest.hidden}, are {tables:,} numbers; allow more, or take a smaller --vocab, --embeddings int8 or --tied"
+    )

@@ -1,0 +1,133 @@
+"""How a plan moves with memory and with data, as a picture. Needs matplotlib, the extra `plots`.
+
+Left: at the plan's memory, what each precision loses to the best one, over training tokens a parameter. Right: the
+predicted loss over the bytes of the packed model, at the plan's amount of training, for each precision.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from questlm.errors import ConfigError, MissingDependencyError
+from questlm.files import atomic_write
+from questlm.scaling.plan import Choice, Limits, Plan, best_shapes
+from questlm.scaling.result import LawFit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_plan", "frontier", "over_data"]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#767676")
+_RATIOS = np.geomspace(1, 3000, 29)  # tokens a parameter
+_SPAN = np.geomspace(1 / 32, 32, 31)  # of the plan's memory
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#E4E4E4", "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False,
+}  # fmt: skip
+
+
+def over_data(fit: LawFit, limits: Limits, groups: Sequence[str]) -> list[dict[str, Choice]]:
+    """The best shape of each precision at the plan's memory, for each of a range of tokens a parameter."""
+    amounts = [replace(limits, tokens=None, flops=None, gpu_hours=None, tokens_per_parameter=float(r)) for r in _RATIOS]
+    return [_by_group(fit, each, groups) for each in amounts]
+
+
+def frontier(fit: LawFit, limits: Limits, groups: Sequence[str], around: float) -> list[dict[str, Choice]]:
+    """The same for each of a range of memories about `around` bytes, at the plan's amount of training."""
+    return [_by_group(fit, replace(limits, memory=float(around * f), latency=None), groups) for f in _SPAN]
+
+
+def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
+    """Write the picture; its form follows from the name (.svg, .png, .pdf).
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ConfigError: a name of another form.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError("matplotlib", "plots", "--picture")
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--picture {path} is of no known form; end it in .svg, .png or .pdf")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    groups = [choice.group for choice in sorted(plan.choices, key=_bits)]
+    memory = limits.memory or float(plan.best.bytes)
+    colours = dict(zip(groups, (_COLOURS[i % len(_COLOURS)] for i in range(len(groups))), strict=True))
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):  # whatever the user's matplotlibrc says
+        figure = Figure(figsize=(11, 4.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _draw_over_data(left, fit, replace(limits, memory=memory), groups, colours)
+        _draw_frontier(right, fit, limits, groups, colours, memory, plan)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content.getvalue())
+
+
+def _bits(choice: Choice) -> tuple[float, float]:
+    """For the order of the legend."""
+    weight, act = (1.58 if b == "ternary" else float(b) for b in (choice.quant.weight_bits, choice.quant.act_bits))
+    return weight, act
+
+
+def _by_group(fit: LawFit, limits: Limits, groups: Sequence[str]) -> dict[str, Choice]:
+    return {choice.group: choice for choice in best_shapes(fit, limits, groups)}
+
+
+def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], colours: dict[str, str]) -> None:
+    points = over_data(fit, limits, groups)
+    for group in groups:
+        line = [
+            (ratio, at[group].loss - min(choice.loss for choice in at.values()))
+            for ratio, at in zip(_RATIOS, points, strict=True)
+            if group in at
+        ]
+        axes.plot(*zip(*line, strict=True), color=colours[group], label=group)
+    low, high = fit.range["tokens_per_parameter"]
+    axes.axvspan(low, high, color="#767676", alpha=0.10, linewidth=0)
+    axes.set(
+        xscale="log", xlabel="training tokens a parameter (grey: fitted)", ylabel="predicted loss over the best's, nats"
+    )
+    axes.set_ylim(-0.01, 0.5)
+    axes.set_title(f"Which precision, in {_megabytes(limits.memory or math.nan)}", loc="left")
+
+
+def _draw_frontier(
+    axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], colours: dict[str, str], memory: float, plan: Plan
+) -> None:
+    points = frontier(fit, limits, groups, memory)
+    for group in groups:
+        line = [at[group] for at in points if group in at]
+        size = [choice.bytes / 1e6 for choice in line]
+        axes.plot(size, [choice.loss for choice in line], color=colours[group], linestyle=":")
+        fitted = [choice.loss if not choice.outside else math.nan for choice in line]
+        axes.plot(size, fitted, color=colours[group])
+        if group == plan.best.group:
+            axes.fill_between(
+                size, [c.low for c in line], [c.high for c in line], color=colours[group], alpha=0.15, lw=0
+            )
+    losses = [choice.loss for at in points for choice in at.values()]
+    axes.set_ylim(min(losses) - 0.1, max(losses) + 0.1)
+    best = plan.best
+    axes.plot(best.bytes / 1e6, best.loss, "o", color=colours[best.group])
+    axes.set(
+        xscale="log",
+        xlabel="packed model, MB (dotted: outside what was fitted; band: 95 %)",
+        ylabel="predicted loss, nats a token",
+    )
+    axes.set_title(f"Loss over bytes; the dot: {best.model.block_parameters / 1e6:,.0f}M in {best.group}", loc="left")
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e9:,.3g} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"

@@ -1,0 +1,58 @@
+"""What a sweep still has to do, as commands for another machine: lines for a shell, or a SLURM array script."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from questlm.sweep.grid import Cell
+from questlm.sweep.runs import arguments_left, is_finished
+
+__all__ = ["command_lines", "slurm_script"]
+
+_HEAD = """\
+#!/bin/bash
+# {runs} runs of a sweep, one a task; submit with `sbatch FILE` from the folder in which `quest sweep` wrote it. Options
+# given to sbatch win over these. Submitted again, it skips what is finished and goes on with what was stopped.
+#SBATCH --job-name=quest-sweep
+#SBATCH --array=0-{last}
+#SBATCH --requeue
+#SBATCH --signal=B:TERM@120
+{device}
+set -euo pipefail
+
+case "${{SLURM_ARRAY_TASK_ID:?is set by sbatch}}" in
+"""
+
+_TAIL = """\
+  *) echo "there is no run ${SLURM_ARRAY_TASK_ID}" >&2; exit 2 ;;
+esac
+
+if grep -qs '"final": {' "$run/record.json"; then
+  echo "$run is finished"
+  exit 0
+fi
+if [ -e "$run/config.yaml" ]; then
+  set -- --resume "$run"
+else
+  set -- "$@" --out "$run"
+fi
+exec quest train "$@"  # in the shell's place, so that it receives SLURM's SIGTERM and saves
+"""
+
+
+def command_lines(cells: Sequence[Cell], out: Path) -> list[str]:
+    """One `quest train` command for each run that is not finished."""
+    return [shlex.join(["quest", "train", *arguments_left(cell, out)]) for cell in cells if not is_finished(cell, out)]
+
+
+def slurm_script(cells: Sequence[Cell], out: Path) -> str:
+    """A SLURM array script with one task for each run."""
+    on_cpu = cells[0].config.train.device == "cpu"
+    head = _HEAD.format(runs=len(cells), last=len(cells) - 1, device="" if on_cpu else "#SBATCH --gpus=1\n")
+    tasks = [
+        f"  {number}) run={shlex.quote(str(out / cell.name))}; set -- {shlex.join(cell.arguments)} ;;\n"
+        for number, cell in enumerate(cells)
+    ]
+    return head + "".join(tasks) + _TAIL

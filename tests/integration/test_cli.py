@@ -25,7 +25,20 @@ from questlm.records import RunRecord
 from questlm.train.checkpoint import latest_checkpoint
 
 Quest = Callable[..., str]
-COMMANDS = ("demo", "train", "methods", "eval", "pack", "generate", "diagnose", "doctor", "sweep", "fit", "plan", "report")
+COMMANDS = (
+    "demo",
+    "train",
+    "methods",
+    "eval",
+    "pack",
+    "generate",
+    "diagnose",
+    "doctor",
+    "sweep",
+    "fit",
+    "plan",
+    "report",
+)
 
 
 @pytest.fixture

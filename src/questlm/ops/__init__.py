@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, unavailable, using_backend
 from questlm.ops.encode import (
@@ -107,9 +106,9 @@ class _Hadamard(torch.autograd.Function):
         return as_dtype(rotated, x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # symmetric, so its own gradient
-        return as_dtype(_rotated(gradients[0], ctx.block_size), gradients[0].dtype), None
+        gradient: Tensor = _Hadamard.apply(gradients[0], ctx.block_size)
+        return gradient, None
 
 
 def _rotated(x: Tensor, block_size: int) -> Tensor:

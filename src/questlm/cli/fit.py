@@ -39,7 +39,8 @@ def fit(
     """
     from questlm.progress import progress
     from questlm.scaling import fit_law, read_runs
-    from questlm.scaling.fit_picture import check_picture, draw_fit
+    from questlm.scaling.fit_picture import draw_fit
+    from questlm.scaling.picture import check_picture
 
     for path in filter(None, (json_file, picture)):
         if not path.parent.is_dir():

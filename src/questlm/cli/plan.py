@@ -58,8 +58,11 @@ def plan(
         quest plan --latency 5ms --bandwidth 50GB --tokens 100B --from-fit law.json
     """
     from questlm.scaling.hardware import find_gpu
+    from questlm.scaling.picture import check_picture
     from questlm.scaling.plan import Limits, make_plan, matching, plannable
 
+    if picture is not None:
+        check_picture(picture)
     if embeddings not in _EMBEDDINGS:
         raise ConfigError(f"--embeddings {embeddings!r} is not one of {' and '.join(_EMBEDDINGS)}")
     found = find_gpu(gpu) if gpu is not None else None

@@ -6,44 +6,24 @@ holds, runs of all precisions and all amounts of data lie on one curve. Middle: 
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from questlm.errors import ConfigError, MissingDependencyError
+from questlm.scaling.picture import check_picture, picture
 from questlm.scaling.result import LawFit, Residual
 from questlm.scaling.runs import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_picture", "draw_fit"]
+__all__ = ["draw_fit"]
 
-_FORMS = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, with markers beside them for when there are more groups than colours.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vPX*<>"
 _GREY = "#767676"
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 10, "axes.titlesize": 10.5, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.7,
-    "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "white", "savefig.facecolor": "white",
-}  # fmt: skip
-
-
-def check_picture(path: Path) -> None:
-    """Refuse early, before anything is computed.
-
-    Raises:
-        ConfigError: a name of no known form.
-        MissingDependencyError: matplotlib is not installed.
-    """
-    if path.suffix.lower() not in _FORMS:
-        raise ConfigError(f"--picture {path} is of no known form; end it in {', '.join(_FORMS)}")
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError("matplotlib", "plots", "drawing a law")
 
 
 def draw_fit(fit: LawFit, path: Path) -> None:
@@ -54,18 +34,12 @@ def draw_fit(fit: LawFit, path: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
     """
     check_picture(path)
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
-        height = max(4.4, 0.34 * len(fit.groups) + 1.6)
-        figure = Figure(figsize=(13, height), layout="constrained")
+    with picture(path, 13, max(4.4, 0.34 * len(fit.groups) + 1.6)) as figure:
         curve, residuals, bars = figure.subplots(1, 3, width_ratios=[1.25, 1.25, 1])
         looks = {group: _look(number) for number, group in enumerate(_ordered(fit))}
         _draw_curve(curve, fit, looks)
         _draw_residuals(residuals, fit, looks)
         _draw_efficiencies(bars, fit, looks)
-        figure.savefig(path, dpi=150)
 
 
 def _ordered(fit: LawFit) -> list[str]:

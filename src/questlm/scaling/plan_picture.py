@@ -6,18 +6,15 @@ predicted loss over the bytes of the packed model, at the plan's amount of train
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from questlm.errors import ConfigError, MissingDependencyError
-from questlm.files import atomic_write
+from questlm.scaling.picture import check_picture, picture
 from questlm.scaling.plan import Choice, Limits, Plan, best_shapes
 from questlm.scaling.result import LawFit
 
@@ -29,10 +26,6 @@ __all__ = ["draw_plan", "frontier", "over_data"]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#767676")
 _RATIOS = np.geomspace(1, 3000, 29)  # tokens a parameter
 _SPAN = np.geomspace(1 / 32, 32, 31)  # of the plan's memory
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#E4E4E4", "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False,
-}  # fmt: skip
 
 
 def over_data(fit: LawFit, limits: Limits, groups: Sequence[str]) -> list[dict[str, Choice]]:
@@ -53,26 +46,15 @@ def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
         ConfigError: a name of another form.
     """
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError("matplotlib", "plots", "--picture")
-    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
-        raise ConfigError(f"--picture {path} is of no known form; end it in .svg, .png or .pdf")
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+    check_picture(path)
     groups = [choice.group for choice in sorted(plan.choices, key=_bits)]
     memory = limits.memory or float(plan.best.bytes)
     colours = dict(zip(groups, (_COLOURS[i % len(_COLOURS)] for i in range(len(groups))), strict=True))
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):  # whatever the user's matplotlibrc says
-        figure = Figure(figsize=(11, 4.8), layout="constrained")
+    with picture(path, 11, 4.8) as figure:
         left, right = figure.subplots(1, 2)
         _draw_over_data(left, fit, replace(limits, memory=memory), groups, colours)
         _draw_frontier(right, fit, limits, groups, colours, memory, plan)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        content = io.BytesIO()
-        figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content.getvalue())
 
 
 def _bits(choice: Choice) -> tuple[float, float]:

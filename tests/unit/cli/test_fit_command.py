@@ -13,6 +13,7 @@ import pytest
 
 from questlm.cli import main
 from questlm.scaling import LawFit, fit_picture, variants
+from questlm.scaling import picture as pictures
 
 Quest = Callable[..., tuple[int, str, str]]
 
@@ -120,7 +121,7 @@ def test_matplotlib_is_asked_for_before_anything_is_computed(
     quest: Quest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(_rows()))
-    monkeypatch.setattr(fit_picture, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     code, _, err = quest("rows.json", "--picture", "law.png")
     assert code == 2
     assert "questlm[plots]" in err

@@ -25,6 +25,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "canonical_json",
+    "held",
     "read_json",
     "remove_leftovers",
     "seal",
@@ -51,7 +52,7 @@ def read_json(path: Path, error: type[QuestError]) -> Any:
             raise error(f"{path} cannot be read: it is not a plain file")
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise error(f"{path} is larger than {_MAX_JSON_BYTES} bytes, which no file of ours is; it is damaged")
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except (ValueError, RecursionError) as problem:
@@ -60,9 +61,25 @@ def read_json(path: Path, error: type[QuestError]) -> Any:
         raise error(f"{path} cannot be read: {problem.strerror}") from None
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} is there twice")
+    return found
+
+
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write `content` so that `path` holds either its old content or all of the new, even after a crash."""
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _write_beside(path, data)
+    except OSError as problem:  # by the name that was asked for, not that of the temporary file
+        raise type(problem)(problem.errno, problem.strerror, str(path)) from None
+    _sync_folder(path.parent)
+
+
+def _write_beside(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -74,7 +91,6 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -101,6 +117,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def held(lock: Path, taken: QuestError) -> Iterator[None]:
+    """Hold the file `lock`, which is made, for this process, where the system can (POSIX).
+
+    Raises:
+        QuestError: `taken`, if another process holds it.
+    """
+    with lock.open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except BlockingIOError:
+            raise taken from None
+        yield
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -11,8 +11,10 @@ from types import ModuleType
 import pytest
 
 from questlm.cli import main
+from questlm.cli.options import parse_bytes
 from questlm.config import load_config
 from questlm.scaling import LawFit, fit_law, published_runs
+from questlm.scaling.size import packed_bytes
 
 ROOT = Path(__file__).parents[2]
 SCALING = ROOT / "src" / "questlm" / "scaling"
@@ -32,8 +34,25 @@ def test_the_answer_is_a_config_that_trains(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "w4a4" in printed and "w8a8" not in printed and "expected loss" in printed and "16 MB" in printed
     made = load_config(file=config)
-    assert made.budget.tokens == 10**10 and made.data.vocab_size == 1024 and made.quant.weight_bits in (1, 4)
+    assert (
+        made.budget.tokens == 10**10
+        and made.model.mlp_hidden
+        and made.data.vocab_size == 1024
+        and made.quant.weight_bits in (1, 4)
+    )
     assert "<svg" in picture.read_text(encoding="utf-8") and "quest/w4a4/int4" in picture.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("memory", ["700kB", "3MB", "6.49MB", "100MB", "2GB"])
+def test_the_config_is_the_model_that_was_planned(memory, monkeypatch, tmp_path, capsys):
+    config = tmp_path / "plan.yaml"
+    words = ("--memory", memory, "--tokens-per-param", "100", "--vocab", "300", "--embeddings", "int8", "--json")
+    assert plan(monkeypatch, *words, "--out", str(config)) == 0
+    best = json.loads(capsys.readouterr().out)["choices"][0]
+    made = load_config(file=config)
+    model = made.model.model_copy(update={"vocab_size": 300})
+    assert model.block_parameters == best["parameters"]
+    assert packed_bytes(model, made.quant) == best["bytes"] <= parse_bytes(memory, "--memory")
 
 
 def test_json_and_a_law_of_ones_own(monkeypatch, tmp_path, capsys):
@@ -54,6 +73,8 @@ def test_json_and_a_law_of_ones_own(monkeypatch, tmp_path, capsys):
         (("--memory", "16MB", "--flops", "nan"), "--flops nan is not a number above 0"),
         (("--gpu-hours", "1", "--gpu", "h10"), "Did you mean 'h100'"),
         (("--latency", "5", "--tokens", "1B"), "not a time above 0"),
+        (("--memory", "16MB", "--tokens", "10B"), "bytes, most of them embedding and head"),
+        (("--memory", "1GB", "--tokens", "1B", "--out", "nowhere/plan.yaml"), "nowhere/plan.yaml"),
         (("--memory", "1MB", "--tokens", "1B", "--embeddings", "int4"), "not one of bf16 and int8"),
         (("--memory", "1GB", "--tokens", "1B", "--from-fit", "nowhere.json"), "nowhere.json"),
         (("--memory", "1GB", "--tokens", "1B", "--picture", "x.bmp"), "end it in .png, .svg, .pdf"),

@@ -45,6 +45,8 @@ def fit(
     for path in filter(None, (json_file, picture)):
         if not path.parent.is_dir():
             raise ConfigError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first")
+        if path.resolve() in {source.resolve() for source in runs}:
+            raise ConfigError(f"{path} is what the law is fitted to; write to another file")
     if picture is not None:
         check_picture(picture)
     left_out: list[str] = []

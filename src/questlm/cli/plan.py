@@ -76,12 +76,14 @@ def plan(
         gpu_hours=_positive(gpu_hours, "--gpu-hours"),
         gpu=found,
         vocab_size=parse_count(vocab, "--vocab"),
-        embeddings=embeddings,
+        embeddings="int8" if embeddings == "int8" else "bf16",
         tied_head=tied,
         extrapolate=extrapolate,
     )
     fit = _law(from_fit)
-    made = make_plan(fit, limits, matching(plannable(fit), only.split(",")) if only is not None else None)
+    made = make_plan(
+        fit, limits, matching(plannable(fit), [name.strip() for name in only.split(",")]) if only is not None else None
+    )
     if out is not None:
         _write_config(made.best, limits, out)
     if picture is not None:
@@ -118,19 +120,20 @@ def _write_config(best: Choice, limits: Limits, path: Path) -> None:
 
 
 def _settings(best: Choice, limits: Limits) -> dict[str, Any]:
-    from questlm.scaling.shapes import learning_rate
+    from questlm.scaling.shapes import training_settings
 
     model, quant = best.model, best.quant
     return {
         "model": {
-            "layers": model.layers, "hidden": model.hidden, "heads": model.heads, "tied_head": model.tied_head
+            "layers": model.layers, "hidden": model.hidden, "heads": model.heads, "mlp_hidden": model.mlp_hidden,
+            "tied_head": model.tied_head,
         },
         "quant": {
             "method": quant.method, "weight_bits": quant.weight_bits, "act_bits": quant.act_bits,
             "format": quant.format, "embeddings": quant.embeddings,
         },
         "data": {"vocab_size": limits.vocab_size},
-        "train": {"lr": learning_rate(model.block_parameters)},
+        "train": training_settings(model.block_parameters),
         "budget": {"tokens": round(best.tokens)},
     }  # fmt: skip
 

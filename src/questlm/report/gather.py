@@ -35,6 +35,7 @@ class Entry:
         name: what the reader calls it: the folder, or the file and its row.
         run: the run as the law sees it; of an unfinished one, tokens so far and the last loss seen.
         finished: whether its loss is the final one.
+        fitted: whether a law may be fitted to it; not to one that went on from other weights.
         curve, validations: losses during training; empty for rows, which have none.
         settings: every setting, flat ("train.lr": "0.001"); empty for rows.
         packed: bytes of the packed model with embeddings, or None where its shape is not known.
@@ -46,6 +47,7 @@ class Entry:
     name: str
     run: Run
     finished: bool = True
+    fitted: bool = True
     curve: tuple[Point, ...] = ()
     validations: tuple[Point, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -165,6 +167,7 @@ def _of_folder(folder: Path, name: str, notes: list[str]) -> Entry:
         name=clean(name),
         run=run,
         finished=finished,
+        fitted=record.initial_weights is None,
         curve=curve,
         validations=validations,
         settings=dict(_flat(record.config)),
@@ -176,6 +179,8 @@ def _of_folder(folder: Path, name: str, notes: list[str]) -> Entry:
         planned_tokens=_planned(record.config, run.parameters),
         folder=folder,
     )
+    if not entry.fitted:
+        notes.append(f"No law is fitted to {entry.name}: it went on from other weights.")
     try:
         packed = packed_bytes(ModelConfig(**record.config["model"]), QuantSpec(**record.config["quant"]))
     except (KeyError, TypeError, ConfigError) as problem:

@@ -97,7 +97,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _fit(gathered: Gathered, show_progress: bool) -> Law:
-    runs = [entry.run for entry in gathered.finished]
+    runs = [entry.run for entry in gathered.finished if entry.fitted]
     if not runs:
         return Law(None, "no run is finished")
     try:

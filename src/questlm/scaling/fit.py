@@ -33,6 +33,7 @@ _DRAWS_AT_ONCE = 25
 _PROFILE_FITS = 40  # about as many as all profiles take, for the progress shown
 _LEAST = 12.0  # a term exp(-12) of the loss is none; an efficiency outside exp(-12) .. exp(12) is no efficiency
 _ALPHAS = (1e-3, 5.0)
+_DESCRIBES = 0.05  # of the loss; laws of losses miss by less than one per cent
 
 Update = Callable[[float, str], None]
 
@@ -231,6 +232,16 @@ def _warnings(fit: LawFit, runs: Sequence[Run]) -> list[str]:
         f"no bootstrap interval"
         for group, count in fit.groups.items()
         if count == 1
+    ]
+    if fit.rms_log_residual > _DESCRIBES:
+        warnings.append(
+            f"the law does not describe these runs: its losses are off by {100 * fit.rms_log_residual:.0f} %, so "
+            f"neither its parameters nor its predictions mean anything"
+        )
+    warnings += [
+        f"{name} lies at the end of the values that are tried, {value:.3g}"
+        for name, value in (("alpha", fit.alpha), ("beta", fit.beta))
+        if not _ALPHAS[0] * 1.01 < value < _ALPHAS[1] / 1.01
     ]
     named = {name: fit.intervals[name] for name in ("alpha", "beta", "E")}
     named |= {f"eff of {group}": estimate for group, estimate in fit.eff.items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from questlm.scaling.picture import check_picture, picture
+from questlm.scaling.picture import check_picture, label, picture
 from questlm.scaling.result import LawFit, Residual
 from questlm.scaling.runs import BASELINE
 
@@ -102,7 +102,7 @@ def _draw_efficiencies(axes: Axes, fit: LawFit, looks: dict[str, dict[str, Any]]
         axes.plot(ends, [place, place], color=looks[group]["color"], linewidth=1.6)
         axes.plot([estimate.value], [place], markersize=6, linestyle="none", **looks[group])
     axes.axvline(1, color=_GREY, linewidth=1.0, linestyle=":")
-    axes.set_yticks(range(len(groups)), [f"{group}  ({fit.groups[group]})" for group in groups])
+    axes.set_yticks(range(len(groups)), [f"{label(group)}  ({fit.groups[group]})" for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("eff, with 95 % interval")

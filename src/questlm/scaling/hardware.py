@@ -49,9 +49,9 @@ class Gpu:
         """In words, what of such a training was not measured; None: all of it was."""
         if precision not in self.speeds:
             return f"training in {precision} was not measured on a {self.name}; its speed is taken to be that of bf16"
-        sizes = [flops for flops, _ in self.speeds[BASELINE]]
+        sizes = [flops for flops, _ in self.speeds[precision]]
         if not min(sizes) <= flops_per_token <= max(sizes):
-            return f"no model of this size was timed on a {self.name}; the nearest one's FLOP/s are taken"
+            return f"no model of this size was timed in {precision} on a {self.name}; its speed is carried over"
         return None
 
 

@@ -15,7 +15,7 @@ from questlm.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["check_picture", "picture"]
+__all__ = ["check_picture", "label", "picture"]
 
 _FORMS = (".png", ".svg", ".pdf")
 _STYLE: dict[Any, Any] = {
@@ -36,6 +36,11 @@ def check_picture(path: Path) -> None:
         raise ConfigError(f"--picture {path} is of no known form; end it in {', '.join(_FORMS)}")
     if find_spec("matplotlib") is None:
         raise MissingDependencyError("matplotlib", "plots", "--picture")
+
+
+def label(group: str) -> str:
+    """The name of a group as matplotlib shows it, to which a dollar sign begins a formula."""
+    return group.replace("$", r"\$")
 
 
 @contextmanager

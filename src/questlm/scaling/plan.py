@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ class Limits:
     gpu_hours: float | None = None
     gpu: Gpu | None = None
     vocab_size: int = 32_000
-    embeddings: str = "bf16"
+    embeddings: Literal["bf16", "int8"] = "bf16"
     tied_head: bool = False
     extrapolate: bool = False
 
@@ -96,6 +96,10 @@ class Limits:
             )
         if self.gpu_hours is not None and self.gpu is None:
             raise ConfigError("--gpu-hours needs to know of what: --gpu h100")
+        if self.latency is None and (self.bandwidth is not None and self.gpu is None):
+            raise ConfigError("--bandwidth is for --latency; leave it out, or say how long a token may take")
+        if self.gpu is not None and self.gpu_hours is None and self.latency is None:
+            raise ConfigError("--gpu is for --gpu-hours or --latency; leave it out, or say one of these")
 
     def training_tokens(self, candidates: Candidates, precision: str) -> Array:
         """What each of the candidates, in this precision, is trained on."""
@@ -323,6 +327,9 @@ def _notes(fit: LawFit, choices: list[Choice]) -> list[str]:
         notes.append(
             f"outside the range that the law was fitted on: {', '.join(best.outside)}; the interval is widened"
         )
+    ends = (shapes(best.model.vocab_size or 0, best.model.tied_head)[i].block_parameters for i in (0, -1))
+    if best.model.block_parameters in ends:
+        notes.append("this is the end of the list of shapes; the law might go on, the planner does not")
     rivals = [choice for choice in choices[1:] if choice.low <= best.high and choice.wins >= 0.05]
     if rivals:
         names = ", ".join(f"{choice.group} ({choice.wins:.0%})" for choice in rivals)
@@ -331,9 +338,10 @@ def _notes(fit: LawFit, choices: list[Choice]) -> list[str]:
 
 
 def _nothing_fits(limits: Limits) -> str:
-    smallest = shapes(limits.vocab_size)[0]
-    tables = (1 if limits.tied_head else 2) * limits.vocab_size * smallest.hidden
+    smallest = shapes(limits.vocab_size, limits.tied_head)[0]
+    size = packed_bytes(smallest, QuantSpec(weight_bits=1, act_bits=1, embeddings=limits.embeddings))
     return (
-        f"no model keeps to these limits; embedding and head alone, with {limits.vocab_size:,} entries and a width of "
-        f"{smallest.hidden}, are {tables:,} numbers; allow more, or take a smaller --vocab, --embeddings int8 or --tied"
+        f"no model keeps to these limits; the smallest, {smallest.block_parameters:,} parameters of 1 bit, has "
+        f"{size:,} bytes, most of them embedding and head of {limits.vocab_size:,} entries in {limits.embeddings}; "
+        f"allow more, or take a smaller --vocab, --embeddings int8 or --tied"
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from questlm.scaling.picture import check_picture, picture
+from questlm.scaling.picture import check_picture, label, picture
 from questlm.scaling.plan import Choice, Limits, Plan, best_shapes
 from questlm.scaling.result import LawFit
 
@@ -75,7 +75,7 @@ def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[st
             for ratio, at in zip(_RATIOS, points, strict=True)
             if group in at
         ]
-        axes.plot(*zip(*line, strict=True), color=colours[group], label=group)
+        axes.plot(*zip(*line, strict=True), color=colours[group], label=label(group))
     low, high = fit.range["tokens_per_parameter"]
     axes.axvspan(low, high, color="#767676", alpha=0.10, linewidth=0)
     axes.set(
@@ -108,7 +108,9 @@ def _draw_frontier(
         xlabel="packed model, MB (dotted: outside what was fitted; band: 95 %)",
         ylabel="predicted loss, nats a token",
     )
-    axes.set_title(f"Loss over bytes; the dot: {best.model.block_parameters / 1e6:,.0f}M in {best.group}", loc="left")
+    axes.set_title(
+        f"Loss over bytes; the dot: {best.model.block_parameters / 1e6:,.0f}M in {label(best.group)}", loc="left"
+    )
 
 
 def _megabytes(count: float) -> str:

@@ -193,9 +193,12 @@ class LawFit:
 
 # -- the file ----------------------------------------------------------------------------------------------------------
 
-_Positive = Annotated[float, Field(gt=0)]
-_NotNegative = Annotated[float, Field(ge=0)]
-_Exponent = Annotated[float, Field(gt=0, le=100)]  # so that no power of a count of ours overflows
+# Limits far beyond any law of losses, within which no power, logarithm or exponential of ours leaves its range.
+_Positive = Annotated[float, Field(gt=0, le=1e100)]
+_NotNegative = Annotated[float, Field(ge=0, le=1e100)]
+_Exponent = Annotated[float, Field(gt=0, le=10)]
+_Efficiency = Annotated[float, Field(gt=1e-9, lt=1e9)]
+_Amount = Annotated[float, Field(ge=1e-9, le=1e27)]
 _Count = Annotated[int, Field(ge=1, le=10**18)]
 _Text = Annotated[str, Field(max_length=4096)]
 
@@ -208,6 +211,10 @@ class _Interval(_Part):
     value: _NotNegative
     low: _NotNegative
     high: _NotNegative | None
+
+
+class _EffInterval(_Interval):
+    value: _Efficiency
 
 
 class _Residual(_Part):
@@ -227,17 +234,17 @@ class _File(_Part):
     beta: _Exponent
     B: _Positive
     E: _NotNegative
-    eff: Annotated[dict[_Text, _Interval], Field(max_length=1000)]
+    eff: Annotated[dict[_Text, _EffInterval], Field(max_length=1000)]
     intervals: dict[Literal["alpha", "A", "beta", "B", "E"], _Interval]
     bootstrap: dict[_Text, list[float]]
     draws: dict[_Text, list[_NotNegative]]
     groups: dict[_Text, _Count]
     range: dict[
         Literal["parameters", "tokens", "tokens_per_parameter"],
-        Annotated[tuple[_Positive, _Positive], Field(strict=False)],
+        Annotated[tuple[_Amount, _Amount], Field(strict=False)],
     ]
     residuals: list[_Residual]
-    rms_log_residual: _NotNegative
+    rms_log_residual: Annotated[float, Field(ge=0, le=10)]
     n_runs: _Count
     warnings: list[_Text]
 
@@ -253,8 +260,10 @@ def _inconsistent(file: _File) -> str:
         return "its draws do not match its parameters"
     if not file.draws["alpha"] or any(min(file.draws[name]) <= 0 for name in names - {"E"}):
         return "a draw is not above 0, or there is none"
-    if max(*file.draws["alpha"], *file.draws["beta"]) > 100 or any(not e.value > 0 for e in file.eff.values()):
-        return "an exponent or an efficiency cannot be"
+    if max(*file.draws["alpha"], *file.draws["beta"]) > 10 or any(low > high for low, high in file.range.values()):
+        return "an exponent or a range cannot be"
+    if any(not text.isprintable() for text in (*file.warnings, *file.eff)):
+        return "a text in it does not print"
     return ""
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
-from questlm.config import ModelConfig
+import numpy as np
+
+from questlm.config import ModelConfig, load_config
 from questlm.config.presets import PRESETS, preset
 
-__all__ = ["learning_rate", "shapes", "training_flops"]
+__all__ = ["shapes", "training_flops", "training_settings"]
 
 _BLOCK = 128  # widths are its multiples, so that every Hadamard block is whole
 _WIDEST = 8192
@@ -18,7 +21,7 @@ _MLP = (7 / 3, 8 / 3, 3)  # width inside the SwiGLU over that of the stream; 8 /
 
 @cache
 def shapes(vocab_size: int, tied_head: bool = False) -> tuple[ModelConfig, ...]:
-    """Every shape considered: half a million to 80 billion non-embedding parameters, a few per cent apart."""
+    """Every shape considered: 0.33 million to 84 billion non-embedding parameters."""
     return tuple(
         ModelConfig(
             layers=layers, hidden=hidden, heads=hidden // (64 if hidden < 640 else 128), mlp_hidden=mlp_hidden,
@@ -30,19 +33,17 @@ def shapes(vocab_size: int, tied_head: bool = False) -> tuple[ModelConfig, ...]:
     )  # fmt: skip
 
 
-def learning_rate(parameters: int) -> float:
-    """Peak rate for a model of so many non-embedding parameters.
+def training_settings(parameters: int) -> dict[str, Any]:
+    """Settings of `train` for a model of so many non-embedding parameters: those of the preset nearest in size.
 
-    Between presets it is interpolated on logarithmic scales; beyond the smallest and the largest it is theirs.
+    The learning rate is interpolated between presets on logarithmic scales; beyond the smallest and the largest it is
+    theirs. Batches go with it, as rates hold for the batches that they were chosen with.
     """
-    import numpy as np
-
-    from questlm.config import load_config
-
-    known = sorted((load_config(name).model.block_parameters, preset(name)["train"]["lr"]) for name in PRESETS)
-    sizes, rates = zip(*known, strict=True)
-    rate = math.exp(np.interp(math.log(parameters), np.log(sizes), np.log(rates)))
-    return float(f"{rate:.2g}")
+    known = sorted((load_config(name).model.block_parameters, preset(name)["train"]) for name in PRESETS)
+    sizes = np.log([size for size, _ in known])
+    rate = math.exp(np.interp(math.log(parameters), sizes, np.log([train["lr"] for _, train in known])))
+    _, nearest = known[int(np.abs(sizes - math.log(parameters)).argmin())]
+    return {**nearest, "lr": float(f"{rate:.2g}")}
 
 
 def training_flops(model: ModelConfig) -> int:

@@ -110,14 +110,21 @@ def cells(grid: Grid) -> list[Cell]:
     ]
 
 
+def _override(key: str, value: Any) -> str:
+    try:
+        return f"{key}={json.dumps(value)}"  # JSON is YAML, on one line
+    except (TypeError, ValueError):
+        raise ConfigError(f"set.{key} = {str(value)[:60]!r} is no plain value; put a date or time in quotes") from None
+
+
 def _cell(size: str, method: str | None, widths: Widths, ratio: float, seed: int, fixed: Mapping[str, Any]) -> Cell:
     quant: dict[str, Any] = {"weight_bits": widths.weight, "act_bits": widths.act}
     if method is not None:
         quant["method"] = method
     varied = {"quant": quant, "budget": {"tokens_per_param": ratio}, "seed": seed}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in fixed.items()]  # JSON is YAML, on one line
     place = f"{size}, {method or 'unquantised'}, W{widths.weight}A{widths.act}, {ratio:g} tokens/parameter, seed {seed}"
     try:
+        overrides = [_override(key, value) for key, value in fixed.items()]
         config = load_config(size, None, varied, overrides)
         _require_varied(config, quant, Budget(tokens_per_param=ratio), seed)
         _require_buildable(config)
@@ -130,7 +137,7 @@ def _cell(size: str, method: str | None, widths: Widths, ratio: float, seed: int
         arguments += ["--weight-bits", str(widths.weight), "--act-bits", str(widths.act)]
     arguments += ["--tokens-per-param", f"{ratio!r}", "--seed", str(seed)]
     arguments += itertools.chain.from_iterable(("--set", override) for override in overrides)
-    return Cell(f"{size}-{config.quant.label}-{ratio:.15g}x-s{seed}", config, tuple(arguments))
+    return Cell(f"{size}-{config.quant.label}-{ratio!r}x-s{seed}".replace(".0x", "x"), config, tuple(arguments))
 
 
 def _require_varied(config: RunConfig, quant: Mapping[str, Any], budget: Budget, seed: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from questlm.errors import ConfigError
+from questlm.files import held
 from questlm.records import RunRecord
 from questlm.sweep.grid import Cell
 from questlm.sweep.runs import (
@@ -216,16 +217,8 @@ def locked(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
+        (out / ".lock").touch()
     except OSError as problem:
         raise ConfigError(f"cannot make the folder {out}: {problem.strerror}; name another with --out") from None
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except BlockingIOError:
-            raise ConfigError(f"another sweep is at work in {out}; wait for it or stop it") from None
+    with held(out / ".lock", ConfigError(f"another sweep is at work in {out}; wait for it or stop it")):
         yield

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from questlm.config import RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
-from questlm.files import atomic_folder
+from questlm.files import atomic_folder, held
 from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
@@ -109,15 +109,8 @@ class RunFolder:
         Raises:
             CheckpointError: another process is training in this folder.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass
-            except BlockingIOError:
-                raise CheckpointError(f"another process is training in {self.path}; wait for it or stop it") from None
+        taken = CheckpointError(f"another process is training in {self.path}; wait for it or stop it")
+        with held(self.path / ".lock", taken):
             yield
 
     def remove_leftovers(self) -> None:

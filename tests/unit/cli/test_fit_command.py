@@ -94,6 +94,8 @@ def synthetic_law(tmp_path_factory: pytest.TempPathFactory) -> LawFit:
         (("negative.json",), "row 27 of negative.json has D = -5"),
         (("twice.json",), "is there twice, with loss"),
         (("rows.json", "rows.json"), "is there twice, with loss"),
+        (("rows.json", "--json", "rows.json"), "rows.json is what the law is fitted to"),
+        (("key.json",), "the key 'N' is there twice"),
         ((".",), "neither a run folder nor a folder of them"),
     ],
 )
@@ -110,6 +112,7 @@ def test_what_cannot_be_done_is_one_sentence(
     }
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "key.json").write_text('[{"N": 1000000, "N": 5}]')
     code, out, err = quest(*words)
     assert code == 2
     assert out == ""

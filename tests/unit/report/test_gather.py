@@ -149,3 +149,11 @@ def test_texts_are_cut_and_hold_no_control_characters() -> None:
     assert clean("a\x00b\n\u202ec") == "a\ufffdb\ufffd\ufffdc"
     assert clean("x" * 200) == "x" * 99 + "…"
     assert clean(os.fsdecode(b"\xff")) == "\ufffd"
+
+
+def test_a_run_from_other_weights_is_shown_and_not_fitted(make_run: Any, tmp_path: Path) -> None:
+    make_run("own")
+    make_run("tuned", seed=1, initial_weights={"sha256": "abc"})
+    gathered = gather([tmp_path / "runs"])
+    assert {entry.name: entry.fitted for entry in gathered.finished} == {"own": True, "tuned": False}
+    assert any("tuned" in note and "other weights" in note for note in gathered.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.scaling import Estimate, LawFit
 from questlm.scaling.hardware import find_gpu
+from questlm.scaling.picture import label
 from questlm.scaling.plan import Limits, best_shapes, make_plan, matching, plannable, spec_of_group
-from questlm.scaling.shapes import learning_rate, shapes, training_flops
+from questlm.scaling.plan_picture import draw_plan
+from questlm.scaling.shapes import shapes, training_flops, training_settings
 from questlm.scaling.size import packed_bytes
 
 EFF = {"quest/w1a1/int1": 0.02, "quest/w2a2/int2": 0.16, "quest/w4a4/int4": 0.7, "quest/w8a8/int8": 1.0}
@@ -116,9 +119,9 @@ def test_gpu_hours_are_tokens_at_measured_speed() -> None:
     flops, speed = gpu.speeds["w4a4"][0]
     assert gpu.tokens_per_second(np.array([flops]), "w4a4")[0] == pytest.approx(speed)
     assert gpu.unmeasured(flops, "w4a4") is None
-    assert "not measured" in str(gpu.unmeasured(flops, "w4a16")) and "no model of this size" in str(
-        gpu.unmeasured(flops * 1000, "w4a4")
-    )
+    assert "not measured" in str(gpu.unmeasured(flops, "w4a16"))
+    assert "no model of this size" in str(gpu.unmeasured(flops * 1000, "w4a4"))
+    assert gpu.unmeasured(5.3e9, "w4a4") is None and "no model of this size" in str(gpu.unmeasured(5.3e9, "w1a1"))
     beyond = gpu.tokens_per_second(np.array([flops * 1e6, flops * 2e6]), "bf16")
     assert beyond[0] == pytest.approx(2 * beyond[1])  # the same operations a second
     best = make_plan(LAW, Limits(gpu_hours=2, gpu=gpu)).best
@@ -135,6 +138,8 @@ def test_gpu_hours_are_tokens_at_measured_speed() -> None:
         (Limits(tokens=1e9), "the largest model is the best"),
         (Limits(latency=1e-3, tokens=1e9), "--bandwidth"),
         (Limits(gpu_hours=1.0), "--gpu h100"),
+        (Limits(memory=1e8, tokens=1e9, bandwidth=1e9), "--bandwidth is for"),
+        (Limits(memory=1e8, tokens=1e9, gpu=find_gpu("h100")), "--gpu is for"),
         (Limits(memory=1e3, tokens=1e9), "no model keeps to these limits"),
     ],
 )
@@ -162,9 +167,23 @@ def test_precisions_are_named_by_their_parts() -> None:
         matching(groups, ["w4a5"])
 
 
-def test_learning_rates_are_the_presets() -> None:
-    assert learning_rate(30_482_560) == pytest.approx(1.2e-3)
-    assert learning_rate(822_151_168) == pytest.approx(7.5e-5)
-    assert learning_rate(10**12) == pytest.approx(7.5e-5)
-    rates = [learning_rate(10**power) for power in (5, 6, 7, 8, 9)]
+def test_training_settings_are_the_presets() -> None:
+    assert training_settings(30_482_560) == {"lr": pytest.approx(1.2e-3)}
+    assert training_settings(822_151_168) == {"lr": pytest.approx(7.5e-5)} == training_settings(10**12)
+    rates = [training_settings(10**power)["lr"] for power in (5, 6, 7, 8, 9)]
     assert rates == sorted(rates, reverse=True)
+    assert training_settings(10**6)["batch_size"] == 4  # with the rates of small presets go their batches
+
+
+def test_the_ends_of_the_list_are_said() -> None:
+    for memory in (3e5, 1e18):
+        limits = Limits(memory=memory, tokens_per_parameter=100, vocab_size=300, embeddings="int8")
+        assert any("end of the list" in note for note in make_plan(LAW, limits).notes)
+
+
+def test_dollars_in_names_do_not_begin_formulas(tmp_path: Path) -> None:
+    # A group of the law that is drawn; one with a dollar cannot be planned, but it can be fitted.
+    limits = Limits(memory=1e8, tokens=5e9, vocab_size=1024)
+    draw_plan(LAW, limits, make_plan(LAW, limits), tmp_path / "plan.svg")
+    assert "quest/w4a4/int4" in (tmp_path / "plan.svg").read_text()
+    assert label("a$x_{$b") == r"a\$x_{\$b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_the_printed_command_makes_the_same_settings(bits: object, tmp_path: Pat
         ({"set": {"seed": 2}}, "`set` changes"),
         ({"set": {"init_from": "model"}}, "`set` changes"),
         ({"set": {"train": 3}}, "the run"),
+        ({"set": {"data.source": datetime.date(2026, 1, 1)}}, "no plain value; put a date or time in quotes"),
     ],
     ids=str,
 )
@@ -112,6 +114,11 @@ def test_a_bad_grid_is_one_sentence(change: dict[str, object], message: str, tmp
 def test_a_file_that_is_no_grid(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         read_grid(_write(tmp_path, text))
+
+
+def test_near_ratios_have_names_of_their_own() -> None:
+    names = [cell.name for cell in cells(Grid(**GOOD | {"tokens_per_parameter": [0.3, 0.30000000000000004, 20]}))]
+    assert len(set(names)) == len(names) and any("-20x-" in name for name in names)
 
 
 def test_an_absent_file(tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from questlm.cli import main
 from questlm.scaling import LawFit, fit_picture, variants
 from questlm.scaling import picture as pictures
 
@@ -19,20 +18,10 @@ Quest = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def quest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Quest:
+def quest(command: Quest, monkeypatch: pytest.MonkeyPatch) -> Quest:
     """Run `quest fit ...` in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-
-    def command(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quest", "fit", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return command
+    return partial(command, "fit")
 
 
 def _rows(sizes: tuple[int, ...] = (10**7, 3 * 10**7, 10**8)) -> list[dict[str, Any]]:

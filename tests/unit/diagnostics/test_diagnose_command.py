@@ -6,15 +6,14 @@ import importlib
 import json
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from questlm.cli import main
 from questlm.config import QuantSpec, RunConfig
 from questlm.diagnostics import plots
 from questlm.train import train
@@ -32,19 +31,9 @@ def run(tiny_settings: Callable[..., RunConfig], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def quest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Quest:
+def quest(command: Quest) -> Quest:
     """Run `quest diagnose ...` in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quest", "diagnose", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return command
+    return partial(command, "diagnose")
 
 
 def _read(folder: str) -> dict[str, Any]:

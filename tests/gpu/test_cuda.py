@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import nn
 
 from questlm import Llama, ops
@@ -14,7 +16,7 @@ from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.parallel import compile_blocks
 from questlm.quant import prepare
 from questlm.quant.held import held_weights
-from questlm.train import train
+from questlm.train import checks, loop, train
 
 pytestmark = pytest.mark.gpu
 BITS = [1, 2, 3, 4, 5, 6, 7, 8, "ternary"]
@@ -92,6 +94,32 @@ def test_a_compiled_run_trains_and_passes_its_own_check(
     assert record.checks["largest_gradient_outside_mask"] < 1e-3
     assert record.curve[-1]["loss"] < record.curve[0]["loss"]
     assert record.peak_memory_bytes
+
+
+def test_kernels_are_compiled_before_they_are_needed(
+    tiny_settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def note_kernel(**event: Any) -> None:
+        if event["fn"].module.startswith("questlm."):
+            events.append(event["fn"].name)
+
+    def check_quantization(*arguments: Any) -> dict[str, Any]:
+        events.append("check")
+        return checks.check_quantization(*arguments)
+
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", note_kernel)
+    monkeypatch.setattr(loop, "check_quantization", check_quantization)
+    model = {"hidden": 384, "heads": 3, "mlp_hidden": 896}  # widths of no other test, whose kernels would be there
+    settings = tiny_settings(
+        quant={"weight_bits": 3, "act_bits": 3},
+        model=model,
+        train={"device": "cuda", "eval_every": 2, "eval_tokens": 512},
+    )
+    train(settings, tmp_path / "run")
+    assert len(events) > 8
+    assert events[-1] == "check", events
 
 
 # (method, weight bits, activation bits, other settings): every kind of quantiser, scale and format once.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, unavailable, using_backend
+from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, compile_ahead, unavailable, using_backend
 from questlm.ops.encode import (
     Encoded,
     Normed,
@@ -55,6 +55,7 @@ __all__ = [
     "autocast_dtype",
     "backend_for",
     "codes_in_form",
+    "compile_ahead",
     "compute_dtype",
     "dequantize",
     "encode",

@@ -7,7 +7,7 @@ runs everywhere. A backend named with `using_backend` is a request: where it can
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,16 @@ from torch import Tensor
 
 from questlm.errors import BackendError, nearest_name
 
-__all__ = ["BACKENDS", "OPERATIONS", "backend_for", "float8_products", "int8_products", "unavailable", "using_backend"]
+__all__ = [
+    "BACKENDS",
+    "OPERATIONS",
+    "backend_for",
+    "compile_ahead",
+    "float8_products",
+    "int8_products",
+    "unavailable",
+    "using_backend",
+]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
@@ -73,6 +82,15 @@ def backend_for(operation: str, x: Tensor, block_size: int = 1) -> str:
             f"{block_size} on {x.device.type}; use the backend 'auto' or 'reference'"
         )
     return _requested
+
+
+def compile_ahead(rehearse: Callable[[], object], device: torch.device) -> None:
+    """Compile at once, on all cores, the kernels that `rehearse` needs on `device`, where they are compiled on use.
+
+    What it computes is undefined, as kernels do not run in it; gradients and the like are its caller's to clear.
+    """
+    if device.type == "cuda" and _requested != "reference" and unavailable("triton") is None:
+        importlib.import_module("questlm.ops.triton.launch").compile_ahead(rehearse)
 
 
 def float8_products(device: torch.device) -> bool:

@@ -91,7 +91,7 @@ def check_quantization(
     with holding():
         loss, logits = loss_fn(*batch)
         loss.backward()
-    with torch.no_grad():
+    with torch.no_grad(), ops.using_backend("reference"):
         leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items()}
     model.zero_grad(set_to_none=True)
 

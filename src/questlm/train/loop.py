@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from questlm import ops
 from questlm.config import RunConfig, TrainConfig
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
 from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError
@@ -63,6 +64,7 @@ from questlm.train.step import TrainStep, should_record
 __all__ = ["Interrupted", "Trainer", "resume", "train"]
 
 _ALONE = Ranks()
+_SHORT = 64  # tokens of a rehearsal
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and is saved
@@ -246,6 +248,7 @@ class Trainer:
             self._initialize_quantizers(batch)
             expected = compute_plainly(self.model, self._plain_loss, batch)
             self._distribute()
+            self._compile_kernels(batch)
             self.checks = self.ranks.together(
                 lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
             )
@@ -351,6 +354,21 @@ class Trainer:
         with autocast(self.device):
             loss: tuple[Tensor, Tensor] = self.model(inputs, targets=targets)
         return loss
+
+    def _compile_kernels(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Those of a step, of a validation while training, and of the last one; their number of tokens is no matter."""
+        short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
+
+        def rehearse() -> None:
+            with _uncompiled(), self.step.holding_weights():
+                self.step.loss(*short)[0].backward()
+                with torch.no_grad():
+                    self.step.loss(*short)
+            with _uncompiled(), torch.no_grad():
+                self.model(short[0])
+
+        ops.compile_ahead(rehearse, self.device)
+        self.model.zero_grad(set_to_none=True)
 
     def _first_micro_batch(self) -> tuple[Tensor, Tensor]:
         position = self.loader.state_dict()

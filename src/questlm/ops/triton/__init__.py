@@ -1,7 +1,8 @@
 """GPU kernels in Triton: whole rows in one pass, with what surrounds a quantised product fused into it.
 
-`device` holds what the kernels share, `tiles` how rows are cut, one file each has a kernel, and `operators` makes them
-operators of torch. Imported on use. `benchmarks/bench_kernels.py` measures each against its floor, the bytes to move.
+`device` holds what the kernels share, `tiles` how rows are cut, one file each has a kernel, `launch` starts them or has
+them compiled before, and `operators` makes them operators of torch. Imported on use. `benchmarks/bench_kernels.py`
+measures each against its floor, the bytes to move.
 
 They run wherever Triton does: on GPUs of NVIDIA and AMD, and slowly on a CPU under its interpreter
 (TRITON_INTERPRET=1), which is how they are tested without a GPU.

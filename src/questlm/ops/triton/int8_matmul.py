@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import INTERPRETED
+from questlm.ops.triton.launch import start_kernel
 
 __all__ = ["int8_matmul"]
 
@@ -70,7 +71,8 @@ def int8_matmul(
     (rows, k), columns = a.shape, len(b)
     y = a.new_empty((rows, columns), dtype=dtype)
     if rows and columns:
-        _int8_matmul[(triton.cdiv(rows, _ROWS) * triton.cdiv(columns, _COLUMNS),)](
+        start_kernel(
+            _int8_matmul, (triton.cdiv(rows, _ROWS) * triton.cdiv(columns, _COLUMNS),),
             a, b, a_step.contiguous(), b_step.contiguous(), a_sum, b_sum, y, rows, columns, k,
             _ROWS, _COLUMNS, _DEPTH, _GROUP, num_warps=4, num_stages=3,
         )  # fmt: skip

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, write_codes
+from questlm.ops.triton.launch import start_kernel
 from questlm.ops.triton.masked_hadamard import LAUNCH as _MASKED
 from questlm.ops.triton.quantize import FORMS
 from questlm.ops.triton.quantize import LAUNCH as _QUANTIZE
@@ -111,7 +112,8 @@ def quantize_many(
         group = xs[start : start + _MANY]
         stop = row + sum(len(x) for x in group)
         table, count = _table(tuple(len(x) for x in group), tiles, first.device)
-        _quantize_many[_QUANTIZE.grid(count * tiles.R, tiles, first.device)](
+        start_kernel(
+            _quantize_many, _QUANTIZE.grid(count * tiles.R, tiles, first.device),
             *_eight(group), table, matrix(tiles.T, block_size, first.device),
             data[row:stop], step[row:stop], mask[row:stop], count, step_per_rms, mask_bound or 0.0, block_size**-0.5,
             *tiles, levels, form, block_size > 1, first.dtype is torch.bfloat16, mask_bound is not None,
@@ -129,7 +131,8 @@ def masked_hadamard_many(gradients: Sequence[Tensor], mask: Tensor, block_size: 
         group = gradients[start : start + _MANY]
         stop = row + sum(len(gradient) for gradient in group)
         table, count = _table(tuple(len(gradient) for gradient in group), tiles, first.device)
-        _masked_hadamard_many[_MASKED.grid(count * tiles.R, tiles, first.device)](
+        start_kernel(
+            _masked_hadamard_many, _MASKED.grid(count * tiles.R, tiles, first.device),
             *_eight(group), table, matrix(tiles.T, block_size, first.device), mask[row:stop], count, block_size**-0.5,
             *tiles, block_size > 1, first.dtype is torch.bfloat16, **_MASKED.options(tiles),
         )  # fmt: skip

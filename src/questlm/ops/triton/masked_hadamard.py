@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate
+from questlm.ops.triton.launch import start_kernel
 from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["LAUNCH", "masked_hadamard"]
@@ -41,7 +42,8 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
     tiles = LAUNCH.tiles(k, block_size)
     out = gradient.new_empty((rows, k), dtype=dtype)
     if rows:
-        _masked_hadamard[LAUNCH.grid(rows, tiles, gradient.device)](
+        start_kernel(
+            _masked_hadamard, LAUNCH.grid(rows, tiles, gradient.device),
             gradient, gradient if mask is None else mask.contiguous(), matrix(tiles.T, block_size, gradient.device),
             out, rows, block_size**-0.5, *tiles,
             block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **LAUNCH.options(tiles),

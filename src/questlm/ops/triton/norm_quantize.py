@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, row_sums, write_codes
+from questlm.ops.triton.launch import start_kernel
 from questlm.ops.triton.quantize import FORMS
 from questlm.ops.triton.tiles import Launch, matrix
 
@@ -120,7 +121,8 @@ def norm_quantize(
     unit = x.new_empty((rows, k) if trains else (0,), dtype=dtype)
     rstd = x.new_empty((rows, 1) if trains else (0,), dtype=torch.float32)
     if rows:
-        _norm_quantize[launch.grid(rows, tiles, x.device)](
+        start_kernel(
+            _norm_quantize, launch.grid(rows, tiles, x.device),
             x, x if delta is None else delta.contiguous(), gain, matrix(tiles.T, block_size, x.device),
             stream, data, step, mask, unit, rstd,
             rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5, *tiles, levels, form,
@@ -149,7 +151,8 @@ def norm_quantize_backward(
         return dx, ddelta, gain.new_zeros(k, dtype=torch.float32)
     grid = _BACKWARD.grid(rows, tiles, gradient.device)
     partial = gradient.new_empty((grid[0] * tiles.R, k), dtype=torch.float32)
-    _norm_quantize_backward[grid](
+    start_kernel(
+        _norm_quantize_backward, grid,
         gradient, gradient if mask is None else mask.contiguous(),
         unit.contiguous(), rstd.contiguous(), gain.contiguous(),
         matrix(tiles.T, block_size, gradient.device), gradient if stream is None else stream.contiguous(),

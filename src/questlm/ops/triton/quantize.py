@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import offsets_of, pieces, rotate, write_codes
+from questlm.ops.triton.launch import start_kernel
 from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["FORMS", "LAUNCH", "quantize"]
@@ -54,7 +55,8 @@ def quantize(
     step = x.new_empty((rows, 1), dtype=torch.float32)
     mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     if rows:
-        _quantize[LAUNCH.grid(rows, tiles, x.device)](
+        start_kernel(
+            _quantize, LAUNCH.grid(rows, tiles, x.device),
             x, matrix(tiles.T, block_size, x.device), data, step, mask, rows, step_per_rms, mask_bound or 0.0,
             block_size**-0.5, *tiles, levels, form, block_size > 1, x.dtype is torch.bfloat16, mask_bound is not None,
             **LAUNCH.options(tiles),

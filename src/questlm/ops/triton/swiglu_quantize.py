@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, sigmoid, write_codes
+from questlm.ops.triton.launch import start_kernel
 from questlm.ops.triton.quantize import FORMS
 from questlm.ops.triton.tiles import Launch, matrix
 
@@ -88,7 +89,8 @@ def swiglu_quantize(
     step = gate.new_empty((rows, 1), dtype=torch.float32)
     mask = gate.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     if rows:
-        _swiglu_quantize[_FORWARD.grid(rows, tiles, gate.device)](
+        start_kernel(
+            _swiglu_quantize, _FORWARD.grid(rows, tiles, gate.device),
             gate, up, matrix(tiles.T, block_size, gate.device), data, step, mask,
             rows, step_per_rms, mask_bound or 0.0, block_size**-0.5,
             *tiles, levels, form, block_size > 1, dtype is torch.bfloat16, mask_bound is not None,
@@ -106,7 +108,8 @@ def swiglu_quantize_backward(
     tiles = _BACKWARD.tiles(k, block_size)
     both = gate.new_empty((rows, 2 * k))
     if rows:
-        _swiglu_quantize_backward[_BACKWARD.grid(rows, tiles, gate.device)](
+        start_kernel(
+            _swiglu_quantize_backward, _BACKWARD.grid(rows, tiles, gate.device),
             gradient, gradient if mask is None else mask.contiguous(), gate, up,
             matrix(tiles.T, block_size, gate.device), both, rows, block_size**-0.5, *tiles,
             block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, **_BACKWARD.options(tiles),

@@ -1,0 +1,43 @@
+"""How kernels are started; and how they are compiled before that, side by side.
+
+Triton compiles a kernel when it is first started, and who started it waits: a training step needs some twenty, one
+second each, one after the other. So a step can be rehearsed first: while it is, nothing is started, only noted, and
+then all that was noted is compiled at once, on as many cores as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton
+
+__all__ = ["compile_ahead", "start_kernel"]
+
+_Call = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
+_noted: list[_Call] | None = None  # of all threads: autograd has its own
+
+
+def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run `kernel`, as kernel[grid](...) does; in a rehearsal only note it."""
+    if _noted is None:
+        kernel[grid](*arguments, **options)
+    else:
+        _noted.append((kernel, grid, arguments, options))
+
+
+def compile_ahead(rehearse: Callable[[], object]) -> None:
+    """Compile all kernels that `rehearse` starts. They do not run, so what it computes is undefined."""
+    global _noted
+    if triton.knobs.runtime.interpret:  # nothing is compiled
+        return
+    calls: list[_Call] = []
+    _noted = calls
+    try:
+        rehearse()
+    finally:
+        _noted = None
+    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
+        for kernel, grid, arguments, options in calls:
+            kernel.warmup(*arguments, grid=grid, **options)

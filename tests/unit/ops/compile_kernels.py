@@ -1,0 +1,66 @@
+"""Compiles every kernel for a GPU that is not there: python compile_kernels.py BACKEND ARCH WARP FORM. Run by
+`test_launch`, in a process of its own, because Triton's interpreter is on in that of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from questlm.ops.triton.int8_matmul import int8_matmul
+from questlm.ops.triton.launch import compile_ahead
+from questlm.ops.triton.many import masked_hadamard_many, quantize_many
+from questlm.ops.triton.masked_hadamard import masked_hadamard
+from questlm.ops.triton.norm_quantize import norm_quantize, norm_quantize_backward
+from questlm.ops.triton.quantize import quantize
+from questlm.ops.triton.swiglu_quantize import swiglu_quantize, swiglu_quantize_backward
+
+
+class AbsentGpu:
+    """As much of Triton's driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+def start_each(form: str) -> None:
+    """Call each kernel once, as a training step on rows of 640 does."""
+    rows, k, levels = 64, 640, 256 if form == "int8" else 16
+    x = torch.zeros(rows, k, dtype=torch.bfloat16)
+    mask = torch.zeros(rows, k // 8, dtype=torch.uint8)
+    unit, gain, rstd = x, torch.ones(k), torch.ones(rows, 1)
+    grid = (128, levels, 0.1, 1.0, form)
+    data, step, _ = quantize(x, *grid)
+    quantize_many([x.float()] * 2, *grid)
+    masked_hadamard(x, mask, 128, torch.bfloat16)
+    masked_hadamard_many([x.float()], mask, 128)
+    norm_quantize(x, x, gain, 1e-5, torch.bfloat16, *grid, True)
+    norm_quantize_backward(x, mask, unit, rstd, gain, 128, x, torch.bfloat16, torch.bfloat16)
+    swiglu_quantize(x, x, torch.bfloat16, *grid)
+    swiglu_quantize_backward(x, mask, x, x, 128)
+    if form == "int8":
+        sums = torch.zeros(rows, dtype=torch.int32)
+        int8_matmul(data, data, step, step, sums, sums, torch.bfloat16)
+
+
+if __name__ == "__main__":
+    backend, arch, warp, form = sys.argv[1:]
+    driver.set_active(AbsentGpu(GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))))
+    compiled: list[str] = []
+    triton.knobs.runtime.jit_post_compile_hook = lambda **event: compiled.append(event["fn"].name)
+    compile_ahead(lambda: start_each(form))
+    print(json.dumps(sorted(compiled)))

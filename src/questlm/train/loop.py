@@ -32,6 +32,7 @@ from questlm.parallel import (
     compile_blocks,
     connect,
     distribute,
+    holding_weights,
     local_part,
     pick_engine,
     recompute,
@@ -39,7 +40,7 @@ from questlm.parallel import (
     whole,
 )
 from questlm.progress import progress
-from questlm.quant import StatefulQuantizer, set_quantization_strength
+from questlm.quant import StatefulQuantizer, held_weights, set_quantization_strength
 from questlm.records import RunRecord, package_versions
 from questlm.train.cage import cage_strength, pull_to_grid
 from questlm.train.checkpoint import (
@@ -360,12 +361,12 @@ class Trainer:
         short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
 
         def rehearse() -> None:
+            with _uncompiled(), torch.no_grad(), holding_weights(self.model, self.engine):
+                self.model(short[0])
             with _uncompiled(), self.step.holding_weights():
-                self.step.loss(*short)[0].backward()
                 with torch.no_grad():
                     self.step.loss(*short)
-            with _uncompiled(), torch.no_grad():
-                self.model(short[0])
+                self.step.loss(*short)[0].backward()
 
         ops.compile_ahead(rehearse, self.device)
         self.model.zero_grad(set_to_none=True)
@@ -430,7 +431,7 @@ class Trainer:
 
     def _validate(self, log: Log) -> None:
         train = self.config.train
-        with autocast(self.device), _uncompiled():
+        with autocast(self.device), _uncompiled(), self.step.holding_weights():
             result = evaluate(
                 self.model, self.data.val, train.seq_len, max_tokens=train.eval_tokens, device=self.device,
                 show_progress=False, ranks=self.ranks,
@@ -462,9 +463,10 @@ class Trainer:
         self._save_record(None)
 
     def _finish(self) -> RunRecord:
-        with _uncompiled():
+        model = self._whole_model()
+        with _uncompiled(), held_weights(model):
             result = evaluate(
-                self._whole_model(), self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
+                model, self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
                 device=self.device, ranks=self.ranks,
             )  # fmt: skip
         return self._save_record(result)

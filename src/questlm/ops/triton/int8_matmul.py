@@ -23,7 +23,7 @@ __all__ = ["int8_matmul"]
 _ROWS, _COLUMNS, _DEPTH, _GROUP = 128, 128, 128, 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _int8_matmul(
     a_ptr, b_ptr, a_step_ptr, b_step_ptr, a_sum_ptr, b_sum_ptr, y_ptr, rows, columns, k,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,

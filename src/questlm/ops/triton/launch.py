@@ -2,7 +2,9 @@
 
 Triton compiles a kernel when it is first started, and who started it waits: a training step needs some twenty, one
 second each, one after the other. So a step can be rehearsed first: while it is, nothing is started, only noted, and
-then all that was noted is compiled at once, on as many cores as there are.
+then all that was noted is compiled at once, on as many cores as there are. What is compiled must not depend on the
+number of rows, then, which is another in a step than in a rehearsal or in a validation's last batch; hence the
+`do_not_specialize` of kernels, without which Triton makes another one of a number that 16 divides.
 """
 
 from __future__ import annotations

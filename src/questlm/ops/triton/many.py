@@ -57,7 +57,7 @@ def _pick(which, p0, p1, p2, p3, p4, p5, p6, p7):
     return picked
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _quantize_many(
     p0, p1, p2, p3, p4, p5, p6, p7, table_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr,
     tiles, step_per_rms, bound, factor,
@@ -79,7 +79,7 @@ def _quantize_many(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _masked_hadamard_many(
     p0, p1, p2, p3, p4, p5, p6, p7, table_ptr, matrix_ptr, mask_ptr, tiles, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,

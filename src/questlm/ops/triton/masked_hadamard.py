@@ -16,7 +16,7 @@ __all__ = ["LAUNCH", "masked_hadamard"]
 LAUNCH = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _masked_hadamard(
     gradient_ptr, mask_ptr, matrix_ptr, out_ptr, rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,

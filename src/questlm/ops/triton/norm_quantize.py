@@ -30,7 +30,7 @@ _FORWARD_RESIDUAL = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
 _BACKWARD = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_quantize(
     x_ptr, delta_ptr, gain_ptr, matrix_ptr, stream_ptr, data_ptr, step_ptr, mask_ptr, unit_ptr, rstd_ptr,
     rows, eps, step_per_rms, bound, factor,
@@ -65,7 +65,7 @@ def _norm_quantize(
             tl.store(rstd_ptr + index // NB, rstd, mask=inside & (index % NB == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_quantize_backward(
     gradient_ptr, mask_ptr, unit_ptr, rstd_ptr, gain_ptr, matrix_ptr, stream_ptr, dx_ptr, ddelta_ptr, dgain_ptr,
     rows, factor,

@@ -19,7 +19,7 @@ __all__ = ["FORMS", "LAUNCH", "quantize"]
 LAUNCH = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _quantize(
     x_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, rows, step_per_rms, bound, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,

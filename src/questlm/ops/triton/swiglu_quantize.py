@@ -27,7 +27,7 @@ _FORWARD = Launch(entries=8192, programs=2, num_warps=4, num_stages=3)
 _BACKWARD = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _swiglu_quantize(
     gate_ptr, up_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, rows, step_per_rms, bound, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
@@ -51,7 +51,7 @@ def _swiglu_quantize(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _swiglu_quantize_backward(
     gradient_ptr, mask_ptr, gate_ptr, up_ptr, matrix_ptr, both_ptr, rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,

@@ -1,7 +1,8 @@
 """Training throughput over the number of GPUs of one machine, each with the same work (weak scaling), per engine.
 
 Every point is a run of `quest train` under torchrun; its record gives tokens a second over all processes and the most
-memory that one of them took. The validation at the end of a run counts for nothing.
+memory that one of them took. The validation at the end of a run counts for nothing. The result is written after every
+point.
 
     python benchmarks/bench_scale_out.py --data corpus --preset 800m --micro-batch 32 --gpus 1,2,4 --engines ddp,fsdp
 """
@@ -9,6 +10,7 @@ memory that one of them took. The validation at the end of a run counts for noth
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -41,13 +43,13 @@ def main() -> None:
     device = torch.device(arguments.device)
     most = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
     counts = [count for count in map(int, arguments.gpus.split(",")) if count <= most]
-    points: list[dict[str, Any]] = []
-    for bits in arguments.bits.split(","):
-        for engine in arguments.engines.split(","):
-            points += [measure(arguments, bits, engine, count) for count in counts if count > 1 or engine == "ddp"]
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    result = {**common.header("scale_out", device, settings), "results": points}
-    common.write(arguments.out or common.RESULTS / f"scale_out-{common.device_slug(device)}.json", result)
+    out = arguments.out or common.RESULTS / f"scale_out-{common.device_slug(device)}.json"
+    points: list[dict[str, Any]] = []
+    for bits, engine, count in itertools.product(arguments.bits.split(","), arguments.engines.split(","), counts):
+        if count > 1 or engine == "ddp":
+            points.append(measure(arguments, bits, engine, count))
+            common.write(out, {**common.header("scale_out", device, settings), "results": points})
 
 
 def measure(arguments: argparse.Namespace, bits: str, engine: str, count: int) -> dict[str, Any]:

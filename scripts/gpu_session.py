@@ -131,7 +131,7 @@ def gpu_steps(data: Path) -> list[Step]:
         *(yardstick(f"w{bits}a{bits}", 60, f"--bits {bits}") for bits in (4, 16, 1, 2)),
         yardstick("float8-backward", 60, f"--bits 4 {float8}"),
         yardstick("paths", 130, paths),
-        _python("scale-out", "scale-out", 240, f"scale_out-{gpu}.json", f"bench_scale_out.py {corpus}"),
+        _python("scale-out", "scale-out", 240, f"scale_out-{gpu}.json", f"bench_scale_out.py {corpus} --steps 20"),
     ]
 
 

@@ -24,6 +24,7 @@ import psutil
 import pytest
 import torch
 
+from questlm import ops
 from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
 from questlm.config.schema import Budget
@@ -32,8 +33,9 @@ from questlm.errors import CheckpointError
 from questlm.evaluation import evaluate
 from questlm.files import seal
 from questlm.models import Llama
+from questlm.parallel import engine
 from questlm.records import RunRecord
-from questlm.train import RunFolder, load_run, resume, train
+from questlm.train import RunFolder, load_run, loop, resume, step, train
 from questlm.train.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
 from questlm.train.initial import find_initial
 
@@ -64,13 +66,13 @@ class Job:
     out: Path
     parallel: str
     config: RunConfig | None = None
+    like_gpu: bool = False  # products in bf16 by autocast, and the step rehearsed
 
 
 def run(processes: int, *jobs: Job) -> str:
     """Do the jobs one after another in processes of their own; forked, because importing torch takes seconds."""
     content = [
-        {"out": str(job.out), "parallel": job.parallel, "config": job.config and job.config.model_dump(mode="json")}
-        for job in jobs
+        {**vars(job), "out": str(job.out), "config": job.config and job.config.model_dump(mode="json")} for job in jobs
     ]
     done = subprocess.run(
         [sys.executable, __file__, str(processes), json.dumps(content)],
@@ -115,6 +117,8 @@ def _work(job: dict[str, Any]) -> None:
         runpy.run_module("questlm.parallel.traffic", run_name="__main__")
         sys.stdout.flush()
         return
+    if job["like_gpu"]:
+        _compute_like_a_gpu()
     out = Path(job["out"])
     config = RunConfig(**job["config"]) if job["config"] else RunFolder(out).read_config()
     config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": job["parallel"]})})
@@ -122,6 +126,14 @@ def _work(job: dict[str, Any]) -> None:
         train(config, out)
     else:
         resume(out, config)
+
+
+def _compute_like_a_gpu() -> None:
+    send_narrow = engine.send_narrow
+    vars(engine)["send_narrow"] = lambda model, processes, dtype: send_narrow(model, processes, torch.bfloat16)
+    for module in (loop, step):
+        vars(module)["autocast"] = lambda device: torch.autocast("cpu", dtype=torch.bfloat16)
+    vars(ops)["compile_ahead"] = lambda rehearse, device: rehearse()
 
 
 def start(processes: int, *arguments: str) -> subprocess.Popen[str]:
@@ -270,6 +282,21 @@ def test_codes_are_moved_and_methods_that_learn_are_shared_too(tiny_settings: Se
     assert codes["reduce-scatter"] == float32["reduce-scatter"]
     for name in quants:
         assert_same_course(tmp_path / f"{name}-fsdp", tmp_path / f"{name}-ddp")
+
+
+@pytest.mark.slow
+def test_in_bf16_two_processes_train_as_one_does(settings: RunConfig, tmp_path: Path) -> None:
+    """What they do on GPUs, but for the kernels: a code near an edge may fall to its other side."""
+    run(1, Job(tmp_path / "alone", "auto", settings, like_gpu=True))
+    run(2, *(Job(tmp_path / engine, engine, settings, like_gpu=True) for engine in ("ddp", "fsdp")))
+    alone = RunRecord.load(tmp_path / "alone")
+    for name in ("ddp", "fsdp"):
+        record = RunRecord.load(tmp_path / name)
+        for ours, theirs in ((record.curve, alone.curve), (record.validations, alone.validations)):
+            assert [point["loss"] for point in ours] == pytest.approx([point["loss"] for point in theirs], abs=0.02)
+        assert record.final is not None
+        assert alone.final is not None
+        assert record.final["loss"] == pytest.approx(alone.final["loss"], abs=0.02)
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "unsealed"])

@@ -32,7 +32,6 @@ from questlm.parallel import (
     compile_blocks,
     connect,
     distribute,
-    holding_weights,
     local_part,
     pick_engine,
     recompute,
@@ -361,8 +360,9 @@ class Trainer:
         short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
 
         def rehearse() -> None:
-            with _uncompiled(), torch.no_grad(), holding_weights(self.model, self.engine):
-                self.model(short[0])
+            if self.engine != "fsdp":  # a model that is cut is put together elsewhere for the last validation
+                with _uncompiled(), torch.no_grad(), held_weights(self.model):
+                    self.model(short[0])
             with _uncompiled(), self.step.holding_weights():
                 with torch.no_grad():
                     self.step.loss(*short)

@@ -29,7 +29,11 @@ def test_every_kernel_compiles(gpu: str, form: str, tmp_path: Path) -> None:
     script = Path(__file__).parent / "compile_kernels.py"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     job = subprocess.run(
-        [sys.executable, script, *gpu.split(), form], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-W", "error", script, *gpu.split(), form],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert job.returncode == 0, job.stderr[-2000:]
     expected = sorted([*KERNELS, "_int8_matmul"]) if form == "int8" else KERNELS

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from questlm.ops.triton.device import INTERPRETED
 from questlm.ops.triton.launch import start_kernel
+from questlm.ops.triton.tiles import FUSED
 
 __all__ = ["int8_matmul"]
 
@@ -74,6 +75,6 @@ def int8_matmul(
         start_kernel(
             _int8_matmul, (triton.cdiv(rows, _ROWS) * triton.cdiv(columns, _COLUMNS),),
             a, b, a_step.contiguous(), b_step.contiguous(), a_sum, b_sum, y, rows, columns, k,
-            _ROWS, _COLUMNS, _DEPTH, _GROUP, num_warps=4, num_stages=3,
+            _ROWS, _COLUMNS, _DEPTH, _GROUP, num_warps=4, num_stages=3, **FUSED,
         )  # fmt: skip
     return y

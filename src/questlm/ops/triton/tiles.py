@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Launch", "Tiles", "fits", "matrix", "tiles_of"]
+__all__ = ["FUSED", "Launch", "Tiles", "fits", "matrix", "tiles_of"]
+
+FUSED = {"enable_fp_fusion": True}
+"""a * b + c rounds once: said, because Triton's default for it changes, and it warns of that."""
 
 _WIDEST = 128
 _MOST_PIECES = 256
@@ -70,7 +73,7 @@ class Launch(NamedTuple):
     def options(self, tiles: Tiles) -> dict[str, int]:
         """Options of Triton."""
         warps = self.num_warps * max(1, tiles.P * tiles.T // self.entries)
-        return {"num_warps": min(warps, 16), "num_stages": self.num_stages}
+        return {"num_warps": min(warps, 16), "num_stages": self.num_stages, **FUSED}
 
     def grid(self, rows: int, tiles: Tiles, device: torch.device) -> tuple[int]:
         """Programs to start."""

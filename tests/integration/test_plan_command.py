@@ -43,6 +43,13 @@ def test_the_answer_is_a_config_that_trains(monkeypatch, tmp_path, capsys):
     assert "<svg" in picture.read_text(encoding="utf-8") and "quest/w4a4/int4" in picture.read_text(encoding="utf-8")
 
 
+def test_two_limits_are_enough(monkeypatch, tmp_path, capsys):
+    config = tmp_path / "plan.yaml"
+    assert plan(monkeypatch, "--memory", "16MB", "--tokens", "10B", "--out", str(config)) == 0
+    assert "of the tokenizer" in " ".join(capsys.readouterr().out.split())
+    assert load_config(file=config).data.vocab_size == load_config().data.vocab_size
+
+
 @pytest.mark.parametrize("memory", ["700kB", "3MB", "6.49MB", "100MB", "2GB"])
 def test_the_config_is_the_model_that_was_planned(memory, monkeypatch, tmp_path, capsys):
     config = tmp_path / "plan.yaml"
@@ -73,7 +80,7 @@ def test_json_and_a_law_of_ones_own(monkeypatch, tmp_path, capsys):
         (("--memory", "16MB", "--flops", "nan"), "--flops nan is not a number above 0"),
         (("--gpu-hours", "1", "--gpu", "h10"), "Did you mean 'h100'"),
         (("--latency", "5", "--tokens", "1B"), "not a time above 0"),
-        (("--memory", "16MB", "--tokens", "10B"), "bytes, most of them embedding and head"),
+        (("--memory", "16MB", "--tokens", "10B", "--vocab", "128k"), "bytes, most of them embedding and head"),
         (("--memory", "1GB", "--tokens", "1B", "--out", "nowhere/plan.yaml"), "nowhere/plan.yaml"),
         (("--memory", "1MB", "--tokens", "1B", "--embeddings", "int4"), "not one of bf16 and int8"),
         (("--memory", "1GB", "--tokens", "1B", "--from-fit", "nowhere.json"), "nowhere.json"),

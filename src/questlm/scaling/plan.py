@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from questlm.config import ModelConfig, QuantSpec
+from questlm.config import DataConfig, ModelConfig, QuantSpec
 from questlm.errors import ConfigError, nearest_name
 from questlm.scaling.hardware import Gpu
 from questlm.scaling.result import LawFit
@@ -69,7 +69,7 @@ class Limits:
     flops: float | None = None
     gpu_hours: float | None = None
     gpu: Gpu | None = None
-    vocab_size: int = 32_000
+    vocab_size: int = DataConfig.model_fields["vocab_size"].default
     embeddings: Literal["bf16", "int8"] = "bf16"
     tied_head: bool = False
     extrapolate: bool = False
@@ -334,6 +334,7 @@ def _notes(fit: LawFit, choices: list[Choice]) -> list[str]:
     if rivals:
         names = ", ".join(f"{choice.group} ({choice.wins:.0%})" for choice in rivals)
         notes.append(f"the law does not tell the best apart ({best.wins:.0%} of its draws) from {names}")
+    notes.append("losses are nats a token of the tokenizer, and on the text, that the law's own runs had")
     return notes + [f"of the law: {warning}" for warning in fit.warnings]
 
 

@@ -2,7 +2,7 @@
 
 Every point is a run of `quest train` under torchrun; its record gives tokens a second over all processes and the most
 memory that one of them took. The validation at the end of a run counts for nothing. The result is written after every
-point.
+point; one that failed is a point too.
 
     python benchmarks/bench_scale_out.py --data corpus --preset 800m --micro-batch 32 --gpus 1,2,4 --engines ddp,fsdp
 """
@@ -49,7 +49,9 @@ def main() -> None:
     for bits, engine, count in itertools.product(arguments.bits.split(","), arguments.engines.split(","), counts):
         if count > 1 or engine == "ddp":
             points.append(measure(arguments, bits, engine, count))
-            common.write(out, {**common.header("scale_out", device, settings), "results": points})
+            common.write(out, {**common.header("scale_out", device, settings), "complete": False, "results": points})
+    common.write(out, {**common.header("scale_out", device, settings), "complete": True, "results": points})
+    sys.exit(any("failed" in point for point in points))
 
 
 def measure(arguments: argparse.Namespace, bits: str, engine: str, count: int) -> dict[str, Any]:
@@ -74,7 +76,9 @@ def measure(arguments: argparse.Namespace, bits: str, engine: str, count: int) -
             *("--data", str(arguments.data / "train_00.txt.xz"), "--out", str(run)),
             *(word for override in overrides for word in ("--set", override)),
         ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        if (code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode) != 0:
+            print(f"{bits:>2} bits, {engine:<4} x {count}: failed", flush=True)
+            return {"bits": bits, "engine": engine, "processes": count, "failed": code}
         record = json.loads((run / "record.json").read_text(encoding="utf-8"))
     point = {
         "bits": bits,

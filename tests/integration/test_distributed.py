@@ -259,13 +259,15 @@ def test_a_run_in_pieces_is_evaluated_packed_and_begun_from(
 def test_codes_are_moved_and_methods_that_learn_are_shared_too(tiny_settings: Settings, tmp_path: Path) -> None:
     """Of the nano model (3.4 M parameters in blocks, 1 M in embedding and head): two gathers a block, one of the rest.
 
-    And two whose weights go plainly, LSQ and a method that is faded in, train alike with either engine.
+    And with either engine train alike: two whose weights go plainly, LSQ and a method that is faded in; and one with
+    codes in the part that FSDP leaves whole after a validation.
     """
     quants: dict[str, dict[str, Any]] = {
         "lsq": {"method": "lsq"},
         "gradual": {"gradual": 0.5},
+        "head": {"overrides": {"lm_head": 8}},
     }
-    changes = {"lr": 1e-3, "cage": 10, "micro_batch_size": 1}
+    changes = {"lr": 1e-3, "cage": 10, "micro_batch_size": 1, "eval_every": 3}
     configs = {name: tiny_settings(quant=quant, train=changes) for name, quant in quants.items()}
     output = run(
         2,

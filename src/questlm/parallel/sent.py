@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter as _preserve_version
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
@@ -63,6 +64,9 @@ def send_narrow(model: nn.Module, processes: int, dtype: torch.dtype) -> None:
 @contextmanager
 def sent_weights(model: nn.Module) -> Iterator[None]:
     """Quantise the rows of this process now, for all passes inside the block; its gradients are right behind it."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what a pass without gradients gathered last, FSDP leaves whole
     senders = [vars(module)[_SENDER] for module in model.modules() if _SENDER in vars(module)]
     for sender in senders:
         sender.encode()

@@ -86,7 +86,7 @@ def check_quantization(
     """
     layers = quantized_layers(model)
     model.zero_grad(set_to_none=True)
-    with holding():  # also of a dense model, so that the time of compiling is part of no run's training
+    with holding():  # of a dense model too, whose compiling would else be part of the time it trained
         loss, logits = loss_fn(*batch)
         loss.backward()
     if not layers:

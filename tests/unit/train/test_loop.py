@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from questlm import ops
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError, ConfigError, TrainingError
 from questlm.files import seal
 from questlm.models import Llama
+from questlm.ops.triton import launch
 from questlm.records import RunRecord
 from questlm.train import RunFolder, Trainer, checks, load_run, resume, train
 from questlm.train.checkpoint import latest_checkpoint
@@ -50,6 +52,32 @@ def test_accumulated_gradients_train_like_the_whole_batch(tiny_settings: Setting
     for a, b in zip(whole.curve, parts.curve, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["quest", "lsq"])
+def test_a_rehearsal_leaves_no_trace(
+    method: str, tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: kernels are noted and not run, so what is computed in it is what happened to be in memory."""
+    settings = tiny_settings(
+        quant={"method": method, "weight_bits": 4, "act_bits": 4},
+        train={"eval_every": 1},
+        budget={"tokens": 3 * 4 * 32},
+    )
+    noted: list[object] = []
+
+    def rehearse_alone(rehearse: Callable[[], object], device: torch.device) -> None:
+        monkeypatch.setattr(launch, "_noted", noted)
+        rehearse()
+        monkeypatch.setattr(launch, "_noted", None)
+
+    with ops.using_backend("triton"):
+        plain = train(settings, tmp_path / "plain")
+        monkeypatch.setattr(ops, "compile_ahead", rehearse_alone)
+        rehearsed = train(settings, tmp_path / "rehearsed")
+    assert noted or method != "quest"
+    assert [point["loss"] for point in rehearsed.curve] == [point["loss"] for point in plain.curve]
+    assert (rehearsed.validations, rehearsed.final) == (plain.validations, plain.final)
 
 
 def test_a_budget_in_seconds_ends_in_time(tiny_settings: Settings, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ chooses the sizes.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
+from triton.language import target_info
 
 __all__ = [
     "INTERPRETED",
@@ -29,7 +29,6 @@ _ROUND = tl.constexpr(12582912.0)
 _TINY = tl.constexpr(1.1754943508222875e-38)
 # Triton's interpreter multiplies the bits of bfloat16 numbers as if they were integers.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-_PTX = tl.constexpr(torch.version.cuda is not None and not triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -85,7 +84,7 @@ def rotate(x, matrix, EXACT: tl.constexpr):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)), within a few units of float32's last place on NVIDIA GPUs."""
-    if not _PTX:
+    if INTERPRETED or not target_info.is_cuda():
         return 1.0 / (1.0 + tl.exp(-x))
     # Triton guards exponential and division against the ends of float32's range, which costs more than all the rest;
     # here those ends give 0 and 1, as they should.
@@ -100,7 +99,7 @@ def sigmoid(x):
 @triton.jit
 def rounded(x):
     """float32 rounded to bfloat16 and back."""
-    if not _PTX:
+    if INTERPRETED or not target_info.is_cuda():
         return x.to(tl.bfloat16).to(tl.float32)
     # Two at a time: Triton's own conversion does one, at a sixteenth of the rate.
     pair = tl.inline_asm_elementwise(

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 import triton
 
 __all__ = ["compile_ahead", "start_kernel"]
 
-_Call = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
+_Call = tuple[Any, tuple[int, ...], list[Any], dict[str, Any]]
 _noted: list[_Call] | None = None  # of all threads: autograd has its own
 
 
@@ -26,11 +27,20 @@ def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options:
     if _noted is None:
         kernel[grid](*arguments, **options)
     else:
-        _noted.append((kernel, grid, arguments, options))
+        _noted.append((kernel, grid, [_typical(argument) for argument in arguments], options))
+
+
+def _typical(argument: Any) -> Any:
+    """What is compiled for such an argument: of a tensor only the dtype, where it begins at a multiple of 16 bytes."""
+    aligned = isinstance(argument, torch.Tensor) and argument.data_ptr() % 16 == 0
+    return argument.dtype if aligned else argument  # and not the tensor, whose memory it would hold
 
 
 def compile_ahead(rehearse: Callable[[], object]) -> None:
-    """Compile all kernels that `rehearse` starts. They do not run, so what it computes is undefined."""
+    """Compile all kernels that `rehearse` starts. They do not run, so what it computes is undefined.
+
+    One that cannot be compiled says so when it is started.
+    """
     global _noted
     if triton.knobs.runtime.interpret:  # nothing is compiled
         return
@@ -40,6 +50,6 @@ def compile_ahead(rehearse: Callable[[], object]) -> None:
         rehearse()
     finally:
         _noted = None
-    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
+    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for kernel, grid, arguments, options in calls:
             kernel.warmup(*arguments, grid=grid, **options)

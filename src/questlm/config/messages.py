@@ -11,16 +11,23 @@ from questlm.errors import nearest_name
 __all__ = ["explain"]
 
 
+_ORDER = {"extra_forbidden": 0, "missing": 2}
+_WORDS = {"tuple_type": "a list is expected", "too_short": "at least one is needed"}
+
+
 def explain(problem: ValidationError, root: type[BaseModel]) -> str:
-    """Describe the first error of `problem`, met while building `root`."""
-    error = problem.errors()[0]
+    """Describe one error of `problem`, met while building `root`: first unknown names, last missing ones."""
+    error = min(problem.errors(), key=lambda error: _ORDER.get(error["type"], 1))
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(root, path[:-1]))
         near = nearest_name(path[-1], allowed)
         return f"unknown setting {path[-1]!r}.{near} The settings there are: {', '.join(allowed)}."
     place = ".".join(_known_prefix(root, path))
+    if error["type"] == "missing":
+        return f"{'.'.join(path)} is missing"
     message = error["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(error["type"], message)
     if error["type"] == "value_error":  # a nested section has explained itself already: only say where it stands
         return f"{place}: {message}" if place else message
     return f"{place} = {error['input']!r} cannot be used: {message[0].lower()}{message[1:]}"

@@ -46,7 +46,8 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_values_for_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+            truth = any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value]))
+            if truth and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} = {value!r} cannot be used: a number or a word is expected")
         return values
 
@@ -358,9 +359,9 @@ class TrainConfig(Section):
 class Budget(Section):
     """How long to train: exactly one of tokens, tokens per non-embedding parameter, or seconds of training."""
 
-    tokens: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_param: Annotated[float, Field(gt=0)] | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
+    tokens: Annotated[int, Field(ge=1, le=10**18)] | None = None
+    tokens_per_param: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Budget:

@@ -40,7 +40,7 @@ class Grid(Section):
     sizes: tuple[str, ...] = Field(min_length=1, description="names of presets")
     methods: tuple[str, ...] = Field(default=("quest",), min_length=1, description="see `quest methods`")
     bits: tuple[Widths, ...] = Field(min_length=1, description="of both factors: 4; or {weight: 4, act: 16}")
-    tokens_per_parameter: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    tokens_per_parameter: tuple[Annotated[float, Field(gt=0, le=1e9)], ...] = Field(
         min_length=1, description="training tokens per non-embedding parameter"
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63, strict=True)], ...] = Field(default=(0,), min_length=1)

@@ -77,7 +77,8 @@ def test_the_printed_command_makes_the_same_settings(bits: object, tmp_path: Pat
     [
         ({"size": ["1m"]}, "unknown setting 'size'.*Did you mean 'sizes'"),
         ({"sizes": ["3m"]}, r"the run \(3m, quest, W4A4, .*no preset '3m'.*125k"),
-        ({"sizes": []}, "sizes"),
+        ({"sizes": []}, r"sizes = \[\] cannot be used: at least one is needed"),
+        ({"sizes": "1m"}, "sizes = '1m' cannot be used: a list is expected"),
         ({"sizes": ["1m", "1m"]}, "1m is there twice"),
         ({"sizes": ["1m", "1M"], "bits": [16]}, "1m is there twice"),
         ({"bits": [9]}, "9"),
@@ -88,6 +89,8 @@ def test_the_printed_command_makes_the_same_settings(bits: object, tmp_path: Pat
         ({"methods": ["adabin"]}, r"the run \(1m, adabin, W4A4.*adabin"),
         ({"tokens_per_parameter": [0]}, "tokens_per_parameter"),
         ({"tokens_per_parameter": [".nan"]}, "tokens_per_parameter"),
+        ({"tokens_per_parameter": [True]}, "a number or a word is expected"),
+        ({"tokens_per_parameter": [1e300]}, "less than or equal to 1000000000"),
         ({"seeds": [-1]}, "seeds"),
         ({"seeds": [True]}, "seeds"),
         ({"set": {"train.batchsize": 4}}, r"the run \(1m.*'batchsize'.*Did you mean 'batch_size'"),
@@ -109,7 +112,13 @@ def test_a_bad_grid_is_one_sentence(change: dict[str, object], message: str, tmp
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1", "holds a list"), ("sizes: [", "not valid YAML"), ("", "field required"), ("sizes: [1m]", "bits")],
+    [
+        ("- 1", "holds a list"),
+        ("sizes: [", "not valid YAML"),
+        ("", "sizes is missing"),
+        ("sizes: [1m]", "bits is missing"),
+        ("size: [1m]", "mean 'sizes'"),
+    ],
 )
 def test_a_file_that_is_no_grid(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -25,7 +25,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "canonical_json",
-    "held",
+    "file_lock",
     "read_json",
     "remove_leftovers",
     "seal",
@@ -120,7 +120,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(lock: Path, taken: QuestError) -> Iterator[None]:
+def file_lock(lock: Path, taken: QuestError) -> Iterator[None]:
     """Hold the file `lock`, which is made, for this process, where the system can (POSIX).
 
     Raises:

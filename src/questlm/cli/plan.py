@@ -11,6 +11,7 @@ import typer
 
 from questlm.cli.options import parse_bytes, parse_count, parse_seconds
 from questlm.errors import ConfigError
+from questlm.readable import bytes_text, count_text
 
 if TYPE_CHECKING:
     from questlm.scaling import LawFit
@@ -161,8 +162,8 @@ def _print(fit: LawFit, limits: Limits, made: Plan, out: Path | None) -> None:
 
     console, best = Console(), made.best
     console.print(
-        f"Train [bold]{_millions(best.model.block_parameters)}[/bold] parameters ({best.model.layers} layers of "
-        f"{best.model.hidden}) in [bold]{best.group}[/bold] on {_millions(best.tokens)} tokens: expected loss "
+        f"Train [bold]{count_text(best.model.block_parameters)}[/bold] parameters ({best.model.layers} layers of "
+        f"{best.model.hidden}) in [bold]{best.group}[/bold] on {count_text(best.tokens)} tokens: expected loss "
         f"[bold]{best.loss:.3f}[/bold] nats a token ({best.low:.3f} to {best.high:.3f}).",
         highlight=False,
     )
@@ -175,10 +176,10 @@ def _print(fit: LawFit, limits: Limits, made: Plan, out: Path | None) -> None:
     for choice in made.choices:
         table.add_row(
             names[choice.group],
-            _millions(choice.model.block_parameters),
+            count_text(choice.model.block_parameters),
             f"{choice.model.layers} x {choice.model.hidden}",
             f"{choice.bytes / 1e6:,.1f}",
-            _millions(choice.tokens),
+            count_text(choice.tokens),
             f"{choice.loss:.3f} ({choice.low:.3f}-{choice.high:.3f}){'*' if choice.outside else ' '}",
             f"{choice.wins:.0%}",
         )
@@ -216,8 +217,8 @@ def _print_moves(console: Any, fit: LawFit, limits: Limits, made: Plan) -> None:
         for columns in _STEPS:
             moved = replace(limits, memory=memory * rows, **{amount: getattr(limits, amount) * columns})
             at = best_shapes(fit, moved, groups)
-            cells.append(f"{names[at[0].group]} {_millions(at[0].model.block_parameters)}" if at else "-")
-        table.add_row(_bytes(memory * rows), *cells)
+            cells.append(f"{names[at[0].group]} {count_text(at[0].model.block_parameters)}" if at else "-")
+        table.add_row(bytes_text(memory * rows), *cells)
     console.print(table)
 
 
@@ -225,14 +226,3 @@ def _names(groups: Sequence[str]) -> dict[str, str]:
     """The widths alone where these tell the groups apart."""
     widths = {group: group.split("/")[1] if "/" in group else group for group in groups}
     return widths if len(set(widths.values())) == len(groups) else {group: group for group in groups}
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:,.3g} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"
-
-
-def _millions(count: float) -> str:
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if count >= unit:
-            return f"{count / unit:.3g}{name}"
-    return f"{count / 1e3:.3g}k"

@@ -15,7 +15,7 @@ from typing import Any
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError, DataError, QuestError
 from questlm.records import RECORD_NAME, RunRecord
-from questlm.scaling.runs import Run, read_runs, run_of_record
+from questlm.scaling.runs import Run, bits_of, read_runs, run_of_record
 from questlm.scaling.size import packed_bytes
 
 __all__ = ["Entry", "Gathered", "Point", "clean", "finite", "gather"]
@@ -134,8 +134,8 @@ def _sources(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 def _order(entry: Entry) -> tuple[Any, ...]:
     run = entry.run
-    bits = [1.585 if isinstance(bits, str) else bits for bits in (run.weight_bits, run.act_bits)]
-    return run.parameters, [-b for b in bits], run.group, run.tokens, run.seed or 0, entry.name
+    bits = [-bits_of(bits) for bits in (run.weight_bits, run.act_bits)]
+    return run.parameters, bits, run.group, run.tokens, run.seed or 0, entry.name
 
 
 def _of_rows(path: Path) -> list[Entry]:

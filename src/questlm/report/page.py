@@ -17,12 +17,13 @@ from html import escape
 from urllib.parse import quote
 
 from questlm import __version__
+from questlm.readable import count_text, duration_text
 from questlm.report.drawing import Picture
 from questlm.report.gather import Entry, Gathered, clean
-from questlm.report.pictures.shared import count_text, plural
+from questlm.report.pictures.shared import plural
 from questlm.report.statistics import cells
 from questlm.report.stylesheet import SCRIPT, STYLESHEET
-from questlm.report.tables import duration_text, law_table, method_tables, runs_table
+from questlm.report.tables import law_table, method_tables, runs_table
 from questlm.report.theme import Look
 from questlm.scaling import LawFit
 

@@ -13,7 +13,6 @@ from questlm.scaling.runs import Run
 
 __all__ = [
     "Cell",
-    "bits_of",
     "block_bytes",
     "budgets",
     "cells",
@@ -62,11 +61,6 @@ class Cell:
 
         spread, count = self.spread, len(self.losses)
         return None if spread is None else float(stdtrit(count - 1, 0.975)) * spread / sqrt(count)
-
-
-def bits_of(bits: int | str) -> float:
-    """Information in one weight: log2 of its levels."""
-    return 1.584962500721156 if isinstance(bits, str) else float(bits)
 
 
 def block_bytes(run: Run) -> int:

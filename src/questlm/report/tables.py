@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from questlm.readable import bytes_text, count_text, duration_text
 from questlm.report.gather import Entry
-from questlm.report.pictures.shared import count_text, value_text
+from questlm.report.pictures.shared import value_text
 from questlm.report.statistics import Cell, differing, ratio_text, settings_text
 from questlm.report.theme import Look
 from questlm.scaling import LawFit
 
-__all__ = ["duration_text", "law_table", "method_tables", "runs_table"]
+__all__ = ["law_table", "method_tables", "runs_table"]
 
 _ABSENT = '<span class="absent">–</span>'
 
@@ -145,12 +146,4 @@ def _tokens(entry: Entry) -> str:
 
 
 def _megabytes(count: float | None) -> str:
-    if count is None:
-        return ""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return "" if count is None else bytes_text(count)

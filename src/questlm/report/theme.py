@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from questlm.scaling.runs import BASELINE, Run
+from questlm.scaling.runs import BASELINE, Run, bits_of
 
 __all__ = ["DARK", "LIGHT", "STYLE", "Look", "looks", "variables"]
 
@@ -129,8 +129,7 @@ def looks(runs: Iterable[Run]) -> dict[str, Look]:
 
 
 def _rank(run: Run) -> tuple[bool, float, float]:
-    bits = [1.585 if isinstance(value, str) else float(value) for value in (run.weight_bits, run.act_bits)]
-    return run.group != BASELINE, -bits[0], bits[1]
+    return run.group != BASELINE, -bits_of(run.weight_bits), bits_of(run.act_bits)
 
 
 def variables(theme: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from questlm.readable import count_text
 from questlm.scaling.picture import check_picture, label, picture
 from questlm.scaling.result import LawFit, Residual
 from questlm.scaling.runs import BASELINE
@@ -70,7 +71,7 @@ def _draw_curve(axes: Axes, fit: LawFit, looks: dict[str, dict[str, Any]]) -> No
     axes.yaxis.set_major_locator(MaxNLocator(8))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
 
 
 def _draw_residuals(axes: Axes, fit: LawFit, looks: dict[str, dict[str, Any]]) -> None:
@@ -108,10 +109,3 @@ def _draw_efficiencies(axes: Axes, fit: LawFit, looks: dict[str, dict[str, Any]]
     axes.set_xlabel("eff, with 95 % interval")
     axes.set_title("Efficiencies (runs)", loc="left")
     axes.grid(False, axis="y")
-
-
-def _short(value: float) -> str:
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:g}{name}"
-    return f"{value:g}"

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from questlm.readable import bytes_text
 from questlm.scaling.picture import check_picture, label, picture
 from questlm.scaling.plan import Choice, Limits, Plan, best_shapes
 from questlm.scaling.result import LawFit
+from questlm.scaling.runs import bits_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,8 +61,7 @@ def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
 
 def _bits(choice: Choice) -> tuple[float, float]:
     """For the order of the legend."""
-    weight, act = (1.58 if b == "ternary" else float(b) for b in (choice.quant.weight_bits, choice.quant.act_bits))
-    return weight, act
+    return bits_of(choice.quant.weight_bits), bits_of(choice.quant.act_bits)
 
 
 def _by_group(fit: LawFit, limits: Limits, groups: Sequence[str]) -> dict[str, Choice]:
@@ -82,7 +83,7 @@ def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[st
         xscale="log", xlabel="training tokens a parameter (grey: fitted)", ylabel="predicted loss over the best's, nats"
     )
     axes.set_ylim(-0.01, 0.5)
-    axes.set_title(f"Which precision, in {_megabytes(limits.memory or math.nan)}", loc="left")
+    axes.set_title(f"Which precision, in {bytes_text(limits.memory or math.nan)}", loc="left")
 
 
 def _draw_frontier(
@@ -111,7 +112,3 @@ def _draw_frontier(
     axes.set_title(
         f"Loss over bytes; the dot: {best.model.block_parameters / 1e6:,.0f}M in {label(best.group)}", loc="left"
     )
-
-
-def _megabytes(count: float) -> str:
-    return f"{count / 1e9:,.3g} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +18,14 @@ from questlm.scaling.runs import BASELINE
 
 __all__ = ["LAW_PARAMETERS", "Estimate", "LawFit", "Residual"]
 
-LAW_PARAMETERS = ("alpha", "A", "beta", "B", "E")
+_Parameter = Literal["alpha", "A", "beta", "B", "E"]
+_Quantity = Literal["parameters", "tokens", "tokens_per_parameter"]
+
+LAW_PARAMETERS: tuple[_Parameter, ...] = get_args(_Parameter)
 """Names of the law's own parameters, as in its formula."""
 
 _FORMAT = 1
-_RANGES: tuple[Literal["parameters", "tokens", "tokens_per_parameter"], ...] = (
-    "parameters",
-    "tokens",
-    "tokens_per_parameter",
-)
+_RANGES: tuple[_Quantity, ...] = get_args(_Quantity)
 _DIGITS = 7  # significant, of each draw: far finer than the draws are spread
 
 
@@ -115,7 +115,7 @@ class LawFit:
     ) -> NDArray[np.float64]:
         """`predict` of arrays of one shape."""
         size = np.asarray(parameters, dtype=float) * self.efficiency(group)
-        return np.asarray(self.A / size**self.alpha + self.B / np.asarray(tokens, dtype=float) ** self.beta + self.E)
+        return _losses(vars(self), size, np.asarray(tokens, dtype=float))
 
     def predict_draws(self, parameters: float, tokens: float, group: str) -> NDArray[np.float64]:
         """The loss by each draw of the parameters: (draws,). Their spread is the fit's; a run's own noise is not in it.
@@ -125,8 +125,7 @@ class LawFit:
         """
         self.efficiency(group)
         size = parameters * self.draws.get(group, np.ones(1))
-        draws = self.draws
-        return np.asarray(draws["A"] / size ** draws["alpha"] + draws["B"] / tokens ** draws["beta"] + draws["E"])
+        return _losses(self.draws, size, tokens)
 
     def bootstrap_interval(self, name: str) -> tuple[float, float]:
         """2.5 % and 97.5 % points of the draws of a parameter of the law, or of a group's eff."""
@@ -191,6 +190,11 @@ class LawFit:
         )
 
 
+def _losses(law: Mapping[str, Any], size: NDArray[np.float64], tokens: NDArray[np.float64] | float) -> Any:
+    """The law, of effective parameters and tokens."""
+    return np.asarray(law["A"] / size ** law["alpha"] + law["B"] / tokens ** law["beta"] + law["E"])
+
+
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 # Limits far beyond any law of losses, within which no power, logarithm or exponential of ours leaves its range.
@@ -235,14 +239,11 @@ class _File(_Part):
     B: _Positive
     E: _NotNegative
     eff: Annotated[dict[_Text, _EffInterval], Field(max_length=1000)]
-    intervals: dict[Literal["alpha", "A", "beta", "B", "E"], _Interval]
+    intervals: dict[_Parameter, _Interval]
     bootstrap: dict[_Text, list[float]]
     draws: dict[_Text, list[_NotNegative]]
     groups: dict[_Text, _Count]
-    range: dict[
-        Literal["parameters", "tokens", "tokens_per_parameter"],
-        Annotated[tuple[_Amount, _Amount], Field(strict=False)],
-    ]
+    range: dict[_Quantity, Annotated[tuple[_Amount, _Amount], Field(strict=False)]]
     residuals: list[_Residual]
     rms_log_residual: Annotated[float, Field(ge=0, le=10)]
     n_runs: _Count

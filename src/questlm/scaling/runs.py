@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from questlm.errors import ConfigError, DataError, nearest_name
 from questlm.files import read_json
 from questlm.records import RECORD_NAME, RunRecord
 
-__all__ = ["BASELINE", "Run", "published_runs", "read_runs", "run_of_record"]
+__all__ = ["BASELINE", "Run", "bits_of", "published_runs", "read_runs", "run_of_record"]
 
 BASELINE = "bf16"
 """The group whose efficiency is 1 by definition: weights and activations of 16 bits."""
@@ -64,6 +65,11 @@ class Run:
         """Names the run in messages."""
         seed = "" if self.seed is None else f", seed {self.seed}"
         return f"{self.group} with N = {self.parameters:,} and D = {self.tokens:,}{seed}"
+
+
+def bits_of(bits: int | str) -> float:
+    """Information in one weight: log2 of its levels."""
+    return math.log2(3) if bits == "ternary" else float(bits)
 
 
 def published_runs() -> list[Run]:

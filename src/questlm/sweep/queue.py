@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from questlm.errors import ConfigError
-from questlm.files import held
+from questlm.files import file_lock
 from questlm.records import RunRecord
 from questlm.sweep.grid import Cell
 from questlm.sweep.runs import (
@@ -220,5 +220,5 @@ def locked(out: Path) -> Iterator[None]:
         (out / ".lock").touch()
     except OSError as problem:
         raise ConfigError(f"cannot make the folder {out}: {problem.strerror}; name another with --out") from None
-    with held(out / ".lock", ConfigError(f"another sweep is at work in {out}; wait for it or stop it")):
+    with file_lock(out / ".lock", ConfigError(f"another sweep is at work in {out}; wait for it or stop it")):
         yield

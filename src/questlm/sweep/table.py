@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from questlm.readable import duration_text
 from questlm.sweep.queue import Item, State, Sweep
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def summary(sweep: Sweep) -> str:
     parts += [f"{count} {state}" for state, count in counts.items() if count]
     left = sweep.seconds_left()
     if left:
-        parts.append(f"about {_duration(left)} left")
+        parts.append(f"about {duration_text(left)} left")
     return ", ".join(parts)
 
 
@@ -104,10 +105,3 @@ def _figures(item: Item) -> tuple[str, str, str]:
     loss = f"{progress.loss:.3f}" if progress.loss is not None else ""
     speed = f"{progress.tokens_per_second:,.0f}" if progress.tokens_per_second is not None else ""
     return f"{progress.share:.0%}", loss, speed
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -11,7 +11,6 @@ and all stop at the same step, because they look at one clock and tell each othe
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questlm import ops
 from questlm.config import RunConfig, TrainConfig
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
 from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError
@@ -52,6 +50,7 @@ from questlm.train.checkpoint import (
     write_checkpoint,
 )
 from questlm.train.checks import check_quantization, compute_plainly
+from questlm.train.compiling import compile_kernels, uncompiled, without_advice
 from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
 from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, find_initial
 from questlm.train.interrupt import Interrupt
@@ -64,7 +63,6 @@ from questlm.train.step import TrainStep, should_record
 __all__ = ["Interrupted", "Trainer", "resume", "train"]
 
 _ALONE = Ranks()
-_SHORT = 64  # tokens of a rehearsal
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and is saved
@@ -192,24 +190,6 @@ def _prepare_data(config: RunConfig, tokenizer: Path | None = None) -> tuple[Pre
     return data, config.model_copy(update={"model": model})
 
 
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Silence torch.compile, which advises TF32 (it would round the Hadamard transform to ten bits), and looks at the
-    gradient of a block's input though it is no leaf.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-        yield
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Blocks as they are written: compiling them for a validation takes longer than most validations."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
 class Trainer:
     """One run: model, optimizer, loader and counters. `run` trains to the end of the budget."""
 
@@ -237,7 +217,7 @@ class Trainer:
         self._pending: list[Tensor] = []  # losses of steps whose value nobody has looked at yet
         self._grad_norm: Tensor = torch.zeros((), device=self.device)
 
-    @_without_advice()
+    @without_advice()
     def run(self) -> RunRecord:
         """Train until the budget is spent, validate on the whole split in float32, and return the record."""
         with ExitStack() as stack:
@@ -248,7 +228,7 @@ class Trainer:
             self._initialize_quantizers(batch)
             expected = compute_plainly(self.model, self._plain_loss, batch)
             self._distribute()
-            self._compile_kernels(batch)
+            compile_kernels(self.model, self.step, self.engine, batch, self.device)
             self.checks = self.ranks.together(
                 lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
             )
@@ -355,22 +335,6 @@ class Trainer:
             loss: tuple[Tensor, Tensor] = self.model(inputs, targets=targets)
         return loss
 
-    def _compile_kernels(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Those of a step, of a validation while training, and of the last one; their number of tokens is no matter."""
-        short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
-
-        def rehearse() -> None:
-            if self.engine != "fsdp":  # a model that is cut is put together elsewhere for the last validation
-                with _uncompiled(), torch.no_grad(), held_weights(self.model):
-                    self.model(short[0])
-            with _uncompiled(), self.step.holding_weights():
-                with torch.no_grad():
-                    self.step.loss(*short)
-                self.step.loss(*short)[0].backward()
-
-        ops.compile_ahead(rehearse, self.device)
-        self.model.zero_grad(set_to_none=True)
-
     def _first_micro_batch(self) -> tuple[Tensor, Tensor]:
         position = self.loader.state_dict()
         inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
@@ -431,7 +395,7 @@ class Trainer:
 
     def _validate(self, log: Log) -> None:
         train = self.config.train
-        with autocast(self.device), _uncompiled(), self.step.holding_weights():
+        with autocast(self.device), uncompiled(), self.step.holding_weights():
             result = evaluate(
                 self.model, self.data.val, train.seq_len, max_tokens=train.eval_tokens, device=self.device,
                 show_progress=False, ranks=self.ranks,
@@ -464,7 +428,7 @@ class Trainer:
 
     def _finish(self) -> RunRecord:
         model = self._whole_model()
-        with _uncompiled(), held_weights(model):
+        with uncompiled(), held_weights(model):
             result = evaluate(
                 model, self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
                 device=self.device, ranks=self.ranks,

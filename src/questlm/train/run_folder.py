@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from questlm.config import RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
-from questlm.files import atomic_folder, held
+from questlm.files import atomic_folder, file_lock
 from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
@@ -110,7 +110,7 @@ class RunFolder:
             CheckpointError: another process is training in this folder.
         """
         taken = CheckpointError(f"another process is training in {self.path}; wait for it or stop it")
-        with held(self.path / ".lock", taken):
+        with file_lock(self.path / ".lock", taken):
             yield
 
     def remove_leftovers(self) -> None:

@@ -13,7 +13,7 @@ from questlm.report import pictures
 from questlm.report.drawing import style
 from questlm.report.gather import Entry
 from questlm.report.pictures.efficiency import group_bits
-from questlm.report.pictures.shared import count_text, value_text
+from questlm.report.pictures.shared import value_text
 from questlm.report.theme import looks
 from questlm.scaling import Estimate, LawFit, Run
 
@@ -131,5 +131,4 @@ def test_damaged_diagnostics_are_a_note(tmp_path: Path) -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [count_text(n) for n in (999, 3_410_176, 80e9, 999_960)] == ["999", "3.41M", "80B", "1M"]
     assert [value_text(n) for n in (0.0123456, 1643.9, 12.345, math.inf)] == ["0.0123", "1,644", "12.3", "∞"]

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from questlm.report.gather import Entry
-from questlm.report.statistics import bits_of, block_bytes, budgets, cells, differing, pareto_front, ratio_text, shorten
+from questlm.report.statistics import block_bytes, budgets, cells, differing, pareto_front, ratio_text, shorten
 from questlm.scaling import Run
+from questlm.scaling.runs import bits_of
 
 RUN = Run(10**6, 10**8, 4, 4, "int4", "quest", 3.0, 0)
 NUMBERS = st.floats(0.1, 100)

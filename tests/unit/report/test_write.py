@@ -121,7 +121,7 @@ def _check_escaping(page: Page, text: str) -> None:
 def _check_words(page: Page) -> None:
     words = " ".join(" ".join(page.text).split())
     for phrase in (
-        "Report on 10 runs", "damaged", "is not a run record", "unfinished", "2 seeds", "1,234", "3.00 GB",
+        "Report on 10 runs", "damaged", "is not a run record", "unfinished", "2 seeds", "1,234", "3 GB",
         "± 0.064", "runs on the front", "Read from",
     ):  # fmt: skip
         assert phrase in words, phrase

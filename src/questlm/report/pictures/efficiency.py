@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.pictures.shared import panels, value_text
-from questlm.report.statistics import bits_of
 from questlm.report.theme import LIGHT, Look
 from questlm.scaling import LawFit
-from questlm.scaling.runs import BASELINE
+from questlm.scaling.runs import BASELINE, bits_of
 
 __all__ = ["efficiency", "group_bits"]
 

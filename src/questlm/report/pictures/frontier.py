@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from questlm.readable import count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
-from questlm.report.pictures.shared import count_text, legend, log_axis, marker_style, panels, plural, value_text
+from questlm.report.pictures.shared import legend, log_axis, marker_style, panels, plural, value_text
 from questlm.report.statistics import block_bytes, budgets, pareto_front, ratio_text
 from questlm.report.theme import LIGHT, Look
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from questlm.errors import QuestError
+from questlm.readable import count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
-from questlm.report.pictures.shared import count_text, marker_style, panels, plural
+from questlm.report.pictures.shared import marker_style, panels, plural
 from questlm.report.theme import LIGHT, Look
 from questlm.scaling import LawFit
 

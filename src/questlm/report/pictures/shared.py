@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["count_text", "legend", "log_axis", "marker_style", "panels", "plural", "value_text"]
+__all__ = ["legend", "log_axis", "marker_style", "panels", "plural", "value_text"]
 
 _WIDE, _NARROW = 9.4, 3.35  # inches; the narrow one is that of a phone of 320 pixels
 
@@ -69,14 +69,6 @@ def log_axis(axis: Any, most: int, text: Callable[[float], str]) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def count_text(value: float) -> str:
-    """Three digits and a suffix: 3.41M, 80B, 0.5."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
 
 
 def plural(count: int, word: str) -> str:

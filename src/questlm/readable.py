@@ -1,0 +1,27 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+__all__ = ["bytes_text", "count_text", "duration_text"]
+
+
+def count_text(value: float) -> str:
+    """Three digits and a suffix: 3.41M, 80B, 0.5."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def bytes_text(count: float) -> str:
+    """Three digits: 15.6 MB, 4.76 GB."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e6:.3g} MB"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -16,7 +16,9 @@ fix. The command line prints it and exits with code 2.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ArtifactError",
@@ -28,6 +30,7 @@ __all__ = [
     "QuestError",
     "TrainingError",
     "nearest_name",
+    "quoted",
 ]
 
 
@@ -72,3 +75,27 @@ def nearest_name(name: str, allowed: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the closest of `allowed`, or '' when nothing is close."""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def quoted(value: Any, limit: int = 80) -> str:
+    """`repr(value)` in at most `limit` characters, for a message.
+
+    Control characters, terminal escapes and bidirectional marks come out as `\\x..` or `\\u....`. The time taken does
+    not depend on the size of the value, so a nested list that stands for gigabytes is safe to quote.
+    """
+    text = _Quote(limit).repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+class _Quote(reprlib.Repr):
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = limit
+        self.maxlevel, self.maxlist, self.maxdict, self.maxtuple = 3, 4, 4, 4
+
+    def repr_int(self, value: int, _level: int) -> str:
+        # Python refuses to write out integers of more than 4,300 digits.
+        return repr(value) if value.bit_length() <= 256 else f"an integer of {value.bit_length()} bits"
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        return repr(value[: self.maxstring])

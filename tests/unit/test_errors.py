@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from questlm import errors
-from questlm.errors import MissingDependencyError, QuestError, nearest_name
+from questlm.errors import MissingDependencyError, QuestError, nearest_name, quoted
 
 
 def test_all_exports_every_public_name():
-    public = {name for name, value in vars(errors).items() if getattr(value, "__module__", None) == errors.__name__}
-    assert set(errors.__all__) == public
+    own = {name for name, value in vars(errors).items() if getattr(value, "__module__", None) == errors.__name__}
+    assert set(errors.__all__) == {name for name in own if not name.startswith("_")}
 
 
 def test_every_error_is_a_quest_error_and_stands_in_the_drawing():
@@ -37,3 +37,28 @@ def test_a_missing_package_names_the_exact_command():
 )
 def test_nearest_name_helps_only_when_something_is_near(name, hint):
     assert nearest_name(name, ["quest", "lsq", "pact"]) == hint
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("word", "'word'"),
+        (None, "None"),
+        (2**200, str(2**200)),
+        ("red \x1b[31m", r"'red \x1b[31m'"),
+        ("left\u202eright", r"'left\u202eright'"),
+        ([1, 2], "[1, 2]"),
+        ({"a": b"b"}, "{'a': b'b'}"),
+    ],
+)
+def test_a_quoted_value_is_readable_and_clean(value, text):
+    assert quoted(value) == text
+
+
+def test_a_quoted_value_is_short_whatever_its_size():
+    bomb: list[object] = ["a"] * 9
+    for _ in range(40):
+        bomb = [bomb] * 9  # stands for 9 ** 41 words
+    for value in (10**5000, "x" * 10**6, b"x" * 10**6, bomb, {str(i): "y" * 1000 for i in range(1000)}):
+        assert len(quoted(value)) <= 80
+    assert len(quoted("x" * 10**6, limit=200)) == 200

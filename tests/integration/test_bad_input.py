@@ -408,7 +408,7 @@ def test_a_folder_that_is_no_run(command: str, run: str, refused: Any) -> None:
         ("--set train.lr=3e-3", "train.lr = 0.01, but the settings now say 0.003; resume with the same settings"),
         ("--seed 5", "seed = 0, but the settings now say 5"),
         ("--bits 2", "act_bits = 4, but the settings now say 2"),
-        ("--data other.txt", "data.source = 'text.txt', but the settings now say 'other.txt'"),
+        ("--data other.txt", "other.txt' does not exist"),
         ("--tokens 4000", "budget.tokens = 1536, but the settings now say 4000"),
         ("--out new", "leave --out away"),
         pytest.param("--preset 30m", "settings"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from questlm.cli.options import parse_bits, print_table
-from questlm.config import DataConfig, QuantSpec, RunConfig
+from questlm.config import QuantSpec, RunConfig
 from questlm.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -141,10 +141,7 @@ def _stream(run: Path, config: RunConfig, data: str | None) -> TokenStream:
     from questlm.data import prepare, prepare_all
     from questlm.train import RunFolder
 
-    settings = config.data if data is None else DataConfig(source=data)
-    tokenizer = RunFolder(run).tokenizer_file
-    if tokenizer.exists():
-        settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
+    settings = RunFolder(run).data_settings(data)
     if data is not None:
         return prepare_all(settings, config.model.vocab_size)[0]
     try:

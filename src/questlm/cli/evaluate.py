@@ -77,10 +77,7 @@ def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[
     loaded = load_run(path)
     record, config = RunRecord.load(path), loaded.config
     final = record.final if record.steps == loaded.step else None
-    settings = config.data if data is None else DataConfig(source=data)
-    tokenizer = RunFolder(path).tokenizer_file
-    if tokenizer.exists():  # the tokenizer that trained, not one trained again on what the source holds now
-        settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
+    settings = RunFolder(path).data_settings(data)
     training = {"final": final, "val_hash": record.data["val_hash"]}
     return _measure(loaded.model, settings, data is not None, config.train.seq_len, config.model.vocab_size, training)
 

@@ -23,7 +23,7 @@ from questlm.data.readers import (
 from questlm.errors import DataError, MissingDependencyError
 from questlm.progress import progress
 
-__all__ = ["Files", "Hub", "Shards", "Source", "resolve"]
+__all__ = ["Files", "Hub", "Shards", "Source", "locate", "resolve"]
 
 _LEAST_STDLIB_BYTES = 10**6
 _SLOW_BYTES = 2**30
@@ -88,11 +88,15 @@ class Hub:
         return names
 
     def content_hash(self, cache: Path) -> str:
-        """SHA-256 over name, configuration and split: what a remote data set holds is not looked at."""
-        local = self._folder.is_dir()
-        files = [path for path in sorted(self._folder.rglob("*")) if path.is_file()] if local else []
+        """SHA-256 over configuration, split, and the files of a folder or the name of a remote data set.
+
+        What a remote data set holds is not looked at.
+        """
+        if not self._folder.is_dir():
+            return value_hash(["hf", self.name, self.configuration, self.split])
+        files = [path for path in sorted(self._folder.rglob("*")) if path.is_file()]
         content = _hash_files(self.name, self._folder, files, cache)
-        return value_hash(["hf", self.name, self.configuration, self.split, content])
+        return value_hash(["hf", content, self.configuration, self.split])
 
     def pieces(self, report: Report = _no_report) -> Iterator[Piece]:
         """Stream all documents; `report(characters)` hears how much text has been read."""
@@ -147,6 +151,27 @@ class Shards:
 
 
 Source = Files | Hub | Shards
+
+
+def locate(config: DataConfig, folder: Path) -> DataConfig:
+    """`config` with its relative paths made absolute, as seen from `folder`."""
+    paths = {name: value for name in ("source", "val") if (value := getattr(config, name)) is not None}
+    located = {name: _located_source(value, folder) for name, value in paths.items()}
+    if config.tokenizer != "train":
+        located["tokenizer"] = str(folder / Path(config.tokenizer).expanduser())
+    if config.cache_dir is not None:
+        located["cache_dir"] = str(folder / Path(config.cache_dir).expanduser())
+    return DataConfig(**config.model_dump() | located)
+
+
+def _located_source(source: str, folder: Path) -> str:
+    if source == "stdlib":
+        return source
+    if not source.startswith("hf:"):
+        return str(folder / Path(source).expanduser())
+    name, colon, configuration = source.removeprefix("hf:").partition(":")
+    path = folder / Path(name).expanduser()
+    return f"hf:{path}{colon}{configuration}" if name and path.is_dir() else source
 
 
 def resolve(config: DataConfig, cache: Path) -> tuple[Source, Source | None]:

@@ -22,6 +22,7 @@ from questlm.errors import CheckpointError, ConfigError, DataError
 from questlm.files import MANIFEST_NAME, read_json, sha256_file
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
 from questlm.train.checkpoint import verify_checkpoint, weight_files
+from questlm.train.origin import DATA_PATHS
 from questlm.train.run_folder import RunFolder, require_same_config
 
 __all__ = ["InitialModel", "adopt_shape", "choose_tokenizer", "find_initial"]
@@ -157,7 +158,7 @@ def _from_run(path: Path) -> InitialModel:
     config, checkpoint = run.read_config(), run.latest_checkpoint()
     verify_checkpoint(checkpoint)
     state = read_json(checkpoint / "state.json", CheckpointError)
-    require_same_config(state.get("config", {}) if isinstance(state, dict) else {}, config, checkpoint)
+    require_same_config(state.get("config", {}) if isinstance(state, dict) else {}, config, checkpoint, DATA_PATHS)
     expected = _shapes(config.model)
     places = _headers(weight_files(checkpoint), in_pieces=True)
     for name in places:

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questlm.config import RunConfig, TrainConfig
+from questlm.config import RunConfig, TrainConfig, to_yaml
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
-from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError
+from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError, quoted
 from questlm.evaluation import Evaluation, evaluate
+from questlm.files import atomic_write
 from questlm.models import Llama
 from questlm.parallel import (
     Ranks,
@@ -56,6 +57,7 @@ from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, f
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
 from questlm.train.optim import empty_state, make_optimizer, optimizer_tensors
+from questlm.train.origin import DATA_PATHS, Origin
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
 from questlm.train.step import TrainStep, should_record
@@ -103,7 +105,8 @@ def train(config: RunConfig, out: Path) -> RunRecord:
             config = adopt_shape(config, initial.shape, initial.folder)
         data, config = ranks.in_turn(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
         trainer = Trainer(config, folder, data, initial, ranks)
-        ranks.first(lambda: folder.create(config, data.tokenizer.to_str() if data.tokenizer is not None else None))
+        tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
+        ranks.first(lambda: folder.create(config, tokenizer, Origin.here(data.data_hash)))
         ranks.first(lambda: lock.enter_context(folder.locked()))
         return trainer.run()
 
@@ -115,7 +118,7 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
 
     Args:
         config: settings to continue with; None: the run's own. They may differ in when to log, validate, save and
-            where and how to compute, in nothing else.
+            where and how to compute, and in where the same data lie; in nothing else.
 
     Raises:
         CheckpointError: not a run folder, other settings, or a damaged checkpoint.
@@ -127,14 +130,20 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
         config = config.model_copy(update={"model": model})
     if config is not None and config.init_from is not None:  # likewise
         config = adopt_shape(config, saved.model, folder.path)
-    require_same_config(saved.model_dump(mode="json"), config or saved, folder.config_file)
-    chosen = config or saved
+    origin = Origin.read(folder.origin_file)
+    chosen = origin.settings(config or saved, saved)
+    require_same_config(saved.model_dump(mode="json"), chosen, folder.config_file, DATA_PATHS)
     with _together(chosen.train, out) as ranks, ExitStack() as lock:
-        data, chosen = ranks.in_turn(lambda: _prepare_data(chosen, _own_tokenizer(saved, folder)))
+        data, chosen = ranks.in_turn(lambda: _prepare_again(chosen, saved, origin, folder))
         ranks.first(lambda: lock.enter_context(folder.locked()))
         ranks.first(folder.remove_leftovers)
-        trainer = Trainer(chosen, folder, data, ranks.together(lambda: _initial_again(chosen, folder)), ranks)
+        initial = ranks.together(lambda: _initial_again(origin.locate_initial(chosen), folder))
+        trainer = Trainer(chosen, folder, data, initial, ranks)
         trainer.restore()
+        if chosen.data != saved.data:  # whoever reads the run's data later finds them where they are now
+            ranks.first(
+                lambda: atomic_write(folder.config_file, to_yaml(saved.model_copy(update={"data": chosen.data})))
+            )
         return trainer.run()
 
 
@@ -153,10 +162,30 @@ def _fresh_folder(out: Path, config: RunConfig) -> str:
     return str(out)
 
 
-def _own_tokenizer(config: RunConfig, folder: RunFolder) -> Path | None:
-    """The run's copy of the tokenizer of its initial model, which may be gone; None: as the settings say."""
-    came = config.init_from is not None and config.data.tokenizer == "train" and folder.tokenizer_file.is_file()
-    return folder.tokenizer_file if came else None
+def _prepare_again(
+    config: RunConfig, saved: RunConfig, origin: Origin, folder: RunFolder
+) -> tuple[PreparedData, RunConfig]:
+    """As `_prepare_data`, from wherever the run was started; CheckpointError if the data are others than then."""
+    tokenizer = folder.tokenizer_file if _has_own_tokenizer(config, saved, folder) else None
+    located = config.model_copy(update={"data": origin.locate_data(config.data)})
+    data, resolved = _prepare_data(located, tokenizer)
+    if origin.data_hash not in (None, data.data_hash):
+        raise _other_data(folder.path, config)
+    filled = {"max_tokens": resolved.data.max_tokens}
+    return data, resolved.model_copy(update={"data": config.data.model_copy(update=filled)})
+
+
+def _has_own_tokenizer(config: RunConfig, saved: RunConfig, folder: RunFolder) -> bool:
+    """Whether the run came with a tokenizer, of which it keeps a copy: the file that it was read from may be gone."""
+    trained_here = config.init_from is None and config.data.tokenizer == "train"
+    return not trained_here and config.data.tokenizer == saved.data.tokenizer and folder.tokenizer_file.is_file()
+
+
+def _other_data(trained: Path, config: RunConfig) -> CheckpointError:
+    return CheckpointError(
+        f"{trained} was trained on other data than {quoted(config.data.source)} holds now; "
+        "resume with the data as they were, or begin a new run with --init-from"
+    )
 
 
 def _initial_again(config: RunConfig, folder: RunFolder) -> InitialModel | None:
@@ -254,9 +283,9 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         state = read_state(path)
-        require_same_config(state.get("config", {}), self.config, path)
+        require_same_config(state.get("config", {}), self.config, path, DATA_PATHS)
         if state.get("data_hash") != self.data.data_hash:
-            raise CheckpointError(f"{path} was trained on other data than {self.config.data.source!r} holds now")
+            raise _other_data(path, self.config)
         fill_tensors(path, "model", model_tensors(self.model))
         self.model.load_state_dict(self.model.state_dict())  # by which quantisers notice what they now hold
         try:

@@ -1,19 +1,20 @@
-"""A run folder: `config.yaml`, `tokenizer.json`, `record.json` and `checkpoints/`."""
+"""A run folder: `config.yaml`, `origin.json`, `tokenizer.json`, `record.json` and `checkpoints/`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from questlm.config import RunConfig, load_config, to_yaml
+from questlm.config import DataConfig, RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
 from questlm.files import atomic_folder, file_lock
 from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
+from questlm.train.origin import DATA_PATHS, Origin
 
 if TYPE_CHECKING:
     from questlm.train.initial import InitialModel
@@ -56,6 +57,11 @@ class RunFolder:
         return self.path / "tokenizer.json"
 
     @property
+    def origin_file(self) -> Path:
+        """Where the run was started, and the hash of its data."""
+        return self.path / "origin.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
@@ -73,7 +79,7 @@ class RunFolder:
                 f"`quest train --resume {self.path}`, or name another folder with --out"
             )
 
-    def create(self, config: RunConfig, tokenizer: str | None) -> None:
+    def create(self, config: RunConfig, tokenizer: str | None, origin: Origin) -> None:
         """Make the folder, whole or not at all, with what identifies the run.
 
         Raises:
@@ -84,6 +90,7 @@ class RunFolder:
                 draft = RunFolder(temporary)
                 draft.checkpoints.mkdir()
                 draft.config_file.write_text(to_yaml(config), encoding="utf-8")
+                draft.origin_file.write_text(origin.to_json(), encoding="utf-8")
                 if tokenizer is not None:
                     draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
         except OSError as problem:
@@ -101,6 +108,19 @@ class RunFolder:
         if not self.config_file.is_file():
             raise CheckpointError(f"{self.path} is not a run folder: it has no {self.config_file.name}")
         return load_config(file=self.config_file)
+
+    def data_settings(self, other: str | None = None) -> DataConfig:
+        """Settings by which to read the run's data, or the source `other`, with the run's own tokenizer.
+
+        Raises:
+            CheckpointError: this is not a run folder, or its origin is damaged.
+        """
+        data = Origin.read(self.origin_file).locate_data(self.read_config().data)
+        data = data if other is None else DataConfig(source=other)
+        if not self.tokenizer_file.exists():
+            return data
+        # Not one trained again on what the source holds now.
+        return DataConfig(**data.model_dump() | {"tokenizer": str(self.tokenizer_file)})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -131,8 +151,13 @@ class RunFolder:
         return found
 
 
-def require_same_config(saved: dict[str, Any], config: RunConfig, source: Path) -> None:
+def require_same_config(
+    saved: dict[str, Any], config: RunConfig, source: Path, may_change: Collection[str] = ()
+) -> None:
     """Refuse a checkpoint that was made under other settings.
+
+    Args:
+        may_change: names of settings that may differ, beside those that never decide what is learned.
 
     Raises:
         CheckpointError: naming the first setting that differs, and both values.
@@ -148,7 +173,7 @@ def require_same_config(saved: dict[str, Any], config: RunConfig, source: Path) 
             old, new = {"": old}, {"": new}
         for key in sorted(set(old) | set(new)):
             name = f"{section}.{key}".rstrip(".")
-            if old.get(key) != new.get(key) and name not in _MAY_CHANGE:
+            if old.get(key) != new.get(key) and name not in (*_MAY_CHANGE, *may_change):
                 raise CheckpointError(
                     f"{source} was made with {name} = {old.get(key)!r}, but the settings now say {new.get(key)!r}; "
                     f"resume with the same settings, or start a new run"
@@ -188,7 +213,7 @@ def load_run(path: Path) -> LoadedRun:
     config = folder.read_config()
     checkpoint = folder.latest_checkpoint()
     tensors, state = read_checkpoint(checkpoint)
-    require_same_config(state.get("config", {}), config, checkpoint)
+    require_same_config(state.get("config", {}), config, checkpoint, DATA_PATHS)
     model = build_model(config)
     load_model_tensors(model, tensors.get("model", {}), checkpoint)
     progress = state.get("progress", {})

@@ -4,16 +4,15 @@
     questlm.restore(model)                                         plain layers again
     questlm.load(folder).generate("def ")                          run a packed model
 
-Importing this package reads nothing but its own files; torch is imported with the first function that needs it.
+Importing this package imports nothing else; each name brings what it needs when it is first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from questlm.config import QuantSpec, RunConfig, load_config
-
 if TYPE_CHECKING:
+    from questlm.config import QuantSpec, RunConfig, load_config
     from questlm.inference import load
     from questlm.models import Llama
     from questlm.quant import prepare, restore
@@ -23,7 +22,10 @@ __all__ = ["Llama", "QuantSpec", "RunConfig", "load", "load_config", "prepare", 
 
 _LAZY = {
     "Llama": "questlm.models",
+    "QuantSpec": "questlm.config",
+    "RunConfig": "questlm.config",
     "load": "questlm.inference",
+    "load_config": "questlm.config",
     "prepare": "questlm.quant",
     "restore": "questlm.quant",
 }

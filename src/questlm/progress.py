@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from questlm.readable import duration_text
 
 __all__ = ["progress"]
 
@@ -34,23 +36,24 @@ def progress(description: str, total: float | None = None, show: bool = True) ->
 @contextmanager
 def _bar(description: str, total: float | None) -> Iterator[Update]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        """The time left, also in days, which rich's own column shows as hours."""
+
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            left = task.time_remaining
+            return Text("" if left is None else f"{duration_text(left)} left", style="progress.remaining")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         TaskProgressColumn(),
         TextColumn("{task.fields[info]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, info="")
@@ -63,16 +66,19 @@ def _bar(description: str, total: float | None) -> Iterator[Update]:
 
 def _lines(description: str, total: float | None) -> Update:
     start = last = time.monotonic()
+    first: float | None = None  # share that was done before, as of a run that is resumed
 
     def update(completed: float, info: str = "") -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
+        share = min(completed / total, 1.0) if total else 0.0
+        first = share if first is None else first
         if now - last < _SECONDS_BETWEEN_LINES:
             return
         last = now
-        share = min(completed / total, 1.0) if total else 0.0
-        left = f", {(now - start) * (1 - share) / share:.0f} s left" if share > 0 else ""
+        left = f", {duration_text((now - start) * (1 - share) / (share - first))} left" if share > first else ""
         done = f"{share:.0%}" if total else f"{now - start:.0f} s"
-        print(f"{description}: {done}{' ' * bool(info)}{info}{left}", file=sys.stderr, flush=True)
+        with suppress(BrokenPipeError):  # nobody reads them any more, which must not end the work
+            print(f"{description}: {done}{' ' * bool(info)}{info}{left}", file=sys.stderr, flush=True)
 
     return update

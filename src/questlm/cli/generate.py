@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,10 +39,7 @@ def generate(
     stream = model.stream(
         prompt, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
-    try:
-        typer.echo(prompt, nl=False)
-        for piece in stream:
-            typer.echo(piece, nl=False)
-        typer.echo()
-    except BrokenPipeError:  # the reader has seen enough, as in `quest generate ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    typer.echo(prompt, nl=False)
+    for piece in stream:
+        typer.echo(piece, nl=False)
+    typer.echo()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from questlm import __version__
 from questlm.cli import demo, diagnose, doctor, evaluate, fit, generate, methods, pack, plan, report, sweep, train
+from questlm.cli.ending import closed_pipes_raise, interruptible, silence_output
 from questlm.errors import QuestError
 
 __all__ = ["app", "main"]
@@ -47,22 +48,52 @@ def _version(
         raise typer.Exit
 
 
+_CLOSED_PIPE = 128 + 13
+"""Exit code of a process that SIGPIPE ended."""
+
+
 def main() -> None:
-    """Run the command line; exit code 0 when done, 2 for anything questlm refuses, 128 + n when stopped by signal n."""
+    """Run the command line.
+
+    Exit code 0 when done, 2 for anything questlm refuses, 128 + n when stopped by signal n; a closed pipe counts as
+    SIGPIPE.
+    """
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except _USAGE_ERROR as problem:
-        _fail(f"{problem.format_message().rstrip('.')}; see: quest --help")
-    except QuestError as problem:
-        _fail(str(problem))
+        with interruptible(), closed_pipes_raise():
+            code = _run(sys.argv[1:] or ["--help"])
+            sys.stdout.flush()
+    except BrokenPipeError:
+        silence_output()
+        sys.exit(_CLOSED_PIPE)
     except (KeyboardInterrupt, typer.Abort):
-        print("quest: interrupted", file=sys.stderr)
+        _say("quest: interrupted")
         sys.exit(130)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        # Not command(words), which takes a closed pipe for a failure and leaves with code 1.
+        with command.make_context("quest", words) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except _USAGE_ERROR as problem:
+        return _refuse(f"{problem.format_message().rstrip('.')}; see: quest --help")
+    except QuestError as problem:
+        return _refuse(str(problem))
+    except BrokenPipeError:
+        raise
     except OSError as problem:  # such as a folder that another process made in the meantime
-        _fail(f"{problem.filename or 'a file'} cannot be read or written: {problem.strerror or problem}")
-    sys.exit(code if isinstance(code, int) else 0)
+        return _refuse(f"{problem.filename or 'a file'} cannot be read or written: {problem.strerror or problem}")
+    return 0
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"quest: error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _refuse(message: str) -> int:
+    _say(f"quest: error: {message}")
+    return 2
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

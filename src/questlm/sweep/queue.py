@@ -41,6 +41,7 @@ __all__ = ["Item", "State", "Stopped", "Sweep", "locked"]
 
 _TRAIN = (sys.executable, "-m", "questlm", "train")
 _SECONDS_BETWEEN_LOOKS = 0.2
+_STOPPING = "quest: the runs stop after their steps and are saved; Ctrl-C again ends them at once"
 
 State = Literal["waiting", "running", "finished", "failed"]
 
@@ -106,7 +107,7 @@ class Sweep:
             for item in self.items:
                 if is_finished(item.cell, self.out):
                     item.state, item.progress = "finished", result(item.cell, self.out)
-            with Interrupt() as interrupt, self._ending_children():
+            with Interrupt(_STOPPING) as interrupt, self._ending_children():
                 while any(item.state in ("waiting", "running") for item in self.items):
                     self._start()
                     show(self)

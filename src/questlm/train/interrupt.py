@@ -1,23 +1,35 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second one leaves at once."""
+"""Ctrl-C and SIGTERM: finish the step, save, leave. A later one leaves at once."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 __all__ = ["Interrupt"]
 
+_ONE_REQUEST = 2.0
+"""Seconds in which further signals count as the first: of a key held down, or of torchrun, which passes signals on."""
+
 
 class Interrupt:
     """A context in which SIGINT and SIGTERM only set `received`, the signal's number.
 
-    Outside the main thread signals cannot be handled, and the context does nothing.
+    A signal more than two seconds later raises KeyboardInterrupt, and one after that ends the process. Outside the
+    main thread signals cannot be handled, and the context does nothing.
+
+    Args:
+        message: printed to stderr at the first signal; '' for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, message: str = "") -> None:
         self.received: int | None = None
+        self._message = message
+        self._since = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -31,6 +43,18 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._since = number, now
+            if self._message:
+                _print(self._message)
+        elif now - self._since > _ONE_REQUEST:
+            for each in self._previous:
+                signal.signal(each, signal.SIG_DFL)
             raise KeyboardInterrupt
-        self.received = number
+
+
+def _print(message: str) -> None:
+    # Not print(): the signal may have come in the middle of another one, which does not allow a second.
+    with suppress(OSError):
+        os.write(2, f"\n{message}\n".encode())

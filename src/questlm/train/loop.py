@@ -65,6 +65,7 @@ from questlm.train.step import TrainStep, should_record
 __all__ = ["Interrupted", "Trainer", "resume", "train"]
 
 _ALONE = Ranks()
+_STOPPING = "quest: the run stops after this step and is saved; Ctrl-C again leaves at once, without saving"
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and is saved
@@ -261,7 +262,7 @@ class Trainer:
             self.checks = self.ranks.together(
                 lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
             )
-            interrupt = stack.enter_context(Interrupt())
+            interrupt = stack.enter_context(Interrupt(_STOPPING if self.ranks.leads else ""))
             with progress("training", 1.0, show=self.ranks.leads) as update:
                 self._loop(log, interrupt, update)
             self._save()
@@ -328,6 +329,7 @@ class Trainer:
         train = self.config.train
         clock = time.monotonic() - self.state.seconds
         set_quantization_strength(self.model, self._share_done())
+        update(self._share_done())
         while self._stopped_by(interrupt) is None and (share := self._share_done()) < 1.0:
             started = time.monotonic()
             self._step(learning_rate(train, share), cage_strength(train, share))

@@ -1,0 +1,74 @@
+"""How a command ends early without a traceback: Ctrl-C, and a reader of its output that has left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+__all__ = ["closed_pipes_raise", "interruptible", "silence_output"]
+
+_IMPORT_MACHINERY = "<frozen importlib._bootstrap>"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it, the first Ctrl-C raises KeyboardInterrupt, and a further one ends the process at once.
+
+    While a module is being imported, the first one ends the process too: libraries turn a KeyboardInterrupt there into
+    other errors or go on without what they were importing, and nothing has been begun that needs cleaning up.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    if _is_importing(frame):
+        signal.raise_signal(number)
+    raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_MACHINERY:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def closed_pipes_raise() -> Iterator[None]:
+    """Within it, printing with rich to a closed pipe raises BrokenPipeError; else rich exits with code 1."""
+
+    def raise_it(self: Console) -> None:
+        raise BrokenPipeError
+
+    own = Console.on_broken_pipe
+    Console.on_broken_pipe = raise_it  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Console.on_broken_pipe = own  # type: ignore[method-assign]
+
+
+def silence_output() -> None:
+    """Point stdout and stderr, where they are closed pipes, at nothing: Python flushes both once more as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,88 @@
+"""Commands that end early: Ctrl-C at any moment, and a reader of their output that has left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from questlm.cli.ending import interruptible
+
+
+def _start(*words: str) -> subprocess.Popen[bytes]:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: ask for Python's own again.
+    return subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@pytest.mark.parametrize("words", ["methods", "doctor", "fit --help", "--version"])
+def test_a_closed_pipe_ends_a_command_quietly_with_the_code_of_sigpipe(words: str) -> None:
+    with _start("-m", "questlm", *words.split()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.3, 0.6])
+def test_ctrl_c_while_modules_are_imported_prints_nothing(seconds: float) -> None:
+    with _start("-m", "questlm", "doctor") as process:
+        time.sleep(seconds)  # long enough for Python itself to have started, which has a traceback of its own
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert errors in (b"", b"quest: interrupted\n")
+
+
+def test_ctrl_c_is_not_lost_where_an_import_would_swallow_it() -> None:
+    program = (
+        "import signal, sys, types\n"
+        "from questlm.cli.ending import interruptible\n"
+        "class Finder:\n"
+        "    def find_spec(self, *_):\n"
+        "        try: signal.raise_signal(signal.SIGINT)\n"
+        "        except BaseException: pass\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "with interruptible():\n"
+        "    try: import a_module_that_is_not_there\n"
+        "    except ImportError: pass\n"
+        "print('went on')"
+    )
+    with _start("-c", program) as process:
+        out, errors = process.communicate()
+    assert (process.returncode, out, errors) == (-signal.SIGINT, b"", b"")
+
+
+def test_the_second_ctrl_c_ends_the_process() -> None:
+    program = (
+        "import signal\n"
+        "from questlm.cli.ending import interruptible\n"
+        "with interruptible():\n"
+        "    try: signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt: print('once', flush=True)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print('twice')"
+    )
+    with _start("-c", program) as process:
+        out, errors = process.communicate()
+    assert (process.returncode, out, errors) == (-signal.SIGINT, b"once\n", b"")
+
+
+def test_the_handler_that_was_there_before_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_importing_questlm_imports_nothing_else() -> None:
+    program = "import sys; import questlm; print([m for m in ('torch', 'pydantic', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"

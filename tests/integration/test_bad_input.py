@@ -45,8 +45,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_settings:
 
 @pytest.fixture
 def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the world, which the test may damage; it is the current folder."""
+    """A copy of the world, which the test may damage; it is the current folder, and the world itself is elsewhere."""
     shutil.copytree(world, tmp_path / "here")
+    for origin in (tmp_path / "here").rglob("origin.json"):
+        origin.write_text(origin.read_text().replace(str(world), "/nowhere"))
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
 
@@ -608,7 +610,7 @@ def test_token_ids_to_evaluate_on_that_the_model_does_not_know(place: Path, refu
 def test_evaluating_when_the_text_is_gone(what: str, place: Path, refused: Any) -> None:
     (place / "text.txt").unlink()
     message = refused("eval", what)
-    assert "'text.txt' does not exist" in message
+    assert "text.txt' does not exist" in message
     assert "name other text with --data" in message
 
 

@@ -73,6 +73,18 @@ def test_the_same_data_under_an_absolute_path(run: Path, command: Command, proje
     assert RunFolder(run).read_config().data.source == "books"
 
 
+def test_a_project_that_was_moved(run: Path, command: Command, project: Path, tmp_path: Path) -> None:
+    project.rename(tmp_path / "renamed")
+    code, _, err = command("eval", tmp_path / "renamed" / "run")
+    assert (code, err.count("note:")) == (0, 0), err
+
+
+def test_a_run_that_was_moved(run: Path, command: Command, tmp_path: Path) -> None:
+    run.rename(tmp_path / "archived")
+    code, _, err = command("eval", tmp_path / "archived")
+    assert (code, err.count("note:")) == (0, 0), err
+
+
 def test_the_same_data_in_another_place(run: Path, command: Command, project: Path, tmp_path: Path) -> None:
     before = RunRecord.load(run).final
     (project / "books").rename(tmp_path / "moved")

@@ -3,7 +3,7 @@
 from questlm.data.loader import WindowLoader, windows
 from questlm.data.prepare import holds_text, prepare, prepare_all
 from questlm.data.prepared import PreparedData
-from questlm.data.sources import locate
+from questlm.data.sources import locate, source_exists
 from questlm.data.stream import TokenStream, require_window
 from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
 
@@ -18,6 +18,7 @@ __all__ = [
     "prepare",
     "prepare_all",
     "require_window",
+    "source_exists",
     "tokenizer_hash",
     "tokenizer_size",
     "train_tokenizer",

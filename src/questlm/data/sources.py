@@ -23,7 +23,7 @@ from questlm.data.readers import (
 from questlm.errors import DataError, MissingDependencyError
 from questlm.progress import progress
 
-__all__ = ["Files", "Hub", "Shards", "Source", "locate", "resolve"]
+__all__ = ["Files", "Hub", "Shards", "Source", "locate", "resolve", "source_exists"]
 
 _LEAST_STDLIB_BYTES = 10**6
 _SLOW_BYTES = 2**30
@@ -162,6 +162,14 @@ def locate(config: DataConfig, folder: Path) -> DataConfig:
     if config.cache_dir is not None:
         located["cache_dir"] = str(folder / Path(config.cache_dir).expanduser())
     return DataConfig(**config.model_dump() | located)
+
+
+def source_exists(source: str, folder: Path) -> bool:
+    """Whether `source` leads to something on this machine, as seen from `folder`; of a data set on a hub, True."""
+    if source == "stdlib" or source.startswith("hf:"):
+        return True
+    path = str(folder / Path(source).expanduser())
+    return Path(path).exists() or any(glob.iglob(path, recursive=True))  # noqa: PTH207 (absolute patterns)
 
 
 def _located_source(source: str, folder: Path) -> str:

@@ -13,7 +13,7 @@ from questlm.errors import CheckpointError
 from questlm.records import RECORD_NAME, RunRecord
 from questlm.sweep.grid import Cell
 from questlm.train import RunFolder
-from questlm.train.origin import Origin
+from questlm.train.origin import continued
 from questlm.train.run_folder import require_same_config
 
 __all__ = [
@@ -54,7 +54,7 @@ def is_finished(cell: Cell, out: Path) -> bool:
     if not folder.config_file.is_file():
         return False
     saved = folder.read_config()
-    wanted = Origin.read(folder.origin_file).settings(_resolved(cell.config, saved), saved)
+    wanted = continued(_resolved(cell.config, saved), saved, folder.started_in(saved))
     require_same_config(saved.model_dump(mode="json"), wanted, folder.config_file)
     return (folder.path / RECORD_NAME).is_file() and RunRecord.load(folder.path).final is not None
 

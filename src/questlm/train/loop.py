@@ -57,7 +57,7 @@ from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, f
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
 from questlm.train.optim import empty_state, make_optimizer, optimizer_tensors
-from questlm.train.origin import DATA_PATHS, Origin
+from questlm.train.origin import DATA_PATHS, Origin, continued, initial_located, located
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
 from questlm.train.step import TrainStep, should_record
@@ -107,7 +107,7 @@ def train(config: RunConfig, out: Path) -> RunRecord:
         data, config = ranks.in_turn(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
         trainer = Trainer(config, folder, data, initial, ranks)
         tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
-        ranks.first(lambda: folder.create(config, tokenizer, Origin.here(data.data_hash)))
+        ranks.first(lambda: folder.create(config, tokenizer, Origin.here(folder.path, data.data_hash)))
         ranks.first(lambda: lock.enter_context(folder.locked()))
         return trainer.run()
 
@@ -131,14 +131,14 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
         config = config.model_copy(update={"model": model})
     if config is not None and config.init_from is not None:  # likewise
         config = adopt_shape(config, saved.model, folder.path)
-    origin = Origin.read(folder.origin_file)
-    chosen = origin.settings(config or saved, saved)
+    started_in = folder.started_in(saved)
+    chosen = continued(config or saved, saved, started_in)
     require_same_config(saved.model_dump(mode="json"), chosen, folder.config_file, DATA_PATHS)
     with _together(chosen.train, out) as ranks, ExitStack() as lock:
-        data, chosen = ranks.in_turn(lambda: _prepare_again(chosen, saved, origin, folder))
+        data, chosen = ranks.in_turn(lambda: _prepare_again(chosen, saved, started_in, folder))
         ranks.first(lambda: lock.enter_context(folder.locked()))
         ranks.first(folder.remove_leftovers)
-        initial = ranks.together(lambda: _initial_again(origin.locate_initial(chosen), folder))
+        initial = ranks.together(lambda: _initial_again(initial_located(chosen, started_in), folder))
         trainer = Trainer(chosen, folder, data, initial, ranks)
         trainer.restore()
         if chosen.data != saved.data:  # whoever reads the run's data later finds them where they are now
@@ -164,13 +164,13 @@ def _fresh_folder(out: Path, config: RunConfig) -> str:
 
 
 def _prepare_again(
-    config: RunConfig, saved: RunConfig, origin: Origin, folder: RunFolder
+    config: RunConfig, saved: RunConfig, started_in: Path, folder: RunFolder
 ) -> tuple[PreparedData, RunConfig]:
     """As `_prepare_data`, from wherever the run was started; CheckpointError if the data are others than then."""
     tokenizer = folder.tokenizer_file if _has_own_tokenizer(config, saved, folder) else None
-    located = config.model_copy(update={"data": origin.locate_data(config.data)})
-    data, resolved = _prepare_data(located, tokenizer)
-    if origin.data_hash not in (None, data.data_hash):
+    reachable = config.model_copy(update={"data": located(config.data, started_in)})
+    data, resolved = _prepare_data(reachable, tokenizer)
+    if Origin.read(folder.path).data_hash not in (None, data.data_hash):
         raise _other_data(folder.path, config)
     filled = {"max_tokens": resolved.data.max_tokens}
     return data, resolved.model_copy(update={"data": config.data.model_copy(update=filled)})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from questlm.config import DataConfig, RunConfig
-from questlm.data import locate
+from questlm.data import locate, source_exists
 from questlm.errors import CheckpointError
 from questlm.files import canonical_json, read_json
 
-__all__ = ["DATA_PATHS", "Origin"]
+__all__ = ["DATA_PATHS", "ORIGIN_NAME", "Origin", "continued", "initial_located", "located"]
 
+ORIGIN_NAME = "origin.json"
 DATA_PATHS = ("data.source", "data.val", "data.tokenizer")
 """Settings that say where data lie. They may change when a run is resumed, because the data's hash is compared."""
 
@@ -22,26 +24,30 @@ class Origin:
 
     Attributes:
         working_folder: absolute; relative paths in the run's settings are relative to it.
+        from_run: the same, relative to the run folder: where to look first, for a project that was moved or copied
+            together with its runs.
         data_hash: `PreparedData.data_hash` of the tokens; None in a run folder made before this file existed.
     """
 
     working_folder: str
+    from_run: str
     data_hash: str | None
 
     @classmethod
-    def here(cls, data_hash: str | None) -> Origin:
-        """That of a run started now."""
-        return cls(str(Path.cwd()), data_hash)
+    def here(cls, run: Path, data_hash: str | None) -> Origin:
+        """That of a run started now in the folder `run`."""
+        return cls(str(Path.cwd()), os.path.relpath(Path.cwd(), run), data_hash)
 
     @classmethod
-    def read(cls, file: Path) -> Origin:
-        """Read an `origin.json`; where there is none, paths are relative to the working folder of now.
+    def read(cls, run: Path) -> Origin:
+        """That of the run in the folder `run`; where it has none, paths are relative to the working folder of now.
 
         Raises:
             CheckpointError: damaged.
         """
+        file = run / ORIGIN_NAME
         if not file.exists():
-            return cls.here(None)
+            return cls.here(run, None)
         content = read_json(file, CheckpointError)
         names = set(cls.__dataclass_fields__)
         if not (
@@ -54,30 +60,37 @@ class Origin:
         """The file's content."""
         return canonical_json(asdict(self))
 
-    def locate_data(self, data: DataConfig) -> DataConfig:
-        """`data` for reading it from the present working folder. Unchanged where the run was started here."""
-        folder = Path(self.working_folder)
-        return data if folder == Path.cwd() else locate(data, folder)
+    def folder(self, run: Path, settings: RunConfig) -> Path:
+        """The folder that relative paths in `settings` of the run in `run` are relative to."""
+        moved = Path(os.path.normpath(Path.cwd() / run / self.from_run))
+        return moved if source_exists(settings.data.source, moved) else Path(self.working_folder)
 
-    def locate_initial(self, config: RunConfig) -> RunConfig:
-        """`config` with `init_from` as an absolute path."""
-        return config.model_copy(update={"init_from": self._absolute(config)["init_from"]})
 
-    def settings(self, config: RunConfig, saved: RunConfig) -> RunConfig:
-        """`config`, by which the run of `saved` is to go on, with paths that do not depend on the working folder.
+def located(data: DataConfig, folder: Path) -> DataConfig:
+    """`data` for reading it from the working folder of now, where its paths are relative to `folder`."""
+    return data if folder == Path.cwd() else locate(data, folder)
 
-        A path that is spelt as in `saved`, or leads to the same place, stays as it is there. Any other was given now,
-        so it is made absolute.
-        """
-        given, own = _paths(config), _paths(saved)
-        now, then = Origin.here(None)._absolute(config), self._absolute(saved)
-        same = {name for name in given if given[name] == own[name] or now[name] == then[name]}
-        return _with_paths(config, {name: own[name] if name in same else now[name] for name in given})
 
-    def _absolute(self, config: RunConfig) -> dict[str, str | None]:
-        folder = Path(self.working_folder)
-        initial = None if config.init_from is None else str(folder / Path(config.init_from).expanduser())
-        return _paths(config) | _data_paths(locate(config.data, folder)) | {"init_from": initial}
+def initial_located(config: RunConfig, folder: Path) -> RunConfig:
+    """`config` with `init_from` as an absolute path."""
+    return config.model_copy(update={"init_from": _absolute(config, folder)["init_from"]})
+
+
+def continued(config: RunConfig, saved: RunConfig, folder: Path) -> RunConfig:
+    """`config`, by which the run of the settings `saved` is to go on, with paths that do not depend on where from.
+
+    A path that is spelt as in `saved`, or leads to the same place as that does from `folder`, stays as in `saved`. Any
+    other was given now, so it is made absolute.
+    """
+    given, own = _paths(config), _paths(saved)
+    now, then = _absolute(config, Path.cwd()), _absolute(saved, folder)
+    same = {name for name in given if given[name] == own[name] or now[name] == then[name]}
+    return _with_paths(config, {name: own[name] if name in same else now[name] for name in given})
+
+
+def _absolute(config: RunConfig, folder: Path) -> dict[str, str | None]:
+    initial = None if config.init_from is None else str(folder / Path(config.init_from).expanduser())
+    return _data_paths(locate(config.data, folder)) | {"init_from": initial}
 
 
 def _paths(config: RunConfig) -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from questlm.files import atomic_folder, file_lock
 from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
-from questlm.train.origin import DATA_PATHS, Origin
+from questlm.train.origin import DATA_PATHS, ORIGIN_NAME, Origin, located
 
 if TYPE_CHECKING:
     from questlm.train.initial import InitialModel
@@ -57,11 +57,6 @@ class RunFolder:
         return self.path / "tokenizer.json"
 
     @property
-    def origin_file(self) -> Path:
-        """Where the run was started, and the hash of its data."""
-        return self.path / "origin.json"
-
-    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
@@ -90,7 +85,7 @@ class RunFolder:
                 draft = RunFolder(temporary)
                 draft.checkpoints.mkdir()
                 draft.config_file.write_text(to_yaml(config), encoding="utf-8")
-                draft.origin_file.write_text(origin.to_json(), encoding="utf-8")
+                (temporary / ORIGIN_NAME).write_text(origin.to_json(), encoding="utf-8")
                 if tokenizer is not None:
                     draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
         except OSError as problem:
@@ -109,14 +104,18 @@ class RunFolder:
             raise CheckpointError(f"{self.path} is not a run folder: it has no {self.config_file.name}")
         return load_config(file=self.config_file)
 
+    def started_in(self, config: RunConfig) -> Path:
+        """The folder that relative paths in `config`, the run's settings, are relative to."""
+        return Origin.read(self.path).folder(self.path, config)
+
     def data_settings(self, other: str | None = None) -> DataConfig:
         """Settings by which to read the run's data, or the source `other`, with the run's own tokenizer.
 
         Raises:
             CheckpointError: this is not a run folder, or its origin is damaged.
         """
-        data = Origin.read(self.origin_file).locate_data(self.read_config().data)
-        data = data if other is None else DataConfig(source=other)
+        config = self.read_config()
+        data = located(config.data, self.started_in(config)) if other is None else DataConfig(source=other)
         if not self.tokenizer_file.exists():
             return data
         # Not one trained again on what the source holds now.

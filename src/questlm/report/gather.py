@@ -100,7 +100,23 @@ def gather(paths: Sequence[Path], update: Callable[[int], None] = lambda done: N
     texts = {entry.run.validation for entry in entries} - {""}
     if len(texts) > 1:
         notes.append(f"These runs were validated on {len(texts)} different texts, so not all losses compare.")
+    notes += _repeats(entries)
     return Gathered(sorted(entries, key=_order), notes)
+
+
+def _repeats(entries: Sequence[Entry]) -> list[str]:
+    """A sentence about each run that is there more than once, bit for bit: a copy, or trained again with its seed."""
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for entry in entries:
+        run = entry.run
+        if entry.finished:
+            key = (run.group, run.parameters, run.tokens, run.seed, run.loss, run.validation)
+            alike.setdefault(key, []).append(entry.name)
+    return [
+        f"{', '.join(names[:-1])} and {names[-1]} are one run: same group, size, tokens, seed and loss; it counts once."
+        for names in alike.values()
+        if len(names) > 1
+    ]
 
 
 def clean(value: object, longest: int = _LONGEST_TEXT) -> str:

@@ -190,5 +190,7 @@ def _methods(gathered: Gathered, looks: Mapping[str, Look]) -> str:
             f"({widest.group}, N = {count_text(widest.parameters)}). "
         )
     if len(repeated) < len(results):
-        text += "A single seed has no interval: differences about as large as that between seeds mean nothing."
+        text += "A single seed has no interval: differences about as large as that between seeds mean nothing. "
+    if any(cell.runs > len(cell.losses) for cell in results):
+        text += "Repeated runs of one seed count once, by their mean: they are no sample of seeds. "
     return f"<p>{escape(text)}</p>" + method_tables(results, looks)

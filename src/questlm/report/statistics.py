@@ -30,12 +30,14 @@ _SHOWN_SECTIONS = ("budget.",)
 
 @dataclass(frozen=True)
 class Cell:
-    """Repeats of one run with other seeds.
+    """Runs that differ in their seed only.
 
     Attributes:
         group, parameters, ratio: of its runs; `ratio` is the tokens per parameter of their budget.
-        variant: settings in which its runs differ from others of the same group, size and tokens; '' for none.
-        losses: final ones, in order.
+        variant: in what its runs differ from others of the same group, size and budget; '' for nothing.
+        losses: final ones, one for each seed that is known to be another: repeats of a seed are no sample of seeds, so
+            their mean stands for them.
+        runs: how many there are, repeats included.
     """
 
     group: str
@@ -43,6 +45,7 @@ class Cell:
     ratio: float
     variant: str
     losses: tuple[float, ...]
+    runs: int
 
     @property
     def mean(self) -> float:
@@ -51,12 +54,12 @@ class Cell:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; None of a single run, which has none."""
+        """Standard deviation over seeds; None where there is one seed."""
         return stdev(self.losses) if len(self.losses) > 1 else None
 
     @property
     def half_width(self) -> float | None:
-        """Half of the mean's 95 % interval, by Student's t; None of a single run."""
+        """Half of the mean's 95 % interval, by Student's t; None where there is one seed."""
         from scipy.special import stdtrit
 
         spread, count = self.spread, len(self.losses)
@@ -95,19 +98,54 @@ def _ratio(entry: Entry) -> float:
 
 
 def cells(entries: Sequence[Entry]) -> list[Cell]:
-    """The finished runs, repeats with other seeds together, in the order of `entries`."""
+    """The finished runs, those that differ in their seed only together, in the order of `entries`."""
     result = []
     for ratio, cluster in budgets(entry for entry in entries if entry.finished).items():
         same: dict[tuple[str, int], list[Entry]] = {}
         for entry in cluster:
             same.setdefault((entry.run.group, entry.run.parameters), []).append(entry)
-        for (group, parameters), repeats in same.items():
-            keys = differing(repeats, within_size=True)
-            variants: dict[str, list[float]] = {}
-            for entry in repeats:
-                variants.setdefault(settings_text(entry, keys), []).append(entry.run.loss)
-            result += [Cell(group, parameters, ratio, text, tuple(losses)) for text, losses in variants.items()]
+        for (group, parameters), runs in same.items():
+            for variant, alike in _variants(runs):
+                losses = _losses_by_seed(alike)
+                result.append(Cell(group, parameters, ratio, variant, losses, len(alike)))
     return result
+
+
+def _variants(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+    """Runs of a group, size and budget that differ in their seed only, and in what they differ from the others."""
+    alike: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        alike.setdefault(_all_but_the_seed(entry), []).append(entry)
+    firsts = [runs[0] for runs in alike.values()]
+    keys = sorted({key for entry in firsts for key in entry.settings} - {"seed"})
+    keys = [key for key in keys if len({entry.settings.get(key) for entry in firsts if entry.settings}) > 1]
+    return [(_variant_text(runs[0], firsts, keys), runs) for runs in alike.values()]
+
+
+def _all_but_the_seed(entry: Entry) -> tuple[object, ...]:
+    if not entry.settings:  # a row: its tokens are all that is known of it
+        return entry.run.tokens, entry.run.validation
+    return entry.run.validation, *sorted(item for item in entry.settings.items() if item[0] != "seed")
+
+
+def _variant_text(entry: Entry, others: Sequence[Entry], keys: Sequence[str]) -> str:
+    texts = [settings_text(entry, keys)] if entry.settings and keys else []
+    if not entry.settings and any(other.settings for other in others):
+        texts.append("settings not known")
+    if len({other.run.tokens for other in others if not other.settings}) > 1 and not entry.settings:
+        texts.append(f"{entry.run.tokens:,} tokens")
+    if len({other.run.validation for other in others}) > 1:
+        texts.append(f"validated on {entry.run.validation[:8] or 'an unknown text'}")
+    return ", ".join(texts)
+
+
+def _losses_by_seed(alike: Sequence[Entry]) -> tuple[float, ...]:
+    by_seed: dict[int | None, list[float]] = {}
+    for entry in alike:
+        by_seed.setdefault(entry.run.seed, []).append(entry.run.loss)
+    if len(by_seed) > 1 and None in by_seed:  # it may be any of the others
+        del by_seed[None]
+    return tuple(fmean(losses) for losses in by_seed.values())
 
 
 def settings_text(entry: Entry, keys: Iterable[str]) -> str:
@@ -115,27 +153,24 @@ def settings_text(entry: Entry, keys: Iterable[str]) -> str:
     return ", ".join(f"{key} = {entry.settings[key]}" for key in keys if key in entry.settings)
 
 
-def differing(entries: Sequence[Entry], within_size: bool = False) -> list[str]:
-    """Settings in which runs differ, beyond what group, budget and seed say.
-
-    Args:
-        within_size: the runs are of one size; otherwise those that follow from the number of parameters are left out.
-    """
+def differing(entries: Sequence[Entry]) -> list[str]:
+    """Settings in which runs differ, beyond what group, size, budget and seed say."""
     configured = [entry for entry in entries if entry.settings]
     keys = sorted({key for entry in configured for key in entry.settings})
-    return [key for key in keys if not _shown_anyway(key) and _differs(configured, key, within_size)]
+    return [key for key in keys if not _shown_anyway(key) and _differs(configured, key)]
 
 
 def _shown_anyway(key: str) -> bool:
     return key in _SHOWN_ANYWAY or key.startswith(_SHOWN_SECTIONS)
 
 
-def _differs(entries: Sequence[Entry], key: str, within_size: bool) -> bool:
-    if within_size or not key.startswith("model."):
+def _differs(entries: Sequence[Entry], key: str) -> bool:
+    if not key.startswith("model."):
         return len({entry.settings.get(key) for entry in entries}) > 1
     by_size = sorted(entries, key=lambda entry: entry.run.parameters)
     return any(
-        _differs(list(alike), key, True) for _, alike in groupby(by_size, key=lambda entry: entry.run.parameters)
+        len({entry.settings.get(key) for entry in alike}) > 1
+        for _, alike in groupby(by_size, key=lambda entry: entry.run.parameters)
     )
 
 

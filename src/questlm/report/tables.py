@@ -7,7 +7,7 @@ from html import escape
 
 from questlm.readable import bytes_text, count_text, duration_text
 from questlm.report.gather import Entry
-from questlm.report.pictures.shared import value_text
+from questlm.report.pictures.shared import plural, value_text
 from questlm.report.statistics import Cell, differing, ratio_text, settings_text
 from questlm.report.theme import Look
 from questlm.scaling import LawFit
@@ -60,6 +60,8 @@ def _loss(cell: Cell, best: bool) -> str:
     details = [cell.variant] if cell.variant else []
     if cell.spread is not None and cell.half_width is not None:
         details += [f"± {cell.half_width:.3f}", f"{len(cell.losses)} seeds", f"s.d. {cell.spread:.4f}"]
+    if cell.runs > len(cell.losses):
+        details.append(f"{cell.runs} runs, {plural(len(cell.losses), 'seed')}")
     small = f"<small>{escape(', '.join(details))}</small>" if details else ""
     return f"<div>{f'<strong>{mean}</strong>' if best else mean}{small}</div>"
 

@@ -188,11 +188,12 @@ def check_runs(runs: Sequence[Run]) -> None:
     Raises:
         DataError: no BF16 runs, too few runs, one size or one number of tokens only, or a run that is there twice.
     """
-    seen: dict[tuple[object, ...], Run] = {}
+    seen: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        key = (run.group, run.parameters, run.tokens, run.seed)
-        same = seen.setdefault(key, run)
-        if same is not run and (run.loss == same.loss or run.seed is not None):
+        others = seen.setdefault((run.group, run.parameters, run.tokens), [])
+        same = next((other for other in others if _is_repeat(run, other)), None)
+        others.append(run)
+        if same is not None:
             what = f"with loss {run.loss:g}" if run.loss == same.loss else f"with losses {same.loss:g} and {run.loss:g}"
             where = " and ".join(dict.fromkeys(filter(None, (same.source, run.source))))
             raise DataError(
@@ -217,6 +218,13 @@ def check_runs(runs: Sequence[Run]) -> None:
                 f"all runs have {getattr(runs[0], what):,} {what}, so how the loss depends on them cannot be fitted; "
                 f"add runs of other {name}"
             )
+
+
+def _is_repeat(run: Run, other: Run) -> bool:
+    """Whether a run of the same group, size and tokens is no independent observation. An unknown seed may be any."""
+    if run.seed is None or other.seed is None:
+        return run.loss == other.loss
+    return run.seed == other.seed
 
 
 def _warnings(fit: LawFit, runs: Sequence[Run]) -> list[str]:

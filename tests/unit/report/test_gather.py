@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ def test_what_does_not_exist_or_holds_no_run_is_refused(make_run: Any, tmp_path:
 def test_a_run_named_twice_is_one_run(make_run: Any, tmp_path: Path) -> None:
     folder = make_run("one")
     assert len(gather([folder, tmp_path / "runs", tmp_path / "runs" / ".." / "runs" / "one"]).entries) == 1
+
+
+def test_a_copy_of_a_run_is_said_to_be_one(make_run: Any, tmp_path: Path) -> None:
+    shutil.copytree(make_run("one"), tmp_path / "runs" / "two")
+    make_run("three", seed=1)
+    assert [note for note in gather([tmp_path / "runs"]).notes if "one run" in note] == [
+        "one and two are one run: same group, size, tokens, seed and loss; it counts once."
+    ]
 
 
 def test_runs_validated_on_different_texts_are_said_not_to_compare(make_run: Any, tmp_path: Path) -> None:

@@ -62,6 +62,48 @@ def test_other_settings_are_not_seeds() -> None:
     assert first.losses == (3.0,)
 
 
+def test_two_runs_of_one_seed_are_no_sample_of_seeds() -> None:
+    (cell,) = cells([entry(3.0, 0), entry(3.0, 0)])
+    assert (cell.losses, cell.runs, cell.spread, cell.half_width) == ((3.0,), 2, None, None)
+
+
+def test_repeats_of_a_seed_count_once_among_others() -> None:
+    (cell,) = cells([entry(3.0, 0), entry(3.2, 0), entry(3.3, 1)])
+    assert cell.losses == pytest.approx((3.1, 3.3))
+    assert cell.runs == 3
+    assert cell.spread == pytest.approx(0.2 / 2**0.5)
+
+
+def test_runs_of_other_budgets_are_no_sample_of_seeds() -> None:
+    budgets_given = [{"budget.tokens": str(10**8)}, {"budget.tokens": str(10**8 + 10**6)}]
+    found = cells([entry(3.0, seed, budget) for seed, budget in enumerate(budgets_given)])
+    assert [cell.variant for cell in found] == ["budget.tokens = 100000000", "budget.tokens = 101000000"]
+    assert [cell.spread for cell in found] == [None, None]
+    found = cells([entry(3.0, 0), entry(3.1, 1, tokens=10**8 + 10**6)])  # rows, which have no settings
+    assert [cell.variant for cell in found] == ["100,000,000 tokens", "101,000,000 tokens"]
+
+
+def test_runs_from_other_weights_or_on_other_texts_are_no_sample_of_seeds() -> None:
+    from_weights = [{"init_from": "None", "train.lr": "1"}, {"init_from": "llama", "train.lr": "1"}]
+    found = cells([entry(3.0, seed, given) for seed, given in enumerate(from_weights)])
+    assert [cell.variant for cell in found] == ["init_from = None", "init_from = llama"]
+    found = cells([entry(3.0, 0, validation="a" * 64), entry(3.1, 1, validation="b" * 64)])
+    assert [cell.variant for cell in found] == ["validated on aaaaaaaa", "validated on bbbbbbbb"]
+
+
+def test_a_run_whose_seed_is_not_known_adds_nothing_to_a_sample() -> None:
+    unknown = replace(entry(3.5), run=replace(RUN, loss=3.5, seed=None))
+    (cell,) = cells([unknown, entry(3.0, 0), entry(3.1, 1)])
+    assert (cell.losses, cell.runs) == ((3.0, 3.1), 3)
+    (cell,) = cells([unknown, unknown])
+    assert (cell.losses, cell.spread) == ((3.5,), None)
+
+
+def test_a_row_and_a_run_folder_are_told_apart() -> None:
+    found = cells([entry(3.0, 0), entry(3.1, 1, {"train.lr": "0.1"})])
+    assert [cell.variant for cell in found] == ["settings not known", ""]
+
+
 def test_unfinished_runs_are_in_no_cell() -> None:
     assert cells([replace(entry(), finished=False)]) == []
 

@@ -221,6 +221,7 @@ def _twice(runs: list[Run], **changes: Any) -> list[Run]:
     ("spoil", "expected"),
     [
         (lambda runs: _twice(runs), "is there twice, with loss"),
+        (lambda runs: _twice(runs, seed=7), "seed 7 is there twice, with loss"),  # the other's seed is not known
         (lambda runs: [replace(run, seed=1) for run in _twice(runs, loss=9.0)], "twice, with losses .* and 9"),
         (lambda runs: [run for run in runs if run.weight_bits != 16], "none of the 32 runs is a BF16 one"),
         (lambda runs: runs[:7], "7 runs are too few for a law of 7 parameters"),

@@ -10,7 +10,8 @@
     └── TrainingError           training cannot go on (a non-finite loss, quantisation not in effect)
 
 The message of each is one sentence for the person at the keyboard: what was wrong, the value, what is allowed, and the
-fix. The command line prints it and exits with code 2.
+fix. The command line prints it and exits with code 2. Messages contain names and values from files of unknown origin,
+so every error cleans and shortens its own message (`cleaned`), and messages quote single values with `quoted`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 __all__ = [
@@ -29,13 +31,17 @@ __all__ = [
     "MissingDependencyError",
     "QuestError",
     "TrainingError",
+    "cleaned",
     "nearest_name",
     "quoted",
 ]
 
 
 class QuestError(Exception):
-    """Base class: anything questlm refuses to do, with a message fit for a user."""
+    """Base class: anything questlm refuses to do, with a message fit for a user and for a terminal."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(cleaned(message))
 
 
 class ConfigError(QuestError, ValueError):
@@ -73,8 +79,26 @@ class TrainingError(QuestError):
 
 def nearest_name(name: str, allowed: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the closest of `allowed`, or '' when nothing is close."""
-    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name[:80], list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def cleaned(text: object, limit: int = 1_000) -> str:
+    """`str(text)` on one line of at most `limit` characters, with nothing in it that controls a terminal.
+
+    Line breaks and tabs become spaces. Other control characters, terminal escapes and bidirectional marks come out as
+    `\\x..` or `\\u....`. Of a longer text the beginning and the end are kept: the end of a message is what helps.
+    """
+    whole = str(text)
+    if len(whole) > 2 * limit:  # escaping takes time in proportion to the length
+        whole = whole[:limit] + whole[-limit:]
+    line = "".join(letter if letter.isprintable() else _escaped(letter) for letter in whole)
+    head = 2 * limit // 3
+    return line if len(line) <= limit else f"{line[:head]} ... {line[head + 5 - limit :]}"
+
+
+def _escaped(letter: str) -> str:
+    return " " if letter in "\n\r\t" else repr(letter)[1:-1]
 
 
 def quoted(value: Any, limit: int = 80) -> str:
@@ -96,6 +120,11 @@ class _Quote(reprlib.Repr):
     def repr_int(self, value: int, _level: int) -> str:
         # Python refuses to write out integers of more than 4,300 digits.
         return repr(value) if value.bit_length() <= 256 else f"an integer of {value.bit_length()} bits"
+
+    def repr_PosixPath(self, value: PurePath, level: int) -> str:  # noqa: N802 - `reprlib` finds it by this name
+        return self.repr_str(str(value), level)
+
+    repr_WindowsPath = repr_PosixPath  # noqa: N815
 
     def repr_bytes(self, value: bytes, _level: int) -> str:
         return repr(value[: self.maxstring])

@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from questlm.errors import QuestError
+from questlm.errors import QuestError, quoted
 
 __all__ = [
     "MANIFEST_NAME",
@@ -27,6 +29,7 @@ __all__ = [
     "canonical_json",
     "file_lock",
     "read_json",
+    "read_plain_file",
     "remove_leftovers",
     "seal",
     "sha256_file",
@@ -45,27 +48,43 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_json(path: Path, error: type[QuestError]) -> Any:
-    """Parse a JSON file; any fault (absent, too large, not UTF-8, not JSON, nested absurdly) raises `error`."""
+def read_plain_file(path: Path, limit: int, error: type[QuestError]) -> bytes:
+    """The bytes of a plain file of at most `limit` bytes; any other file raises `error`.
+
+    A pipe or device could be read without end, and opening a pipe would wait for its writer, so it is not waited for.
+    """
     try:
-        if path.exists() and not path.is_file():  # a pipe or device could be read without end
-            raise error(f"{path} cannot be read: it is not a plain file")
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise error(f"{path} is larger than {_MAX_JSON_BYTES} bytes, which no file of ours is; it is damaged")
-        return json.loads(path.read_bytes(), object_pairs_hook=_unique)
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise error(f"{path} cannot be read: it is not a plain file")
+            content = file.read(limit + 1)
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
+    except (OSError, ValueError) as problem:  # ValueError: a path that no file system has
+        raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if len(content) > limit:
+        raise error(f"{path} is larger than {limit} bytes, the most that is read of such a file")
+    return content
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_json(path: Path, error: type[QuestError], limit: int = _MAX_JSON_BYTES) -> Any:
+    """Parse a JSON file; any fault (absent, above `limit` bytes, not UTF-8, not JSON, nested deeply) raises `error`."""
+    content = read_plain_file(path, limit, error)
+    try:
+        return json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON ({type(problem).__name__}: {problem}); it is damaged") from None
-    except OSError as problem:
-        raise error(f"{path} cannot be read: {problem.strerror}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} is there twice")
+        raise ValueError(f"the key {quoted(Counter(names).most_common(1)[0][0])} is there twice")
     return found
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from questlm import errors
-from questlm.errors import MissingDependencyError, QuestError, nearest_name, quoted
+from questlm.errors import MissingDependencyError, QuestError, cleaned, nearest_name, quoted
 
 
 def test_all_exports_every_public_name():
@@ -62,3 +66,45 @@ def test_a_quoted_value_is_short_whatever_its_size():
     for value in (10**5000, "x" * 10**6, b"x" * 10**6, bomb, {str(i): "y" * 1000 for i in range(1000)}):
         assert len(quoted(value)) <= 80
     assert len(quoted("x" * 10**6, limit=200)) == 200
+
+
+@given(text=st.text(max_size=300), limit=st.integers(40, 200))
+def test_a_cleaned_text_is_one_short_printable_line(text, limit):
+    line = cleaned(text, limit)
+    assert line.isprintable()
+    assert len(line) <= limit
+    assert cleaned(line, limit) == line
+    if text.isprintable() and len(text) <= limit:
+        assert line == text
+
+
+@given(value=st.recursive(st.text() | st.integers() | st.binary() | st.none(), st.lists, max_leaves=20))
+def test_any_quoted_value_is_one_short_printable_line(value):
+    assert quoted(value).isprintable()
+    assert len(quoted(value)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("two\nlines\tand more", "two lines and more"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("file\u202etxt.exe", r"file\u202etxt.exe"),
+        ("half a pair \ud800", r"half a pair \ud800"),
+        ("naïve 日本語", "naïve 日本語"),
+    ],
+)
+def test_what_would_control_a_terminal_is_spelt_out(text, line):
+    assert cleaned(text) == line
+    assert str(QuestError(text)) == line
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    message = str(errors.ConfigError(f"the value {'x' * 10**7} cannot be used; leave it away"))
+    assert len(message) <= 1_000
+    assert message.startswith("the value xxx")
+    assert message.endswith("xxx cannot be used; leave it away")
+
+
+def test_a_path_is_quoted_as_text():
+    assert quoted(Path("runs/a b")) == "'runs/a b'"

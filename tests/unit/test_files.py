@@ -17,6 +17,7 @@ from questlm.files import (
     atomic_write,
     canonical_json,
     read_json,
+    read_plain_file,
     remove_leftovers,
     seal,
     sha256_file,
@@ -359,3 +360,31 @@ def test_seal_leaves_subfolders_out(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     seal(tmp_path, "k", 1)
     verify(tmp_path, "k", 1, ArtifactError)
+
+
+# --- reading what users hand over ---------------------------------------------------------------------------------
+
+
+def test_a_plain_file_is_read_up_to_its_limit(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_plain_file(tmp_path / "a", 5, ArtifactError) == b"12345"
+    with pytest.raises(ArtifactError, match="larger than 4 bytes"):
+        read_plain_file(tmp_path / "a", 4, ArtifactError)
+    with pytest.raises(ArtifactError, match="larger than 4 bytes"):
+        read_json(tmp_path / "a", ArtifactError, limit=4)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices of POSIX")
+def test_a_pipe_or_device_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ArtifactError, match="not a plain file"):
+            read_plain_file(path, 100, ArtifactError)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("none", "does not exist"), (".", "directory"), ("a\0b", "null"), ("a" * 5000, "too long")]
+)
+def test_a_path_that_is_no_file_is_refused_and_named(tmp_path, name, words):
+    with pytest.raises(ArtifactError, match=f"{str(tmp_path)[:20]}.*{words}"):
+        read_plain_file(tmp_path / name, 100, ArtifactError)

@@ -10,7 +10,7 @@ import typer
 from questlm import __version__
 from questlm.cli import demo, diagnose, doctor, evaluate, fit, generate, methods, pack, plan, report, sweep, train
 from questlm.cli.ending import closed_pipes_raise, interruptible, silence_output
-from questlm.errors import QuestError
+from questlm.errors import QuestError, cleaned
 
 __all__ = ["app", "main"]
 
@@ -91,7 +91,7 @@ def _run(words: list[str]) -> int:
 
 
 def _refuse(message: str) -> int:
-    _say(f"quest: error: {message}")
+    _say(f"quest: error: {cleaned(message)}")
     return 2
 
 

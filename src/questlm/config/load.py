@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from questlm.config.presets import preset as preset_settings
 from questlm.config.schema import RunConfig
-from questlm.errors import ConfigError, nearest_name
+from questlm.config.yaml_text import parse_yaml, read_yaml, write_yaml
+from questlm.errors import ConfigError, nearest_name, quoted
 
-__all__ = ["load_config", "merge", "read_yaml", "to_yaml"]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `off` is a word, 6e-4 is a number (YAML 1.1 has it the other way round)."""
+__all__ = ["load_config", "merge", "to_yaml"]
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: quotes what that would take for something else."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(?:[0-9][0-9_]*\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
-    ),
-    list("-+.0123456789"),
-)
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_DEEPEST_KEY = 8
 
 
 def load_config(
@@ -72,7 +48,7 @@ def load_config(
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved settings, as a file that `load_config` reads back to the same value."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,45 +71,24 @@ def _keep_the_default_embedding_form(settings: dict[str, Any]) -> dict[str, Any]
     return settings
 
 
-def read_yaml(file: Path, what: str) -> dict[str, Any]:
-    """The keys and values of a YAML file; `what` it is, for messages.
-
-    Raises:
-        ConfigError: unreadable, no YAML, or something else than keys and values.
-    """
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except OSError as problem:
-        raise ConfigError(f"cannot read the {what} {file}: {problem.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"the {what} {file} is not valid YAML: {' '.join(str(problem).split())}") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise ConfigError(f"the {what} {file} holds a {type(content).__name__}, but sections are expected")
-    return content
-
-
 def _read_config(file: Path) -> dict[str, Any]:
     content = read_yaml(file, "config file")
     allowed = [*RunConfig.model_fields, "preset"]
     for key in content:
         if key not in allowed:
-            near = nearest_name(str(key), allowed)
-            raise ConfigError(f"unknown section {key!r} in {file}.{near} There are: {', '.join(allowed)}.")
+            near = nearest_name(key, allowed)
+            raise ConfigError(f"unknown section {quoted(key)} in {file}.{near} There are: {', '.join(allowed)}.")
     return content
 
 
 def _parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > _DEEPEST_KEY:
         raise ConfigError(
-            f"--set {text!r} cannot be read; write it as --set section.key=value, e.g. --set train.lr=6e-4"
+            f"--set {quoted(text)} cannot be read; write it as --set section.key=value, e.g. --set train.lr=6e-4"
         )
-    try:
-        parsed: Any = yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: the value {value!r} is not valid YAML") from None
+    parsed: Any = parse_yaml(value, f"the value in --set {quoted(text)}")
     for key in reversed(keys):
         parsed = {key: parsed}
     return dict(parsed)

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field, field_validator
 
 from questlm.config import Budget, RunConfig, load_config
-from questlm.config.load import read_yaml
 from questlm.config.schema import Bits, Section
-from questlm.errors import ConfigError
+from questlm.config.yaml_text import read_yaml
+from questlm.errors import ConfigError, quoted
 from questlm.models import Llama
 from questlm.quant import prepare
 
@@ -63,7 +63,7 @@ class Grid(Section):
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         repeated = next((value for place, value in enumerate(values) if value in values[:place]), None)
         if repeated is not None:
-            raise ValueError(f"{repeated} is there twice; name it once")
+            raise ValueError(f"{quoted(repeated)} is there twice; name it once")
         return values
 
 
@@ -110,13 +110,6 @@ def cells(grid: Grid) -> list[Cell]:
     ]
 
 
-def _override(key: str, value: Any) -> str:
-    try:
-        return f"{key}={json.dumps(value)}"  # JSON is YAML, on one line
-    except (TypeError, ValueError):
-        raise ConfigError(f"set.{key} = {str(value)[:60]!r} is no plain value; put a date or time in quotes") from None
-
-
 def _cell(size: str, method: str | None, widths: Widths, ratio: float, seed: int, fixed: Mapping[str, Any]) -> Cell:
     quant: dict[str, Any] = {"weight_bits": widths.weight, "act_bits": widths.act}
     if method is not None:
@@ -124,7 +117,7 @@ def _cell(size: str, method: str | None, widths: Widths, ratio: float, seed: int
     varied = {"quant": quant, "budget": {"tokens_per_param": ratio}, "seed": seed}
     place = f"{size}, {method or 'unquantised'}, W{widths.weight}A{widths.act}, {ratio:g} tokens/parameter, seed {seed}"
     try:
-        overrides = [_override(key, value) for key, value in fixed.items()]
+        overrides = [f"{key}={json.dumps(value)}" for key, value in fixed.items()]  # JSON is YAML
         config = load_config(size, None, varied, overrides)
         _require_varied(config, quant, Budget(tokens_per_param=ratio), seed)
         _require_buildable(config)

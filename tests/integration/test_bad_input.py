@@ -246,8 +246,8 @@ def test_a_run_with_another_tokenizer_is_not_packed(place: Path, refused: Any) -
         ("--set train.device=tpu", "train.device = 'tpu' is no device; use auto, cpu, cuda or cuda:N"),
         ("--set data.val=text.txt", "nothing is left to train on"),
         ("--set data.val=absent.txt", "'absent.txt' does not exist"),
-        ("--config absent.yaml", "cannot read the config file absent.yaml"),
-        ("--config .", "cannot read the config file .: Is a directory"),
+        ("--config absent.yaml", "cannot read the config file: absent.yaml does not exist"),
+        ("--config .", "cannot read the config file: . cannot be read: Is a directory"),
         pytest.param("--unknown", "No such option: --unknown"),
         pytest.param("stray", "unexpected extra argument"),
         pytest.param("--seed x", "--seed"),
@@ -268,8 +268,8 @@ def test_unusable_settings(words: str, expected: str, refused: Any) -> None:
         (b"just words\n", "holds a str, but sections are expected"),
         (b"train: 5\n", "train = 5 cannot be used"),
         (b"preset: 30mm\n", "Did you mean '30m'?"),
-        (b"1: 2\n", "unknown"),
-        pytest.param(b"train: {1: 2}\n", "unknown"),
+        (b"1: 2\n", "the key 1 is not a word"),
+        pytest.param(b"train: {1: 2}\n", "the key 1 is not a word"),
     ],
 )
 def test_an_unusable_config_file(content: bytes, expected: str, place: Path, refused: Any) -> None:

@@ -31,7 +31,6 @@ from questlm import ops
 from questlm.ops import Encoded
 from questlm.quant import FakeQuantLinear, StoredEmbedding, StoredLinear
 from questlm.quant.linear import HeldWeight
-from questlm.quant.quantizers import DynamicQuantizer
 
 __all__ = ["send_narrow", "sent_weights"]
 
@@ -79,8 +78,8 @@ def sent_weights(model: nn.Module) -> Iterator[None]:
 
 def _quantizes_rows(layer: FakeQuantLinear) -> bool:
     """Whether a row's codes follow from the row alone, at every time of the training."""
-    quantizer = layer.weight_quantizer
-    return layer.holds and layer.strength is None and getattr(quantizer, "grid").scale != "absmean"  # noqa: B009
+    rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
+    return layer.holds and layer.strength is None and rounding is not None and rounding.grid.scale != "absmean"
 
 
 def _multiplies_bfloat16(module: nn.Module, dtype: torch.dtype) -> bool:
@@ -133,10 +132,10 @@ class _Sender:
     """One quantised layer: the codes of the rows that this process has, and the whole weight's when it is gathered."""
 
     def __init__(self, layer: FakeQuantLinear, dtype: torch.dtype) -> None:
-        quantizer = layer.weight_quantizer
-        assert isinstance(quantizer, DynamicQuantizer)
-        self.layer, self.quantizer, self.dtype = layer, quantizer, dtype
-        self.symbols = quantizer.grid.levels + bool(quantizer.grid.group)  # a sparse grid has one for what is dropped
+        rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
+        assert rounding is not None
+        self.layer, self.rounding, self.dtype = layer, rounding, dtype
+        self.symbols = rounding.grid.levels + bool(rounding.grid.group)  # a sparse grid has one for what is dropped
         self.own: Encoded | None = None
 
     @torch.no_grad()
@@ -145,7 +144,7 @@ class _Sender:
         assert isinstance(weight, DTensor)
         if weight.grad is not None:
             raise RuntimeError("sent_weights needs weights without a gradient; call optimizer.zero_grad() first")
-        self.own = self._encoded(weight.to_local(), self.quantizer.mask_bound)
+        self.own = self._encoded(weight.to_local(), self.rounding.mask_bound)
 
     @torch.no_grad()
     def bring_back(self) -> None:
@@ -159,12 +158,12 @@ class _Sender:
         """Bits and steps of the own rows (rows, K)."""
         operand = (self.own or self._encoded(rows, None)).operand
         assert operand.step is not None
-        codes = ops.plain_codes(operand.data, self.quantizer.grid)
+        codes = ops.plain_codes(operand.data, self.rounding.grid)
         return ops.pack(codes, self.symbols), operand.step
 
     def unpack(self, bits: Tensor, step: Tensor) -> None:
         """Make the whole weight's operand of everyone's bits and steps, where the layer looks for it."""
-        codes, grid, held = ops.unpack(bits, self.symbols, self.layer.in_features), self.quantizer.grid, self.layer.held
+        codes, grid, held = ops.unpack(bits, self.symbols, self.layer.in_features), self.rounding.grid, self.layer.held
         if held is None:
             form = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # as this device likes it
             data = torch.empty(codes.shape, dtype=form.data.dtype, device=codes.device)
@@ -177,7 +176,7 @@ class _Sender:
     def _encoded(self, rows: Tensor, mask_bound: float | None) -> Encoded:
         rows = _plain(rows)
         with ops.without_autocast(rows):
-            return ops.encode(rows, self.quantizer.grid, self.layer.block_size, mask_bound, self.dtype)
+            return ops.encode(rows, self.rounding.grid, self.layer.block_size, mask_bound, self.dtype)
 
 
 class _SentAsCodes(_Sent):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant.linear import FakeQuantLinear
-from questlm.quant.quantizers import DynamicQuantizer
+from questlm.quant.quantizers import MaskedRounding
 from questlm.quant.rows import Pending, Rows, norm_rows, swiglu_rows
 
 __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
@@ -27,14 +27,14 @@ __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
 class QuantizedNorm(ResidualNorm):
     """A norm whose output is quantised; the same parameters as the norm that it replaces."""
 
-    quantizer: DynamicQuantizer
+    rounding: MaskedRounding
     quantized: bool
 
     @classmethod
-    def from_norm(cls, norm: ResidualNorm, quantizer: DynamicQuantizer) -> QuantizedNorm:
+    def from_norm(cls, norm: ResidualNorm, rounding: MaskedRounding) -> QuantizedNorm:
         """Wrap `norm`, sharing its gain."""
         fused = cls(norm.normalized_shape, eps=norm.eps, device="meta")
-        fused.weight, fused.quantizer, fused.quantized = norm.weight, quantizer, True
+        fused.weight, fused.rounding, fused.quantized = norm.weight, rounding, True
         return fused.train(norm.training)
 
     def to_plain(self) -> ResidualNorm:
@@ -51,20 +51,20 @@ class QuantizedNorm(ResidualNorm):
             return super().forward(x, delta)
         assert self.eps is not None
         dtype = ops.autocast_dtype(x) or self.weight.dtype
-        return norm_rows(x, delta, self.weight, self.eps, self.quantizer, dtype)
+        return norm_rows(x, delta, self.weight, self.eps, self.rounding, dtype)
 
 
 class QuantizedSwiGLU(SwiGLU):
     """SwiGLU whose output is quantised."""
 
-    quantizer: DynamicQuantizer
+    rounding: MaskedRounding
     quantized: bool
 
     @classmethod
-    def from_activation(cls, activation: SwiGLU, quantizer: DynamicQuantizer) -> QuantizedSwiGLU:
+    def from_activation(cls, activation: SwiGLU, rounding: MaskedRounding) -> QuantizedSwiGLU:
         """Quantise what `activation` gives."""
         fused = cls()
-        fused.quantizer, fused.quantized = quantizer, True
+        fused.rounding, fused.quantized = rounding, True
         return fused.train(activation.training)
 
     def to_plain(self) -> SwiGLU:
@@ -77,7 +77,7 @@ class QuantizedSwiGLU(SwiGLU):
             plain = (each.computed() if isinstance(each, Pending) else each for each in (gate, up))
             return super().forward(*plain)
         first = gate.rows.carrier if isinstance(gate, Pending) else gate
-        return swiglu_rows(gate, up, self.quantizer, ops.autocast_dtype(first) or first.dtype)
+        return swiglu_rows(gate, up, self.rounding, ops.autocast_dtype(first) or first.dtype)
 
 
 def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -86,27 +86,24 @@ def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
         for source, names in getattr(module, "feeds", {}).items():
             plain, layers = module.get_submodule(source), [module.get_submodule(name) for name in names]
             consumers = [layer for layer in layers if type(layer) is FakeQuantLinear]
-            quantizer = _common_quantizer(consumers) if len(consumers) == len(layers) else None
-            if quantizer is None:
+            rounding = _common_rounding(consumers) if len(consumers) == len(layers) else None
+            if rounding is None:
                 continue
             if type(plain) is ResidualNorm and plain.eps is not None and plain.weight is not None:
-                yield plain, QuantizedNorm.from_norm(plain, quantizer)
+                yield plain, QuantizedNorm.from_norm(plain, rounding)
             elif type(plain) is SwiGLU:
                 for name in getattr(module, "takes", {}).get(source, ()):
                     layer = module.get_submodule(name)
                     if isinstance(layer, FakeQuantLinear) and layer._parameters["bias"] is None:
                         layer.defers = True
-                yield plain, QuantizedSwiGLU.from_activation(plain, quantizer)
+                yield plain, QuantizedSwiGLU.from_activation(plain, rounding)
 
 
-def _common_quantizer(layers: Sequence[FakeQuantLinear]) -> DynamicQuantizer | None:
-    """The quantiser of the input that all `layers` share, if rows quantised by it are what each of them would make."""
-    quantizers = []
+def _common_rounding(layers: Sequence[FakeQuantLinear]) -> MaskedRounding | None:
+    """The rounding of the input that all `layers` share, if rows rounded by it are what each of them would make."""
+    roundings = set()
     for layer in layers:
-        if layer.input_norm is not None or layer.strength is not None:
+        if layer.input_norm is not None or layer.strength is not None or layer.weight.dtype is torch.float16:
             return None
-        if type(layer.act_quantizer) is not DynamicQuantizer or layer.weight.dtype is torch.float16:
-            return None
-        quantizers.append(layer.act_quantizer)
-    alike = {(q.grid, q.block_size, q.mask_bound) for q in quantizers}
-    return quantizers[0] if len(alike) == 1 else None
+        roundings.add(None if layer.act_quantizer is None else layer.act_quantizer.rounding)
+    return roundings.pop() if len(roundings) == 1 else None

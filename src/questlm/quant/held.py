@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.quant.linear import FakeQuantLinear, HeldWeight
-from questlm.quant.quantizers import DynamicQuantizer
+from questlm.quant.quantizers import MaskedRounding
 
 __all__ = ["held_weights"]
 
@@ -58,23 +58,27 @@ def _alike(layers: list[FakeQuantLinear]) -> list[list[FakeQuantLinear]]:
     """The layers in groups that can be quantised together."""
     groups: dict[object, list[FakeQuantLinear]] = {}
     for layer in layers:
-        weight, quantizer = layer.weight, layer.weight_quantizer
-        assert isinstance(quantizer, DynamicQuantizer)
-        rounding = (quantizer.grid, quantizer.mask_bound, layer.block_size)
-        key = (*rounding, weight.shape[1], weight.dtype, weight.device, weight.requires_grad)
+        weight = layer.weight
+        key = (_rounding(layer), weight.shape[1], weight.dtype, weight.device, weight.requires_grad)
         groups.setdefault(key, []).append(layer)
     return list(groups.values())
 
 
+def _rounding(layer: FakeQuantLinear) -> MaskedRounding:
+    assert layer.weight_quantizer is not None
+    rounding = layer.weight_quantizer.rounding
+    assert rounding is not None  # or the layer would not hold
+    return rounding
+
+
 @torch.no_grad()
 def _hold(layers: list[FakeQuantLinear], through_parameters: bool) -> None:
-    first, quantizer = layers[0], layers[0].weight_quantizer
-    assert isinstance(quantizer, DynamicQuantizer)
+    first, rounding = layers[0], _rounding(layers[0])
     dtype = ops.compute_dtype(ops.autocast_dtype(first.weight) or first.weight.dtype)
-    bound = quantizer.mask_bound if first.weight.requires_grad else None
+    bound = rounding.mask_bound if first.weight.requires_grad else None
     with ops.without_autocast(first.weight):
         weights = [layer.weight for layer in layers]
-        encoded = ops.encode_many(weights, quantizer.grid, first.block_size, bound, dtype)
+        encoded = ops.encode_many(weights, rounding.grid, first.block_size, bound, dtype)
     for layer, (operand, mask) in zip(layers, encoded, strict=True):
         weight = layer.weight
         carrier = None if through_parameters else weight.detach().requires_grad_(weight.requires_grad)

@@ -19,7 +19,7 @@ from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.ops import LinearFormat, Operand, without_autocast
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
-from questlm.quant.quantizers import DynamicQuantizer, Quantizer
+from questlm.quant.quantizers import Quantizer
 from questlm.quant.rows import Pending, Rows, encode_rows, product
 
 __all__ = ["FakeQuantLinear", "HeldWeight"]
@@ -130,8 +130,8 @@ class FakeQuantLinear(nn.Linear):
     @property
     def holds(self) -> bool:
         """Whether the weight's codes can be kept for a whole optimizer step."""
-        quantizes = self.quantized and not self.blending
-        return quantizes and type(self) is FakeQuantLinear and type(self.weight_quantizer) is DynamicQuantizer
+        quantizes = self.quantized and not self.blending and type(self) is FakeQuantLinear
+        return quantizes and self.weight_quantizer is not None and self.weight_quantizer.rounding is not None
 
     def forward(self, input: Tensor | Rows) -> Tensor | Pending:  # type: ignore[override]
         """y = x_q w_q^T + b, of a tensor or of rows that a norm or an activation before this layer has quantised."""
@@ -143,7 +143,7 @@ class FakeQuantLinear(nn.Linear):
         if not self.quantized:
             return self._dense(input)
         dtype = ops.autocast_dtype(input) or self.weight.dtype
-        if type(self.act_quantizer) is DynamicQuantizer:
+        if self.act_quantizer is not None and self.act_quantizer.rounding is not None:
             input = input.to(dtype)  # as a plain linear layer rounds its input; those that learn see all of it
         y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)

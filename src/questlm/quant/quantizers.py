@@ -7,7 +7,7 @@ learn in parameters and buffers: it is saved, loaded and moved with the model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,21 @@ from questlm import ops
 from questlm.ops import Grid, Operand
 from questlm.ops.reference.storage import stored_form
 
-__all__ = ["CenteredSignQuantizer", "DynamicQuantizer", "Quantizer", "SparseQuantizer"]
+__all__ = ["CenteredSignQuantizer", "DynamicQuantizer", "MaskedRounding", "Quantizer", "SparseQuantizer"]
+
+
+class MaskedRounding(NamedTuple):
+    """Rounding whose gradient is 1 or 0 by distance: codes, product and gradient can be computed without `values`.
+
+    Attributes:
+        grid, block_size: as of the quantiser; the step follows from the rows.
+        mask_bound: the gradient of an entry passes unchanged where |x_h| <= mask_bound * step and is zero elsewhere
+            (on a sparse grid also by what is dropped, see `ops.quantize`); None: it passes everywhere.
+    """
+
+    grid: Grid
+    block_size: int
+    mask_bound: float | None
 
 
 class Quantizer(nn.Module, ABC):
@@ -41,6 +55,15 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def values(self, x: Tensor, operand: Operand) -> Tensor:
         """What `operand`, made of the rows x (rows, K), stands for: (rows, K) of the dtype of x, with the gradient."""
+
+    @property
+    def rounding(self) -> MaskedRounding | None:
+        """The rounding and the mask that say all about this quantiser; None where only `operand` and `values` do.
+
+        With one the layer takes kernels and the weight cache, and the check before training knows where the gradient
+        must be zero.
+        """
+        return None
 
     def step_per_scale(self) -> Tensor | None:
         """Learned steps in units of the row's scale, (1, 1) or (rows, 1); None where the grid has a fixed one."""
@@ -78,6 +101,8 @@ class _Masked(torch.autograd.Function):
 class DynamicQuantizer(Quantizer):
     """Step from the rows themselves, gradient 1 or 0 by distance: QuEST and its variants, STE, QuaRot, BitNet.
 
+    A subclass may have codes (`operand`) or a gradient (`values`) of its own; it then has no `rounding`.
+
     Args:
         mask_bound: gradients pass where |x_h| <= mask_bound * step; None: everywhere.
     """
@@ -87,6 +112,13 @@ class DynamicQuantizer(Quantizer):
     def __init__(self, grid: Grid, block_size: int, mask_bound: float | None) -> None:
         super().__init__()
         self.grid, self.block_size, self.mask_bound = grid, block_size, mask_bound
+
+    @property
+    def rounding(self) -> MaskedRounding | None:
+        kind = type(self)
+        if kind.operand is not DynamicQuantizer.operand or kind.values is not DynamicQuantizer.values:
+            return None
+        return MaskedRounding(self.grid, self.block_size, self.mask_bound)
 
     def operand(self, x: Tensor) -> Operand:
         codes, step, _ = ops.quantize(x.detach(), self.grid, self.block_size)

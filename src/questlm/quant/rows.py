@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from questlm import ops
 from questlm.ops import Grid, Operand, without_autocast
-from questlm.quant.quantizers import DynamicQuantizer, Quantizer
+from questlm.quant.quantizers import MaskedRounding, Quantizer
 
 __all__ = ["Pending", "Rows", "encode_rows", "norm_rows", "product", "swiglu_rows"]
 
@@ -49,30 +49,30 @@ def encode_rows(x: Tensor, quantizer: Quantizer | None, block_size: int, dtype: 
     if quantizer is None:
         rotated = ops.hadamard(rows, block_size) if block_size > 1 else rows
         return Rows(Operand(rotated.detach().to(dtype)), rotated.view(x.shape))
-    if type(quantizer) is DynamicQuantizer:
-        grid = quantizer.grid
-        data, step, carrier = _Encode.apply(rows, grid, block_size, quantizer.mask_bound, dtype)
-        return Rows(ops.operand_of(data, step, grid), carrier.view(x.shape))
+    rounding = quantizer.rounding
+    if rounding is not None:
+        data, step, carrier = _Encode.apply(rows, rounding.grid, block_size, rounding.mask_bound, dtype)
+        return Rows(ops.operand_of(data, step, rounding.grid), carrier.view(x.shape))
     with torch.no_grad():
         operand = quantizer.operand(rows)
     return Rows(operand, quantizer.values(rows, operand).view(x.shape))
 
 
 def norm_rows(
-    x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, quantizer: DynamicQuantizer, dtype: torch.dtype
+    x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, rounding: MaskedRounding, dtype: torch.dtype
 ) -> tuple[Tensor, Rows]:
     """r = x + delta (..., K) and `encode_rows` of RMSNorm(r) rounded to `dtype`, with gain (K,)."""
-    grid, flat = quantizer.grid, (-1, x.shape[-1])
-    settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
+    grid, flat = rounding.grid, (-1, x.shape[-1])
+    settings = (*rounding, dtype)
     added = None if delta is None else delta.reshape(flat)
     stream, data, step, carrier = _NormEncode.apply(x.reshape(flat), added, gain, eps, settings)
     return stream.view(x.shape), Rows(ops.operand_of(data, step, grid), carrier.view(x.shape))
 
 
-def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, quantizer: DynamicQuantizer, dtype: torch.dtype) -> Rows:
+def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, rounding: MaskedRounding, dtype: torch.dtype) -> Rows:
     """`encode_rows` of silu(gate) * up rounded to `dtype`, each (..., K), as tensors or as products left to do."""
-    grid = quantizer.grid
-    settings = (grid, quantizer.block_size, quantizer.mask_bound, dtype)
+    grid = rounding.grid
+    settings = (*rounding, dtype)
     if isinstance(gate, Pending) and isinstance(up, Pending):
         x, compute_dtype = gate.rows, ops.compute_dtype(dtype)
         data, step, carrier = _GateUpEncode.apply(

@@ -6,7 +6,10 @@ round trip as if it changed nothing, an estimator whose mask is inverted. So the
 1. each quantised layer's product differs from the plain product, by about as much as its grids promise;
 2. the logits of the compiled path are nearer to those of the quantised model run plainly than to the dense model's;
 3. in every quantised weight's gradient, brought to the rotated domain, the entries outside the trust mask are zero and
-   the others are not.
+   the others are not, unless the dense model has no gradient there either.
+
+What a layer computes can be zero with and without quantisation, as where a model begins with output projections of
+zeros. Such a layer proves nothing, and passes.
 """
 
 from __future__ import annotations
@@ -20,10 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.errors import TrainingError
+from questlm.errors import TrainingError, quoted
 from questlm.parallel import whole
 from questlm.quant import FakeQuantLinear, dense, quantized_layers
-from questlm.quant.quantizers import DynamicQuantizer
 
 __all__ = ["Expected", "check_quantization", "compute_plainly"]
 
@@ -32,6 +34,7 @@ _LossFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _EDGE = 1e-4  # entries as near the mask's bound as this may fall to either side of it in another order of summation
 _ZERO = 1e-3  # of the gradient's rms: what the two transforms' rounding may leave of an exact zero
+_TOKENS = 512  # of one sequence: enough to see which layers of the dense model receive a gradient
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class Expected:
     Attributes:
         loss, dense_loss: with and without quantisation.
         logits, dense_logits: of each sequence's last token.
-        differences: relative distance of each quantised layer's product from the plain product, by name.
+        differences: relative distance of each quantised layer's product from the plain product, by name; NaN where
+            both are zero.
+        without_gradient: names of the quantised layers whose weights get no gradient in the dense model either.
     """
 
     loss: float
@@ -49,20 +54,49 @@ class Expected:
     logits: Tensor
     dense_logits: Tensor
     differences: dict[str, float]
+    without_gradient: frozenset[str]
 
 
-@torch.no_grad()
 def compute_plainly(model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Tensor]) -> Expected:
     """Run `model` with and without quantisation on one batch of (inputs, targets), each (batch, tokens) int64.
 
     On the reference, so that kernels have to agree with it, too; and none is compiled that only this would need.
     """
-    with ops.using_backend("reference"):
+    layers = quantized_layers(model)
+    with torch.no_grad(), ops.using_backend("reference"):
         loss, logits = loss_fn(*batch)
-        differences = {name: _product_difference(layer) for name, layer in quantized_layers(model).items()}
-    with dense(model):
+        differences = {name: _product_difference(layer) for name, layer in layers.items()}
+    with torch.no_grad(), dense(model):
         dense_loss, plain = loss_fn(*batch)
-    return Expected(float(loss), float(dense_loss), logits, plain, differences)
+    reached = _reached_by_gradient(model, layers, loss_fn, batch)
+    return Expected(float(loss), float(dense_loss), logits, plain, differences, frozenset(layers.keys() - reached))
+
+
+def _reached_by_gradient(
+    model: nn.Module, layers: dict[str, FakeQuantLinear], loss_fn: _LossFn, batch: tuple[Tensor, Tensor]
+) -> set[str]:
+    """Names of the layers whose weights receive a gradient in the dense model, on a part of the batch.
+
+    Every gradient is dropped as soon as it has been looked at, so that the model never holds more than one.
+    """
+    reached: set[str] = set()
+    names = {id(layer.weight): name for name, layer in layers.items()}
+
+    def look(parameter: Tensor) -> None:
+        if parameter.grad is not None and bool((parameter.grad != 0).any()) and id(parameter) in names:
+            reached.add(names[id(parameter)])
+        parameter.grad = None
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [parameter.register_post_accumulate_grad_hook(look) for parameter in trained]
+    try:
+        with dense(model):
+            loss, _ = loss_fn(*(part[:1, :_TOKENS] for part in batch))
+            loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return reached
 
 
 def check_quantization(
@@ -93,14 +127,21 @@ def check_quantization(
         model.zero_grad(set_to_none=True)
         return {"quantized_layers": 0}
     with torch.no_grad(), ops.using_backend("reference"):
-        leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items()}
+        silent = [name for name, layer in layers.items() if not _has_gradient(layer)]
+        leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items() if name not in silent}
     model.zero_grad(set_to_none=True)
 
     same = [name for name, difference in expected.differences.items() if difference == 0]
     if same:
-        raise TrainingError(f"quantisation is not in effect: the layer {same[0]!r} computes the plain product")
+        raise TrainingError(f"quantisation is not in effect: the layer {quoted(same[0])} computes the plain product")
+    lost = [name for name in silent if name not in expected.without_gradient]
+    if lost:
+        raise TrainingError(
+            f"the weight of the layer {quoted(lost[0])} receives no gradient, though it does in the dense model: the "
+            f"estimator of this layer, or of one behind it, lets nothing pass; choose another quant.method"
+        )
     to_quantized, to_plain = (float((logits - other).norm()) for other in (expected.logits, expected.dense_logits))
-    if not to_quantized < to_plain:
+    if _differ(expected) and not to_quantized < to_plain:
         raise TrainingError(
             f"the compiled path does not compute the quantised model: on the first batch its logits are "
             f"{to_quantized:.3g} from the quantised model's and {to_plain:.3g} from the dense model's; "
@@ -108,7 +149,9 @@ def check_quantization(
         )
     leaking = [name for name, leak in leaks.items() if leak is not None and not leak <= _ZERO]
     if leaking:
-        raise TrainingError(f"the trust mask is not in effect: gradient passes outside it in the layer {leaking[0]!r}")
+        raise TrainingError(
+            f"the trust mask is not in effect: gradient passes outside it in the layer {quoted(leaking[0])}"
+        )
     return {
         "quantized_layers": len(layers),
         "loss": float(loss.detach()),
@@ -116,12 +159,19 @@ def check_quantization(
         "loss_dense": expected.dense_loss,
         "logits_from_quantized": to_quantized,
         "logits_from_dense": to_plain,
+        "layers_without_gradient": len(silent),
         "largest_gradient_outside_mask": max((leak for leak in leaks.values() if leak is not None), default=None),
     }
 
 
+def _differ(expected: Expected) -> bool:
+    """Whether the logits of the quantised and of the dense model differ by more than float32 rounds."""
+    distance = (expected.logits - expected.dense_logits).norm()
+    return bool(distance > torch.finfo(torch.float32).eps * expected.logits.norm())
+
+
 def _product_difference(layer: FakeQuantLinear) -> float:
-    """Relative distance between a layer's quantised and plain product on random rows."""
+    """Relative distance between a layer's quantised and plain product on random rows; NaN where both are zero."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn(16, layer.in_features, generator=generator).to(layer.weight.device, layer.weight.dtype)
     with dense(layer):
@@ -129,22 +179,22 @@ def _product_difference(layer: FakeQuantLinear) -> float:
     return float((layer(x) - plain).norm() / plain.norm())
 
 
-def _gradient_outside_mask(layer: FakeQuantLinear) -> float | None:
-    """Largest gradient that a masked entry received, over the rms of the others; None where nothing is masked.
+def _has_gradient(layer: FakeQuantLinear) -> bool:
+    """Whether any entry of a weight has a gradient that is not zero; true of a frozen weight, which needs none."""
+    if layer.weight.grad is None:
+        return not layer.weight.requires_grad
+    return bool((whole(layer.weight.grad) != 0).any())
 
-    Raises:
-        TrainingError: the layer has no gradient, or only zeros.
-    """
-    quantizer = layer.weight_quantizer
-    gradient = None if layer.weight.grad is None else whole(layer.weight.grad)
-    if gradient is None or not bool(gradient.abs().sum() > 0):
-        raise TrainingError("a quantised layer receives no gradient; the estimator lets nothing pass")
-    if not isinstance(quantizer, DynamicQuantizer) or quantizer.mask_bound is None or quantizer.grid.group:
+
+def _gradient_outside_mask(layer: FakeQuantLinear) -> float | None:
+    """Largest gradient that a masked entry received, over the rms of the others; None where nothing is masked."""
+    rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
+    if layer.weight.grad is None or rounding is None or rounding.mask_bound is None or rounding.grid.group:
         return None  # no mask, or one that is not a bound
     weight = whole(layer.weight)
-    step = ops.quantize(weight, quantizer.grid, layer.block_size).step
-    distance = ops.hadamard(weight, layer.block_size).abs() / (quantizer.mask_bound * step)
-    rotated = ops.hadamard(gradient.float(), layer.block_size)
+    step = ops.quantize(weight, rounding.grid, layer.block_size).step
+    distance = ops.hadamard(weight, layer.block_size).abs() / (rounding.mask_bound * step)
+    rotated = ops.hadamard(whole(layer.weight.grad).float(), layer.block_size)
     masked = distance > 1 + _EDGE
     if not bool(masked.any()):
         return None

@@ -19,7 +19,6 @@ from questlm.errors import ConfigError
 from questlm.models import Llama
 from questlm.parallel import Engine, clip_gradients, gradient_exchange, holding_weights
 from questlm.quant import FakeQuantLinear, Quantizer, quantized_layers
-from questlm.quant.quantizers import DynamicQuantizer
 from questlm.train.device import autocast
 from questlm.train.optim import set_learning_rate
 
@@ -48,8 +47,9 @@ def should_record(train: TrainConfig, model: Llama, engine: Engine, device: torc
         obstacle = "quantisation is faded in, so that steps are not alike"
     if train.cuda_graphs == "on" and obstacle:
         raise ConfigError(f"train.cuda_graphs is 'on', but {obstacle}; use 'auto' or 'off'")
-    # What learns may look at its tensors from the CPU, which a graph cannot record.
-    alike = all(type(q) in (DynamicQuantizer, type(None)) for m in quantized_layers(model).values() for q in _both(m))
+    # Code of a quantiser's own may look at its tensors from the CPU, which a graph cannot record.
+    quantizers = (quantizer for layer in quantized_layers(model).values() for quantizer in _both(layer))
+    alike = all(quantizer is None or quantizer.rounding is not None for quantizer in quantizers)
     worth = alike and model.config.block_parameters < _LAUNCH_BOUND
     return obstacle is None and (train.cuda_graphs == "on" or (train.cuda_graphs == "auto" and worth))
 

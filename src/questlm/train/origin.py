@@ -80,11 +80,12 @@ def continued(config: RunConfig, saved: RunConfig, folder: Path) -> RunConfig:
     """`config`, by which the run of the settings `saved` is to go on, with paths that do not depend on where from.
 
     A path that is spelt as in `saved`, or leads to the same place as that does from `folder`, stays as in `saved`. Any
-    other was given now, so it is made absolute.
+    other path of data was given now, so it is made absolute; another `init_from` stays as given, to be refused.
     """
     given, own = _paths(config), _paths(saved)
     now, then = _absolute(config, Path.cwd()), _absolute(saved, folder)
     same = {name for name in given if given[name] == own[name] or now[name] == then[name]}
+    now["init_from"] = given["init_from"]
     return _with_paths(config, {name: own[name] if name in same else now[name] for name in given})
 
 

@@ -1,0 +1,44 @@
+"""Small models of every method and format, to be packed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+import questlm
+from questlm.config import ModelConfig, QuantSpec
+from questlm.models import Llama
+from questlm.quant import METHODS
+from questlm.quant.methods import FORMAT_BITS
+
+SHAPE = ModelConfig(layers=2, hidden=48, heads=2, kv_heads=1, mlp_hidden=64, vocab_size=61)
+IDS = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(1))
+OVERRIDES = {"lm_head": 8, "mlp.down": {"act_bits": 8}, "layers.1.attention.*": {"method": "lsq"}}
+
+
+def specs() -> list[QuantSpec]:
+    """Every method at its widest and narrowest, both factors and each alone, and every format."""
+    found = []
+    for name, method in METHODS.items():
+        ends = {method.weight.bits[0], method.weight.bits[-1], *[b for b in (1, 8) if b in method.weight.bits]}
+        for bits in sorted(ends, key=str):
+            act = bits if bits in method.act.bits else method.act.bits[0]
+            found += [QuantSpec(method=name, weight_bits=bits, act_bits=a) for a in (act, 16)]
+        found.append(QuantSpec(method=name, weight_bits=16, act_bits=method.act.bits[0]))
+        for form in [form for form in method.formats if form not in ("int", "ternary")]:
+            found += [
+                QuantSpec(method=name, format=form, weight_bits=bits, act_bits=4, act_format="int")
+                for bits in FORMAT_BITS[form]
+            ]
+    found.append(QuantSpec(format="lloydmax", weight_bits=3, act_bits=2))
+    found.append(QuantSpec(overrides=OVERRIDES))
+    return [spec.model_copy(update={"embeddings": "bf16"}) for spec in found]
+
+
+def trained(spec: QuantSpec, shape: ModelConfig = SHAPE) -> Llama:
+    """A model prepared by `spec`, after one step."""
+    model = questlm.prepare(Llama(shape).initialize(0), spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    F.cross_entropy(model(IDS[:, :-1]).flatten(0, 1), IDS[:, 1:].flatten()).backward()
+    optimizer.step()
+    return model.eval()

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from questlm.errors import nearest_name
+from questlm.errors import nearest_name, quoted
 
 __all__ = ["explain"]
 
@@ -22,7 +22,7 @@ def explain(problem: ValidationError, root: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(root, path[:-1]))
         near = nearest_name(path[-1], allowed)
-        return f"unknown setting {path[-1]!r}.{near} The settings there are: {', '.join(allowed)}."
+        return f"unknown setting {quoted(path[-1])}.{near} The settings there are: {', '.join(allowed)}."
     place = ".".join(_known_prefix(root, path))
     if error["type"] == "missing":
         return f"{'.'.join(path)} is missing"
@@ -30,7 +30,7 @@ def explain(problem: ValidationError, root: type[BaseModel]) -> str:
     message = _WORDS.get(error["type"], message)
     if error["type"] == "value_error":  # a nested section has explained itself already: only say where it stands
         return f"{place}: {message}" if place else message
-    return f"{place} = {error['input']!r} cannot be used: {message[0].lower()}{message[1:]}"
+    return f"{place} = {quoted(error['input'])} cannot be used: {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(root: type[BaseModel], path: list[str]) -> list[str]:

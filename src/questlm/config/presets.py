@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from questlm.errors import ConfigError, nearest_name
+from questlm.errors import ConfigError, nearest_name, quoted
 
 __all__ = ["PRESETS", "preset"]
 
@@ -65,5 +65,5 @@ def preset(name: str) -> dict[str, Any]:
         ConfigError: no such preset; the message gives the nearest name and all of them.
     """
     if name.lower() not in PRESETS:
-        raise ConfigError(f"no preset {name!r}.{nearest_name(name, PRESETS)} There are: {', '.join(PRESETS)}.")
+        raise ConfigError(f"no preset {quoted(name)}.{nearest_name(name, PRESETS)} There are: {', '.join(PRESETS)}.")
     return PRESETS[name.lower()]()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from questlm.config.messages import explain
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 
 __all__ = [
     "Bits",
@@ -42,14 +43,35 @@ class Section(BaseModel):
         except TypeError:  # keywords that are not text
             raise ConfigError("unknown setting: the names of settings are text") from None
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with the values in `update` instead of its own, validated like any new settings.
+
+        pydantic's own `model_copy` believes `update`, so a value that the settings forbid would be found much later:
+        when the run's file is read again.
+
+        Raises:
+            ConfigError: a value or combination that cannot be used, or an unknown name.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | dict(update))
+
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values_for_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
             truth = any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value]))
             if truth and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
-                raise ValueError(f"{name} = {value!r} cannot be used: a number or a word is expected")
+                raise ValueError(f"{name} = {quoted(value)} cannot be used: a number or a word is expected")
         return values
+
+    @field_validator("*")
+    @classmethod
+    def _text_that_files_can_hold(cls, value: Any) -> Any:
+        if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{quoted(value)} cannot be used: it holds a NUL or half a character (a lone surrogate)")
+        return value
 
 
 class RopeScaling(Section):
@@ -219,8 +241,8 @@ class QuantSpec(Section):
                 continue
             if value not in get_args(Bits) or isinstance(value, bool):
                 raise ValueError(
-                    f"{pattern!r} is given {value!r}; it takes bits (1 to 8, 'ternary', 16) or settings, as in "
-                    f"{{mlp.down: 8}} or {{mlp.down: {{act_bits: 8}}}}, with a space after each colon"
+                    f"{quoted(pattern)} is given {quoted(value)}; it takes bits (1 to 8, 'ternary', 16) or settings, "
+                    f"as in {{mlp.down: 8}} or {{mlp.down: {{act_bits: 8}}}}, with a space after each colon"
                 )
         return values
 

@@ -267,3 +267,51 @@ def test_preset_names():
 def test_changing_what_preset_returns_changes_no_preset():
     preset("30m")["model"]["layers"] = 1
     assert preset("30m")["model"]["layers"] == 6
+
+
+@pytest.mark.parametrize(
+    ("section", "update", "words"),
+    [
+        (ModelConfig(), {"vocab_size": 5_000_000}, "vocab_size = 5000000 cannot be used"),
+        (ModelConfig(), {"heads": 3}, "hidden 256 is not a multiple of heads 3"),
+        (ModelConfig(), {"layer": 3}, "unknown setting 'layer'.*Did you mean 'layers'"),
+        (TrainConfig(), {"lr": float("nan")}, "lr = nan cannot be used"),
+        (QuantSpec(), {"weight_bits": 9}, "weight_bits = 9 cannot be used"),
+        (RunConfig(), {"model": {"layers": 0}}, "layers = 0 cannot be used"),
+        (RunConfig(), {"budget": Budget(tokens=1).model_dump() | {"seconds": 1}}, "exactly one"),
+    ],
+)
+def test_a_changed_copy_is_validated(section, update, words):
+    with pytest.raises(ConfigError, match=words):
+        section.model_copy(update=update)
+
+
+def test_a_copy_knows_what_was_set():
+    quant = QuantSpec(method="lsq", overrides={"lm_head": 8})
+    copy = quant.model_copy(update={"act_bits": 2})
+    assert copy == QuantSpec(method="lsq", overrides={"lm_head": 8}, act_bits=2)
+    assert copy.model_fields_set == {"method", "overrides", "act_bits"}
+    assert quant.model_copy() == quant
+    assert quant.model_copy(update={}).model_fields_set == quant.model_fields_set
+    run = RunConfig(quant=quant).model_copy(update={"seed": 3})
+    assert run.model_fields_set == {"quant", "seed"}
+    assert run.quant.model_fields_set == {"method", "overrides"}
+
+
+@pytest.mark.parametrize("text", ["a\0b", "half \ud800 a pair"])
+def test_text_that_no_file_can_hold_is_refused(text):
+    with pytest.raises(ConfigError, match=r"source: 'a\\x00b'|source: 'half \\ud800 a pair'"):
+        DataConfig(source=text)
+
+
+def test_a_message_is_short_whatever_the_value():
+    for values in (
+        {"layers": ["a" * 1000] * 1000},
+        {"x" * 100_000: 1},
+        {"layers": "\x1b[31m" * 1000},
+        {"layers": 10**5000},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            ModelConfig(**values)
+        assert len(str(caught.value)) < 400
+        assert str(caught.value).isprintable()

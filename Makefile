@@ -1,6 +1,7 @@
 # `make demo` and `make test` work from a fresh clone: each makes .venv and installs what it needs first.
 PYTHON ?= python3
 VENV := .venv
+NEW_VENV := -m venv --clear
 VERSIONS := requirements.lock
 DOWNLOAD := About 3 GB are downloaded where pip takes a CUDA build of torch, and 0.5 GB where it takes a CPU build.
 # With SYSTEM_TORCH=1, the torch and all other packages of PYTHON are used, and only what is missing is installed. The
@@ -9,7 +10,7 @@ ifeq ($(SYSTEM_TORCH),1)
 VENV := .venv-system-torch
 VERSIONS := $(VENV)/torch.txt
 DOWNLOAD := The packages of $(PYTHON) are used, torch among them; what is missing is downloaded.
-USE_PACKAGES := $(PYTHON) scripts/system_torch.py $(VENV)
+NEW_VENV := scripts/system_torch.py
 endif
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py requirements.lock src/questlm/ops/cpu/kernels.c
@@ -59,8 +60,7 @@ clean:
 	rm -rf .venv .venv-system-torch build *.egg-info src/*.egg-info
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
-	$(USE_PACKAGES)
+	$(PYTHON) $(NEW_VENV) $(VENV)
 
 $(BIN)/uv: | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint requirements.lock uv

@@ -1,16 +1,17 @@
-"""Let a new virtual environment use the packages of the Python that runs this script, for `make SYSTEM_TORCH=1`.
+"""Make a virtual environment that uses the packages of the Python that runs this script, for `make SYSTEM_TORCH=1`.
 
     python scripts/system_torch.py VENV
 
-Checks that this Python has a torch that questlm works with. Then writes two files into VENV: a `.pth` file with the
-folders of this Python's packages, and `torch.txt`, a constraint that makes pip keep this torch. The `.pth` file does
-what `venv --system-site-packages` does, and works where this Python is itself in a virtual environment.
+Refuses a Python without a torch that questlm works with. In VENV, a `.pth` file names the folders of this Python's
+packages; that does what `venv --system-site-packages` does, and works where this Python is itself in a virtual
+environment. `torch.txt` is a constraint that makes pip keep this torch.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import venv
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ OLDEST = (2, 10)
 
 
 def main(environment: Path) -> None:
-    """Write the two files, or exit with a sentence that says why this Python's torch does not serve."""
+    """Make the environment, or exit with a sentence that says why this Python's torch does not serve."""
     try:
         installed = version("torch")
     except PackageNotFoundError:
@@ -26,6 +27,7 @@ def main(environment: Path) -> None:
     if tuple(map(int, re.findall(r"\d+", installed)[:2])) < OLDEST:
         sys.exit(_refusal(f"has torch {installed}, which is too old"))
     folders = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+    venv.create(environment, clear=True, symlinks=True, with_pip=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "system.pth").write_text("".join(f"{folder}\n" for folder in folders), encoding="utf-8")
     (environment / "torch.txt").write_text(f"torch=={installed}\n", encoding="utf-8")

@@ -24,16 +24,11 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.fixture
-def packages(tmp_path: Path) -> Path:
-    folder = tmp_path / "lib" / "python3.12" / "site-packages"
-    folder.mkdir(parents=True)
-    return folder
-
-
 def test_an_environment_sees_the_packages_of_this_python(
-    script: ModuleType, tmp_path: Path, packages: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    packages = tmp_path / "lib" / "python3.12" / "site-packages"
+    monkeypatch.setattr(script.venv, "create", lambda folder, **_: packages.mkdir(parents=True))
     monkeypatch.setattr(script, "version", lambda name: "2.11.0a0+git12")
     monkeypatch.setattr(sys, "path", ["", "/usr/lib/python3.12", "/usr/lib/dist-packages", "/home/a b/site-packages"])
     script.main(tmp_path)
@@ -45,7 +40,7 @@ def test_an_environment_sees_the_packages_of_this_python(
     ("version", "fault"), [("2.9.1+cu128", "has torch 2.9.1+cu128, which is too old"), (None, "has no torch")]
 )
 def test_a_torch_that_does_not_serve_is_refused(
-    version: str | None, fault: str, script: ModuleType, tmp_path: Path, packages: Path, monkeypatch: pytest.MonkeyPatch
+    version: str | None, fault: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def installed(name: str) -> str:
         if version is None:
@@ -56,7 +51,7 @@ def test_a_torch_that_does_not_serve_is_refused(
     with pytest.raises(SystemExit, match=r"SYSTEM_TORCH=1 needs torch 2\.10 or newer") as stop:
         script.main(tmp_path)
     assert fault in str(stop.value)
-    assert list(packages.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_oldest_torch_is_the_one_that_the_package_asks_for(script: ModuleType) -> None:

@@ -1,46 +1,91 @@
 """Files that are whole or absent: atomic writes, and folders sealed with a manifest.
 
 A reader must never meet a half-written file, whatever kills the writer. A single file is written beside its target
-and renamed over it; a folder is filled under a temporary name and renamed into place. `seal` adds a `MANIFEST.json`
-with the size and SHA-256 of every file and a digest of the manifest itself, so that `verify` finds any flipped bit,
-in the manifest too, before a byte of the content is trusted.
+and renamed over it; a folder is filled under a temporary name and renamed into place. Every write first removes what
+killed writers left beside its target. A writer locks its temporary file or folder, and the system drops the lock when
+the writer's process ends, so what other processes are writing is never taken for a leftover.
+
+`seal` adds a `MANIFEST.json` with the size and SHA-256 of every file and a digest of the manifest itself, so that
+`verify` finds any flipped bit, in the manifest too, before a byte of the content is trusted.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from questlm.errors import QuestError, quoted
 
 __all__ = [
     "MANIFEST_NAME",
+    "Manifest",
+    "atomic_file",
     "atomic_folder",
     "atomic_write",
     "canonical_json",
+    "explain_failed_write",
     "file_lock",
     "read_json",
+    "read_manifest",
     "read_plain_file",
+    "remove_folder",
     "remove_leftovers",
     "seal",
     "sha256_file",
+    "validated",
     "verify",
     "write_json",
 ]
 
 MANIFEST_NAME = "MANIFEST.json"
-_TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY_PREFIX = ".tmp-questlm-"  # no other program's, because `remove_leftovers` deletes by this name
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _MAX_MANIFEST_FILES = 10_000
+
+T = TypeVar("T")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Strict):
+    """What a manifest says of one file."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Manifest(_Strict):
+    """The content of a `MANIFEST.json`.
+
+    Attributes:
+        kind, version: of the folder's format.
+        files: each file of the folder, by name.
+        details: further JSON, which depends on the kind.
+        digest: SHA-256 of all the rest as canonical JSON.
+    """
+
+    kind: str
+    version: int
+    files: dict[str, FileEntry]
+    details: dict[str, Any]
+    digest: str
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def canonical_json(value: Any) -> str:
@@ -88,28 +133,45 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def validated(adapter: TypeAdapter[T], content: Any, path: Path, error: type[QuestError]) -> T:
+    """The JSON value `content` of the file `path` as `adapter` checks and converts it; a misfit raises `error`."""
+    try:
+        return adapter.validate_python(content)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "its content"
+    place = quoted(place)[1:-1]
+    if first["type"] == "missing":
+        raise error(f"{path} lacks {place}; it is damaged")
+    reason = first["msg"].removeprefix("Value error, ")
+    raise error(f"{path} has {place} = {quoted(first['input'])} ({reason[0].lower()}{reason[1:]}); it is damaged")
+
+
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write `content` so that `path` holds either its old content or all of the new, even after a crash."""
-    data = content.encode() if isinstance(content, str) else content
     try:
-        _write_beside(path, data)
+        with atomic_file(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as problem:  # by the name that was asked for, not that of the temporary file
         raise type(problem)(problem.errno, problem.strerror, str(path)) from None
-    _sync_folder(path.parent)
 
 
-def _write_beside(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX)
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file to write, which becomes `path` when the block ends well and vanishes when it does not."""
+    temporary, lock = _make_temporary(path.parent, _make_file)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with temporary.open("r+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _unlock(lock)
+    _sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,49 +183,132 @@ def write_json(path: Path, value: Any) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well and vanishes when it does not.
 
-    `path` itself must not exist yet; its parents are made.
+    `path` itself must not exist yet, or be an empty folder; its parents are made. Its files get the permissions that
+    the umask gives to new files, whatever the library that wrote them chose.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{_TEMPORARY_PREFIX}{path.name}-"))
+    temporary, lock = _make_temporary(path.parent, Path.mkdir)
     try:
         yield temporary
+        permissions = temporary.stat().st_mode & 0o666
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(permissions)
                 _sync_file(file)
-        temporary.chmod(0o777 & ~_umask())
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        _unlock(lock)
     _sync_folder(path.parent)
+
+
+def explain_failed_write(problem: OSError) -> str:
+    """The system's reason why something could not be written, and what helps where that is known."""
+    reason = problem.strerror or str(problem)
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}; free some space there"
+    if problem.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        return "another process has made it meanwhile; wait for that one"
+    if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{reason}; allow writing there"
+    return f"{reason}; correct the path"
 
 
 @contextmanager
 def file_lock(lock: Path, taken: QuestError) -> Iterator[None]:
-    """Hold the file `lock`, which is made, for this process, where the system can (POSIX).
+    """Hold the file `lock`, which is made, for this process, where the system can.
 
     Raises:
         QuestError: `taken`, if another process holds it.
     """
-    with lock.open("w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except BlockingIOError:
-            raise taken from None
+    lock.touch()
+    try:
+        handle = _lock(lock)
+    except BlockingIOError:
+        raise taken from None
+    try:
         yield
+    finally:
+        _unlock(handle)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed writer left behind in `folder`. Call it only while nothing else writes there."""
-    for item in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-        if item.is_dir():
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            item.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, alone: bool = False) -> None:
+    """Delete the temporary files and folders in `folder` whose writers have ended, killed for example.
+
+    What cannot be told, on a file system without locks, is kept; `alone`: the caller knows that nothing else writes
+    in `folder`, and all temporary files and folders there are deleted.
+    """
+    with suppress(OSError):
+        for item in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+            with suppress(OSError):  # locked, because its writer lives; or gone meanwhile
+                handle = _lock(item)
+                if alone or handle is not None:
+                    _remove(item)
+                _unlock(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that a kill half-way leaves no damaged folder under its name."""
+    doomed = folder.rename(_temporary_name(folder.parent))
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _remove(item: Path) -> None:
+    if item.is_dir():
+        shutil.rmtree(item, ignore_errors=True)
+    else:
+        item.unlink(missing_ok=True)
+
+
+def _temporary_name(folder: Path) -> Path:
+    return folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+
+
+def _make_file(path: Path) -> None:
+    path.touch(exist_ok=False)  # with the permissions that the umask gives; `tempfile` would make a private file
+
+
+def _make_temporary(folder: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    """Make a temporary file or folder in `folder`; its path, and its lock to be given to `_unlock`."""
+    remove_leftovers(folder)
+    while True:
+        path = _temporary_name(folder)
+        make(path)
+        # Another process may take what is not locked yet for a leftover. Once it is locked, it stays.
+        with suppress(BlockingIOError, FileNotFoundError):
+            lock = _lock(path)
+            if path.exists():
+                return path, lock
+            _unlock(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a file or folder for this process; a handle that holds the lock, or None where the system has no such locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it is not there or cannot be opened.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        os.close(handle)
+        if isinstance(problem, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def sha256_file(path: Path) -> str:
@@ -187,68 +332,68 @@ def seal(folder: Path, kind: str, version: int, details: Mapping[str, Any] | Non
     atomic_write(folder / MANIFEST_NAME, canonical_json(manifest))
 
 
-def verify(folder: Path, kind: str, version: int, error: type[QuestError], strict: bool = False) -> dict[str, Any]:
-    """Check a sealed folder and return the manifest's `details`; raise `error` at the first thing that is off.
+def read_manifest(folder: Path, kind: str, version: int, error: type[QuestError]) -> Manifest:
+    """The manifest of a sealed folder, after checking its kind, version, exact bytes, digest and types.
 
-    Checked: the manifest's own digest and exact bytes, kind and version, that each listed name is a plain file name
-    whose file really lies in the folder, and each file's size and SHA-256. `strict`: and nothing else is there.
+    The files themselves are not looked at. Any fault raises `error`.
     """
     if not folder.is_dir():
         raise error(f"{folder} is not a folder")
     path = folder / MANIFEST_NAME
-    manifest = read_json(path, error)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise error(f"{path} is not a questlm manifest; it is damaged")
-    if manifest.get("kind") != kind or manifest.get("version") != version:
+    content = read_json(path, error)
+    if not isinstance(content, dict) or "digest" not in content:
+        raise error(f"{path} does not hold a manifest of questlm with its digest; it is damaged")
+    if content.get("kind") != kind or content.get("version") != version:
         raise error(
-            f"{folder} holds {manifest.get('kind')!r} version {manifest.get('version')!r}, "
+            f"{folder} holds {quoted(content.get('kind'))} version {quoted(content.get('version'))}, "
             f"but this command reads {kind!r} version {version}"
         )
-    digest = manifest.pop("digest", None)
+    rest = {key: value for key, value in content.items() if key != "digest"}
     try:
-        expected = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
-        same_bytes = path.read_bytes() == canonical_json(manifest | {"digest": digest}).encode()
+        expected = hashlib.sha256(canonical_json(rest).encode()).hexdigest()
+        same_bytes = path.read_bytes() == canonical_json(content).encode()
     except (ValueError, RecursionError):
         raise error(f"{path} holds a value that no manifest can; it is damaged") from None
-    if digest != expected or not same_bytes:
+    if content["digest"] != expected or not same_bytes:
         raise error(f"{path} does not match its own digest; it is damaged")
-    if len(manifest["files"]) > _MAX_MANIFEST_FILES:
-        raise error(f"{path} lists {len(manifest['files'])} files, more than any folder of ours has")
-    for name, entry in manifest["files"].items():
+    manifest = validated(_MANIFEST, content, path, error)
+    if len(manifest.files) > _MAX_MANIFEST_FILES:
+        raise error(f"{path} lists {len(manifest.files)} files, more than any folder of ours has")
+    return manifest
+
+
+def verify(folder: Path, kind: str, version: int, error: type[QuestError], strict: bool = False) -> dict[str, Any]:
+    """Check a sealed folder and return the manifest's `details`; raise `error` at the first thing that is off.
+
+    Checked: all that `read_manifest` checks, that each listed name is a plain file name whose file really lies in the
+    folder, and each file's size and SHA-256. `strict`: and nothing else is there.
+    """
+    manifest = read_manifest(folder, kind, version, error)
+    for name, entry in manifest.files.items():
         try:
             _verify_file(folder, name, entry, error)
-        except (
-            OSError,
-            RuntimeError,
-        ) as problem:  # too long a name, a link to itself, no permission
-            raise error(f"{path} lists {name[:80]!r}, which cannot be read ({type(problem).__name__})") from None
-    unlisted = [item.name for item in folder.iterdir() if item.name not in (*manifest["files"], MANIFEST_NAME)]
+        except (OSError, RuntimeError) as problem:  # too long a name, a link to itself, no permission
+            reason = type(problem).__name__
+            raise error(f"{folder / MANIFEST_NAME} lists {quoted(name)}, which cannot be read ({reason})") from None
+    unlisted = [item.name for item in folder.iterdir() if item.name not in (*manifest.files, MANIFEST_NAME)]
     if strict and unlisted:
-        raise error(f"{folder / unlisted[0]} is not in the manifest; it does not belong there")
-    details = manifest.get("details")
-    return details if isinstance(details, dict) else {}
+        raise error(f"{folder} holds {quoted(unlisted[0])}, which is not in its manifest and does not belong there")
+    return manifest.details
 
 
-def _verify_file(folder: Path, name: str, entry: Any, error: type[QuestError]) -> None:
+def _verify_file(folder: Path, name: str, entry: FileEntry, error: type[QuestError]) -> None:
     if name != Path(name).name or name in {"", ".", ".."} or "\\" in name or "\0" in name:
-        raise error(f"{folder / MANIFEST_NAME} names {name!r}, which lies outside the folder; refusing to read it")
+        path = folder / MANIFEST_NAME
+        raise error(f"{path} names {quoted(name)}, which lies outside the folder; refusing to read it")
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise error(f"{path} is a link that leads outside its folder; refusing to read it")
     if not path.is_file():
         raise error(f"{path} is missing, though the manifest lists it")
-    if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
-        wanted = entry.get("bytes") if isinstance(entry, dict) else entry
-        raise error(f"{path} is {path.stat().st_size} bytes long, but the manifest says {wanted}; it is damaged")
-    if sha256_file(path) != entry.get("sha256"):
+    if path.stat().st_size != entry.bytes:
+        raise error(f"{path} is {path.stat().st_size} bytes long, but the manifest says {entry.bytes}; it is damaged")
+    if sha256_file(path) != entry.sha256:
         raise error(f"{path} does not match its SHA-256 in the manifest; it is damaged")
-
-
-def _umask() -> int:
-    # mkstemp and mkdtemp make private files; what we publish gets the permissions any other program would give it.
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _sync_file(path: Path) -> None:

@@ -6,10 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from questlm import files
 from questlm.errors import ArtifactError, CheckpointError
 from questlm.files import (
     MANIFEST_NAME,
@@ -18,6 +22,7 @@ from questlm.files import (
     canonical_json,
     read_json,
     read_plain_file,
+    remove_folder,
     remove_leftovers,
     seal,
     sha256_file,
@@ -75,7 +80,7 @@ def test_atomic_write_writes_and_replaces(tmp_path, content, stored):
     assert names(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("broken", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("broken", ["fsync", "replace", "touch"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_failing_write_keeps_the_old_file_and_no_other(tmp_path, monkeypatch, broken, existing):
     path = tmp_path / "a"
@@ -114,6 +119,18 @@ def test_new_files_and_folders_have_the_usual_permissions(tmp_path):
     assert (tmp_path / "b").stat().st_mode & 0o777 == 0o750
 
 
+def test_a_library_that_makes_private_files_does_not_decide_the_permissions(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with atomic_folder(tmp_path / "a") as folder:
+            (folder / "sub").mkdir()
+            for name in ("b", "sub/c"):
+                (folder / name).touch(mode=0o600)
+    finally:
+        os.umask(old)
+    assert [(tmp_path / "a" / name).stat().st_mode & 0o777 for name in ("b", "sub/c")] == [0o644, 0o644]
+
+
 def test_atomic_folder_appears_only_when_the_block_ends(tmp_path):
     path = tmp_path / "parent" / "made"
     with atomic_folder(path) as inside:
@@ -149,13 +166,96 @@ def test_atomic_folder_never_replaces_one_that_holds_something(tmp_path):
     assert names(tmp_path / "made") == ["old"]
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path):
-    (tmp_path / ".tmp-abc").write_text("x")
-    (tmp_path / ".tmp-folder").mkdir()
-    (tmp_path / ".tmp-folder" / "file").write_text("x")
-    (tmp_path / "kept").write_text("x")
+WRITER = """
+import sys
+from pathlib import Path
+from questlm.files import atomic_file, atomic_folder
+folder = Path(sys.argv[1])
+with atomic_file(folder / "file") as file, atomic_folder(folder / "folder") as inside:
+    (inside / "half").write_text("x")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def writer(tmp_path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is writing a file and a folder into `tmp_path`, until it is killed or its stdin is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [name for name in names(folder) if name.startswith(".tmp-")]
+
+
+def test_what_another_process_is_writing_is_left_alone_and_arrives(tmp_path, writer):
     remove_leftovers(tmp_path)
-    assert names(tmp_path) == ["kept"]
+    atomic_write(tmp_path / "other", "x")
+    assert len(leftovers(tmp_path)) == 2
+    writer.communicate("")
+    assert names(tmp_path) == ["file", "folder", "other"]
+
+
+@pytest.mark.parametrize("next_start", ["remove", "write", "folder"])
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_write(tmp_path, writer, next_start):
+    (tmp_path / ".tmp-of-another-program").write_text("x")
+    writer.kill()
+    writer.wait()
+    assert len(leftovers(tmp_path)) == 3
+    if next_start == "remove":
+        remove_leftovers(tmp_path)
+    elif next_start == "write":
+        atomic_write(tmp_path / "other", "x")
+    else:
+        with atomic_folder(tmp_path / "other"):
+            pass
+    assert leftovers(tmp_path) == [".tmp-of-another-program"]
+    assert not {"file", "folder"} & set(names(tmp_path))
+
+
+def test_a_temporary_file_that_vanishes_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """Another process may clear it away in the moment between the two."""
+    lock, seen = files._lock, []
+
+    def slow_lock(path):
+        if not seen:
+            seen.append(path)
+            path.unlink()
+        return lock(path)
+
+    monkeypatch.setattr(files, "_lock", slow_lock)
+    atomic_write(tmp_path / "a", "x")
+    assert seen
+    assert names(tmp_path) == ["a"]
+
+
+def test_without_locks_only_a_folder_of_ones_own_is_cleared(tmp_path, monkeypatch):
+    def no_locks(*_arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    (tmp_path / f"{files._TEMPORARY_PREFIX}1").write_text("x")
+    atomic_write(tmp_path / "a", "x")
+    assert len(names(tmp_path)) == 2
+    remove_leftovers(tmp_path, alone=True)
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_is_gone_from_its_name_at_once(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("x")
+    monkeypatch.setattr("shutil.rmtree", lambda *_arguments, **_options: None)  # as if killed before it began
+    remove_folder(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------
@@ -388,3 +488,33 @@ def test_a_pipe_or_device_is_refused_at_once(tmp_path):
 def test_a_path_that_is_no_file_is_refused_and_named(tmp_path, name, words):
     with pytest.raises(ArtifactError, match=f"{str(tmp_path)[:20]}.*{words}"):
         read_plain_file(tmp_path / name, 100, ArtifactError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"details": None}, "details"),
+        ({"details": [1]}, "details"),
+        ({"files": {"config.json": {"bytes": True, "sha256": "0" * 64}}}, "bytes"),
+        ({"files": {"config.json": {"bytes": 2.0, "sha256": "0" * 64}}}, "bytes"),
+        ({"files": {"config.json": {"bytes": 2, "sha256": "\x1b[31m" + "x" * 5000}}}, "sha256"),
+        ({"files": {"config.json": entry(b"{}") | {"more": 1}}}, "more"),
+        ({"kind": None}, "None version 3"),
+        ({"version": True}, "version True"),
+        ({"version": 3.0}, "version"),
+    ],
+)
+def test_values_of_other_types_under_a_right_digest_are_refused(folder, changes, expected):
+    forge(folder, **changes)
+    with pytest.raises(ArtifactError, match=expected) as caught:
+        check(folder)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_manifest_without_a_kind_is_refused(folder):
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    del manifest["kind"], manifest["digest"]
+    manifest["digest"] = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
+    (folder / MANIFEST_NAME).write_text(canonical_json(manifest))
+    with pytest.raises(ArtifactError, match="holds None version 3, but this command reads"):
+        check(folder)

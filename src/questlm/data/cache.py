@@ -14,7 +14,10 @@ from questlm.data.shards import largest_id
 from questlm.errors import DataError
 from questlm.files import MANIFEST_NAME, canonical_json, read_json, sha256_file, write_json
 
-__all__ = ["cache_folder", "check_sealed", "file_digest", "largest_id_of", "remember", "value_hash"]
+__all__ = ["FACTS", "cache_folder", "check_sealed", "file_digest", "largest_id_of", "remember", "value_hash"]
+
+FACTS = "facts"
+"""Folder in the cache for what `remember` keeps."""
 
 _SMALL_BYTES = 32 * 2**20  # read in a few hundredths of a second, so neither remembered nor spared
 
@@ -35,7 +38,7 @@ def value_hash(value: Any) -> str:
 
 def remember(cache: Path, key: list[Any], compute: Callable[[], Any]) -> Any:
     """The JSON value that `compute()` gives, kept in `cache` under the JSON list `key` from the first call on."""
-    path = cache / "facts" / f"{value_hash(key)}.json"
+    path = cache / FACTS / f"{value_hash(key)}.json"
     with suppress(DataError):
         fact = read_json(path, DataError)
         if isinstance(fact, dict) and fact.get("key") == key and "value" in fact:

@@ -6,8 +6,8 @@ An entry is a folder named by everything that decides its content. It holds `tok
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from questlm.data.stream import TokenStream
 from questlm.data.tokenise import Documents, tokenise
 from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
 from questlm.errors import DataError
-from questlm.files import atomic_folder, atomic_write, seal
+from questlm.files import atomic_folder, atomic_write, remove_folder, seal
 from questlm.progress import progress
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def prepare_text(
         try:
             return _open(entry, config.source, vocab_size)
         except _DamagedError:
-            shutil.rmtree(entry, ignore_errors=True)
+            with suppress(OSError):  # such as when another process found the damage first
+                remove_folder(entry)
     try:
         _build(entry, config, train, val, tokenizer, vocab_size, limit)
     except OSError as problem:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from questlm.config import DataConfig
 from questlm.data.byte_count import count_bytes
-from questlm.data.cache import cache_folder, largest_id_of, remember, value_hash
+from questlm.data.cache import FACTS, cache_folder, largest_id_of, remember, value_hash
 from questlm.data.corpus import prepare_text
 from questlm.data.holdout import tail_start
 from questlm.data.prepared import PreparedData, require_fit, stream_hash
@@ -16,6 +16,7 @@ from questlm.data.sources import Shards, resolve
 from questlm.data.stream import TokenStream
 from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size
 from questlm.errors import ConfigError
+from questlm.files import remove_leftovers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,6 +36,8 @@ def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int |
     the size of the vocabulary cannot be known, MissingDependencyError where reading needs a package that is absent.
     """
     cache = cache_folder(config)
+    for folder in (cache, cache / FACTS):
+        remove_leftovers(folder)
     limit = min((given for given in (config.max_tokens, max_tokens) if given is not None), default=None)
     tokenizer = None if config.tokenizer == "train" else load_tokenizer(Path(config.tokenizer).expanduser())
     if tokenizer is not None:

@@ -9,9 +9,8 @@ A shard is 256 little-endian int32 (magic number, version, number of tokens, zer
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from questlm.data.stream import TokenStream
 from questlm.errors import DataError
+from questlm.files import atomic_file
 
 __all__ = ["ShardWriter", "check_vocabulary", "largest_id", "open_shards", "read_shard", "write_shards"]
 
@@ -45,9 +45,8 @@ class ShardWriter:
         self._file: IO[bytes]
 
     def __enter__(self) -> ShardWriter:
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".tmp-")
-        self._temporary = Path(temporary)
-        self._file = os.fdopen(handle, "wb")
+        self._open = ExitStack()
+        self._file = self._open.enter_context(atomic_file(self._path))
         self._file.write(bytes(_HEADER_BYTES))
         return self
 
@@ -63,21 +62,16 @@ class ShardWriter:
             raise DataError(f"{self._path} would hold more than {_MAX_TOKENS} tokens; write several shards")
         self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
 
-    def __exit__(self, kind: type[BaseException] | None, problem: object, traceback: TracebackType | None) -> None:
-        try:
-            with self._file as file:
-                if kind is None:
-                    header = np.zeros(_HEADER_BYTES // 4, dtype="<i4")
-                    header[:3] = self._magic, self._version, self._count
-                    file.seek(0)
-                    file.write(header.tobytes())
-                    file.flush()
-                    os.fsync(file.fileno())
-            if kind is None:
-                self._temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
-                self._temporary.replace(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._open:  # which removes the file if anything is raised
+            if problem is not None:
+                raise problem
+            header = np.zeros(_HEADER_BYTES // 4, dtype="<i4")
+            header[:3] = self._magic, self._version, self._count
+            self._file.seek(0)
+            self._file.write(header.tobytes())
 
 
 def write_shards(folder: Path, stem: str, arrays: Iterable[NDArray[Any]], vocab_size: int) -> int:

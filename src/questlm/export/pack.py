@@ -33,7 +33,7 @@ from questlm.export.format import (
 )
 from questlm.export.load import Artifact, load_artifact, parse_tokenizer
 from questlm.export.operands import matrix_tensors, narrow_operand, operand_tensors, weight_operand
-from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, seal
+from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, explain_failed_write, seal
 from questlm.models import Llama
 from questlm.ops import Grid
 from questlm.ops.reference.storage import to_int8_rows
@@ -123,9 +123,8 @@ def pack(
             parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
             _check_codes(model, load_artifact(folder))
     except (OSError, SafetensorError) as problem:
-        raise ArtifactError(
-            f"cannot write the artifact {out}: {problem}; free some space there or name another folder"
-        ) from None
+        reason = explain_failed_write(problem) if isinstance(problem, OSError) else problem
+        raise ArtifactError(f"cannot write the artifact {out}: {reason}; or name another folder") from None
     return PackReport(out, sum(parts.values()), parts, config.model.parameters)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from questlm.errors import ConfigError, QuestError
-from questlm.files import atomic_write
+from questlm.files import atomic_write, remove_leftovers
 from questlm.progress import progress
 from questlm.report import pictures
 from questlm.report.drawing import Picture, inline_svg, png_file, require_matplotlib, style, svg_file
@@ -73,11 +73,13 @@ def write_report(paths: Sequence[Path], out: Path, fit: Path | None = None, show
         found = _pictures(gathered, law, shown, notes)
         drawn, files = _draw(found, show_progress)
     folder.mkdir(exist_ok=True)
-    for old in (path for path in folder.iterdir() if _OURS.fullmatch(path.name)):
-        old.unlink()
+    remove_leftovers(folder)
     for name, content in files.items():
         atomic_write(folder / name, content)
     atomic_write(out, page(gathered, law, drawn, shown, notes, folder.name))
+    # Last, so that a report killed half-way leaves the earlier page with all that it links to.
+    for old in (path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path.name not in files):
+        old.unlink()
     unfinished = len(gathered.entries) - len(gathered.finished)
     return Report(out, folder, len(gathered.entries), unfinished, list(drawn), law.fit is not None, notes)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from questlm.errors import ConfigError
-from questlm.files import file_lock
+from questlm.files import file_lock, remove_leftovers
 from questlm.records import RunRecord
 from questlm.sweep.grid import Cell
 from questlm.sweep.runs import (
@@ -103,6 +103,7 @@ class Sweep:
             Stopped: SIGINT or SIGTERM; every run is saved, or begins again if it had nothing to save.
         """
         with locked(self.out):
+            remove_leftovers(self.out)
             (self.out / "logs").mkdir(exist_ok=True)
             for item in self.items:
                 if is_finished(item.cell, self.out):

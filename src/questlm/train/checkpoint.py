@@ -9,7 +9,6 @@ writes its own pieces (`questlm.parallel.storage`). Either kind is read whole or
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from questlm.errors import CheckpointError
-from questlm.files import atomic_folder, canonical_json, read_json, remove_leftovers, seal, verify
+from questlm.files import atomic_folder, canonical_json, read_json, remove_folder, remove_leftovers, seal, verify
 from questlm.parallel import Ranks
 from questlm.parallel.storage import describe_tensors, load_tensors, save_pieces
 
@@ -153,11 +152,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` latest checkpoints, and what killed writers left behind."""
-    remove_leftovers(folder)
+    remove_leftovers(folder, alone=True)
     for old in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
-        # Renamed first, so that a kill half-way through the deletion leaves no damaged checkpoint under a good name.
-        doomed = old.rename(folder / f".tmp-{old.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_folder(old)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from questlm.config import DataConfig, RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
-from questlm.files import atomic_folder, file_lock
+from questlm.files import atomic_folder, file_lock, remove_leftovers
 from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
@@ -133,10 +133,9 @@ class RunFolder:
             yield
 
     def remove_leftovers(self) -> None:
-        """Delete half-written files of a killed process; not folders, which may be an artifact being packed."""
-        for item in self.path.glob(".tmp-*"):
-            if item.is_file():
-                item.unlink(missing_ok=True)
+        """Delete what killed processes left half-written, for a process that holds the run."""
+        remove_leftovers(self.path)  # where an artifact may be being packed meanwhile
+        remove_leftovers(self.checkpoints, alone=True)
 
     def latest_checkpoint(self) -> Path:
         """The run's newest checkpoint.

@@ -1,8 +1,127 @@
-"""Names that tokenizers give to the token that ends a document, likeliest first."""
+"""Tokenizers of the `tokenizers` library: reading one that nobody vouches for, and the token that ends a document.
+
+Text and artifacts both come with a `tokenizer.json`, so both read it here. No torch.
+"""
 
 from __future__ import annotations
 
-__all__ = ["END_OF_TEXT", "END_OF_TEXT_NAMES"]
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from questlm.errors import QuestError, quoted
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = [
+    "END_OF_TEXT",
+    "END_OF_TEXT_NAMES",
+    "LARGEST_VOCABULARY",
+    "library_failures",
+    "parse_tokenizer",
+    "read_tokenizer_text",
+    "usual_end_of_text",
+]
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
+"""Names that tokenizers give to the token that ends a document, likeliest first."""
+
+LARGEST_VOCABULARY = 4_194_304
+"""Entries that a model or a tokenizer may have: ten times those of any tokenizer in use."""
+
+_MAX_FILE_BYTES = 128 * 2**20
+
+
+def read_tokenizer_text(path: Path, error: type[QuestError]) -> str:
+    """The content of a `tokenizer.json`; `error` if it is no plain UTF-8 file of at most 128 MiB."""
+    try:
+        if not path.is_file():
+            raise error(f"{path} is not a plain file, so no tokenizer is read from it")
+        size = path.stat().st_size
+        if size > _MAX_FILE_BYTES:
+            raise error(f"{path} is {size:,} bytes long, but a tokenizer.json may have at most {_MAX_FILE_BYTES:,}")
+        return path.read_bytes().decode()
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror}") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is not a tokenizer.json: byte {problem.start} is not UTF-8") from None
+
+
+def parse_tokenizer(text: str, source: str, error: type[QuestError]) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`, with truncation and padding, which cut or stretch documents, off.
+
+    Whatever is computed from the largest id is bounded from here on: ids are below `LARGEST_VOCABULARY`, and no two
+    tokens share one.
+
+    Args:
+        source: where the text came from, for messages.
+
+    Raises:
+        QuestError: `error`, if it is no such tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    def refuse(reason: str) -> QuestError:
+        return error(f"{source} is not a tokenizer.json of the tokenizers library: {reason}")
+
+    with library_failures(refuse), _silent_stderr():
+        tokenizer: Tokenizer = Tokenizer.from_str(text)
+        vocabulary = tokenizer.get_vocab()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    largest = max(vocabulary.values(), default=-1)
+    if largest >= LARGEST_VOCABULARY:
+        token = next(token for token, index in vocabulary.items() if index == largest)
+        raise error(
+            f"{source} gives the token {quoted(token)} the id {largest}, but ids must be below {LARGEST_VOCABULARY:,}, "
+            "because a model has a row of weights for each; number the tokens from 0 on"
+        )
+    (shared, count), *_ = Counter(vocabulary.values()).most_common(1) or [(0, 0)]
+    if count > 1:
+        tokens = sorted(token for token, index in vocabulary.items() if index == shared)
+        raise error(
+            f"{source} gives the tokens {quoted(tokens[0])} and {quoted(tokens[1])} the same id {shared}; "
+            "each token needs an id of its own"
+        )
+    return tokenizer
+
+
+def usual_end_of_text(tokenizer: Tokenizer) -> int | None:
+    """Id of the token that ends a document, or None where the tokenizer has none under a usual name."""
+    return next((token for name in END_OF_TEXT_NAMES if (token := tokenizer.token_to_id(name)) is not None), None)
+
+
+@contextmanager
+def library_failures(refuse: Callable[[str], QuestError]) -> Iterator[None]:
+    """Raise `refuse(reason)` for whatever the tokenizers library raises in the block.
+
+    A panic of its Rust code among them: that is a BaseException, which no `except Exception` catches.
+    """
+    try:
+        yield
+    except BaseException as problem:
+        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+            raise
+        raise refuse(quoted(" ".join(str(problem).split()), 200)) from None
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing is written to file descriptor 2 in the block: there Rust prints a page about each panic."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (os.devnull is no path of a file)
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -545,6 +545,15 @@ def test_a_config_that_lies_about_a_shape(command: str, place: Path, refused: An
 
 
 @READ
+def test_a_packed_tokenizer_on_which_the_library_panics(command: str, place: Path, refused: Any) -> None:
+    tokenizer = json.loads((place / "model" / "tokenizer.json").read_text())
+    tokenizer["model"]["continuing_subword_prefix"] = "##"
+    (place / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    reseal(place / "model")
+    assert "model/tokenizer.json is not a tokenizer.json of the tokenizers library" in refused(*command.split())
+
+
+@READ
 @pytest.mark.parametrize("name", ["../text.txt", "/etc/hostname", "a/../../text.txt", ".."])
 def test_a_manifest_with_a_path_outside_its_folder(name: str, command: str, place: Path, refused: Any) -> None:
     path = place / "model" / "MANIFEST.json"

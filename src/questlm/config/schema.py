@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from questlm.config.messages import explain
 from questlm.errors import ConfigError, quoted
+from questlm.vocabulary import LARGEST_VOCABULARY
 
 __all__ = [
     "Bits",
@@ -111,7 +112,7 @@ class ModelConfig(Section):
     mlp_hidden: Annotated[int, Field(ge=16, le=262_144)] | None = Field(
         default=None, description="width inside the SwiGLU; None: 8/3 hidden, rounded up to a multiple of 256"
     )
-    vocab_size: Annotated[int, Field(ge=2, le=4_194_304)] | None = Field(
+    vocab_size: Annotated[int, Field(ge=2, le=LARGEST_VOCABULARY)] | None = Field(
         default=None, description="None: as many as the tokenizer has"
     )
     tied_head: bool = Field(default=False, description="the output head shares the embedding's weight")

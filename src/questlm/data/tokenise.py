@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from questlm.data.readers import Piece
 from questlm.data.tokenizer import end_of_text_id
+from questlm.errors import DataError
+from questlm.vocabulary import library_failures
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,7 +62,8 @@ def tokenise(
     end = end_of_text_id(tokenizer)
     left = limit
     for batch in _ahead(_batches(pieces)):
-        encodings = coder.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
+        with library_failures(_cannot_encode):
+            encodings = coder.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
         arrays = []
         for piece, encoding in zip(batch, encodings, strict=True):
             ids = np.array([*encoding.ids, end] if piece.ends_document else encoding.ids, dtype=np.int64)
@@ -75,6 +78,10 @@ def tokenise(
         yield np.concatenate(arrays)
         if left == 0:
             return
+
+
+def _cannot_encode(reason: str) -> DataError:
+    return DataError(f"the tokenizer cannot encode this text: {reason}; use a tokenizer that knows every character")
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from questlm.errors import DataError
-from questlm.vocabulary import END_OF_TEXT, END_OF_TEXT_NAMES
+from questlm.vocabulary import END_OF_TEXT, END_OF_TEXT_NAMES, parse_tokenizer, read_tokenizer_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,18 +62,10 @@ def sample(texts: Iterable[str]) -> list[str]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`. Truncation and padding, which would cut or stretch documents, are switched off."""
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
+    """Read a `tokenizer.json`, with truncation and padding off; errors as `questlm.vocabulary.parse_tokenizer`."""
+    if not path.exists():
         raise DataError(f"{path} does not exist; data.tokenizer must be 'train' or the path of a tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as problem:  # the library raises nothing more particular
-        raise DataError(f"{path} is not a tokenizer.json of the tokenizers library: {problem}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return parse_tokenizer(read_tokenizer_text(path, DataError), str(path), DataError)
 
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:

@@ -32,12 +32,11 @@ from questlm.export.format import (
 from questlm.export.operands import check_codes, matrix_tensors
 from questlm.files import MANIFEST_NAME, read_json, verify
 from questlm.ops.reference.storage import from_int8_rows
-from questlm.vocabulary import END_OF_TEXT_NAMES
+from questlm.vocabulary import parse_tokenizer, read_tokenizer_text
 
-__all__ = ["Artifact", "end_of_text", "load_artifact", "parse_tokenizer"]
+__all__ = ["Artifact", "load_artifact", "require_known_ids"]
 
 _MAX_CONFIG_BYTES = 4 * 2**20
-_MAX_TOKENIZER_BYTES = 128 * 2**20
 _MAX_MESSAGE = 300
 
 
@@ -81,29 +80,17 @@ def load_artifact(path: str | Path) -> Artifact:
         raise ArtifactError(f"{folder} is not a usable artifact: {_brief(problem)}") from None
 
 
-def parse_tokenizer(text: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, with truncation and padding off.
+def require_known_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a tokenizer with ids that a model of `vocab_size` does not know.
 
     Raises:
-        ArtifactError: it is not one, or has ids that a model of `vocab_size` does not know.
+        ArtifactError: it has.
     """
-    try:
-        tokenizer: Tokenizer = Tokenizer.from_str(text)
-        largest = max(tokenizer.get_vocab().values(), default=-1)
-    except Exception as problem:  # the library raises nothing more particular
-        raise ArtifactError(f"{TOKENIZER_NAME} is not one of the tokenizers library: {_brief(problem)}") from None
+    largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         raise ArtifactError(
             f"{TOKENIZER_NAME} has the id {largest}, but the model's vocabulary has {vocab_size} entries"
         )
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def end_of_text(tokenizer: Tokenizer) -> int | None:
-    """Id of the token that ends a document, or None where the tokenizer has none under a usual name."""
-    return next((token for name in END_OF_TEXT_NAMES if (token := tokenizer.token_to_id(name)) is not None), None)
 
 
 def _load(folder: Path) -> Artifact:
@@ -119,11 +106,14 @@ def _load(folder: Path) -> Artifact:
     tensors = _read_tensors(folder / TENSORS_NAME, expected_tensors(config))
     _check_values(config, tensors)
     # A tokenizer.json that the manifest does not list has not been verified, so it is not read.
-    text = _read_tokenizer(folder / TOKENIZER_NAME) if TOKENIZER_NAME in files else None
+    text = read_tokenizer_text(folder / TOKENIZER_NAME, ArtifactError) if TOKENIZER_NAME in files else None
+    tokenizer = None if text is None else parse_tokenizer(text, str(folder / TOKENIZER_NAME), ArtifactError)
+    if tokenizer is not None:
+        require_known_ids(tokenizer, config.model.vocab_size or 0)
     return Artifact(
         config=config,
         tensors=tensors,
-        tokenizer=None if text is None else parse_tokenizer(text, config.model.vocab_size or 0),
+        tokenizer=tokenizer,
         tokenizer_json=text,
         details=details,
         bytes=sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *files)),
@@ -139,11 +129,6 @@ def _read_config(path: Path) -> ArtifactConfig:
         return ArtifactConfig(**values)
     except (ArithmeticError, RuntimeError, ValueError) as problem:
         raise ArtifactError(f"{path} cannot be used: {_brief(problem)}") from None
-
-
-def _read_tokenizer(path: Path) -> str:
-    _refuse_oversized(path, _MAX_TOKENIZER_BYTES)
-    return path.read_bytes().decode()
 
 
 def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tensor]:

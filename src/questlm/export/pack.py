@@ -31,7 +31,7 @@ from questlm.export.format import (
     matrix_shapes,
     norm_names,
 )
-from questlm.export.load import Artifact, load_artifact, parse_tokenizer
+from questlm.export.load import Artifact, load_artifact, require_known_ids
 from questlm.export.operands import matrix_tensors, narrow_operand, operand_tensors, weight_operand
 from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, explain_failed_write, seal
 from questlm.models import Llama
@@ -46,6 +46,7 @@ from questlm.quant import (
     quantized_layers,
 )
 from questlm.quant.quantizers import SparseQuantizer
+from questlm.vocabulary import parse_tokenizer
 
 __all__ = ["PackReport", "pack"]
 
@@ -219,7 +220,7 @@ def _config_bytes(config: ArtifactConfig) -> bytes:
 def _tokenizer_bytes(tokenizer: str | bytes, vocab_size: int) -> bytes:
     try:
         text = tokenizer if isinstance(tokenizer, str) else tokenizer.decode()
-        parse_tokenizer(text, vocab_size)
+        require_known_ids(parse_tokenizer(text, TOKENIZER_NAME, ArtifactError), vocab_size)
         return text.encode()
     except (ArtifactError, UnicodeError) as problem:
         raise ConfigError(f"the tokenizer cannot be packed: {problem}") from None

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from questlm.config import ModelConfig
-from questlm.errors import ArtifactError, ConfigError
+from questlm.errors import ArtifactError, ConfigError, quoted
 from questlm.export.format import ArtifactConfig, matrix_shapes, norm_names
-from questlm.export.load import Artifact, end_of_text, load_artifact
+from questlm.export.load import Artifact, load_artifact
 from questlm.export.operands import matrix_tensors
 from questlm.inference.linear import packed_layer
 from questlm.inference.sampling import Sampling, sample
 from questlm.inference.text import decode_stream
 from questlm.models import KVCache, Llama
+from questlm.vocabulary import library_failures, usual_end_of_text
 
 __all__ = ["PackedModel", "load"]
 
@@ -80,9 +81,11 @@ class PackedModel:
         """Token ids of `text`. ConfigError if the model has no tokenizer, or `text` is not valid Unicode."""
         tokenizer = self._need_tokenizer()
         try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"the text {quoted(text)} is not valid Unicode, so it cannot be encoded") from None
+        with library_failures(lambda reason: ConfigError(f"the tokenizer cannot encode {quoted(text)}: {reason}")):
             ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError:  # how the library says that a str holds half of a surrogate pair
-            raise ConfigError(f"the text {text[:40]!r} is not valid Unicode, so it cannot be encoded") from None
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -148,7 +151,7 @@ class PackedModel:
             raise ConfigError(f"max_new_tokens = {max_new_tokens!r}; it must be at least 1")
         if seed is not None and not 0 <= seed < 2**63:
             raise ConfigError(f"seed = {seed!r}; it must be from 0 to 2**63 - 1, or None")
-        end = end_of_text(self.tokenizer) if self.tokenizer is not None and stop_at_end else None
+        end = usual_end_of_text(self.tokenizer) if self.tokenizer is not None and stop_at_end else None
         return self._decode(self._start(prompt), max_new_tokens, how, seed, end)
 
     def _decode(
@@ -197,7 +200,7 @@ class PackedModel:
                 raise ConfigError(f"the prompt holds the token id {token!r}; ids go from 0 to {vocabulary - 1}")
         if ids:
             return ids
-        end = None if self.tokenizer is None else end_of_text(self.tokenizer)
+        end = None if self.tokenizer is None else usual_end_of_text(self.tokenizer)
         if end is None:
             raise ConfigError("the prompt is empty and the tokenizer has no end-of-text token to start from; give text")
         return [end]

@@ -6,8 +6,9 @@ from tokenizers import Tokenizer
 
 from questlm import ops
 from questlm.errors import ArtifactError
-from questlm.export.load import end_of_text, parse_tokenizer
+from questlm.export.load import require_known_ids
 from questlm.export.operands import _on_grid
+from questlm.vocabulary import parse_tokenizer, usual_end_of_text
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 8, 15, 16, 32, 64, 128, 255, 256])
@@ -39,12 +40,14 @@ def test_a_tokenizer_neither_cuts_nor_pads(tokenizer_json: str) -> None:
     cutting = Tokenizer.from_str(tokenizer_json)
     cutting.enable_truncation(4)
     cutting.enable_padding(length=12)
-    assert len(parse_tokenizer(cutting.to_str(), 257).encode("abcdefgh").ids) == 8
+    whole = parse_tokenizer(cutting.to_str(), "it", ArtifactError)
+    assert len(whole.encode("abcdefgh").ids) == 8
+    require_known_ids(whole, 257)
     with pytest.raises(ArtifactError, match="has the id 256"):
-        parse_tokenizer(tokenizer_json, 256)
+        require_known_ids(whole, 256)
 
 
 def test_the_end_of_text_is_found_by_its_usual_names(tokenizer_json: str) -> None:
-    assert end_of_text(Tokenizer.from_str(tokenizer_json)) == 0
-    assert end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "</s>"))) == 0
-    assert end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "stop"))) is None
+    assert usual_end_of_text(Tokenizer.from_str(tokenizer_json)) == 0
+    assert usual_end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "</s>"))) == 0
+    assert usual_end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "stop"))) is None

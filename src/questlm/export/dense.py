@@ -12,10 +12,11 @@ from torch import Tensor
 from questlm import ops
 from questlm.errors import ConfigError
 from questlm.export.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME, matrix_shapes, norm_names
-from questlm.export.load import Artifact, end_of_text
+from questlm.export.load import Artifact
 from questlm.export.operands import matrix_tensors, narrow_operand, weight_operand
 from questlm.files import atomic_folder, write_json
 from questlm.models import names
+from questlm.vocabulary import usual_end_of_text
 
 __all__ = ["dense_state_dict", "to_hugging_face"]
 
@@ -75,7 +76,7 @@ def _dense_weight(artifact: Artifact, name: str) -> Tensor:
 
 
 def _config(artifact: Artifact) -> dict[str, Any]:
-    end = end_of_text(artifact.tokenizer) if artifact.tokenizer else None
+    end = usual_end_of_text(artifact.tokenizer) if artifact.tokenizer else None
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -87,6 +88,6 @@ def _config(artifact: Artifact) -> dict[str, Any]:
 
 
 def _tokenizer_config(artifact: Artifact) -> dict[str, Any]:
-    end = end_of_text(artifact.tokenizer) if artifact.tokenizer else None
+    end = usual_end_of_text(artifact.tokenizer) if artifact.tokenizer else None
     eos = artifact.tokenizer.id_to_token(end) if artifact.tokenizer and end is not None else None
     return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "eos_token": eos}

@@ -49,10 +49,10 @@ def _bar(description: str, total: float | None) -> Iterator[Update]:
             return Text("" if left is None else f"{duration_text(left)} left", style="progress.remaining")
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TaskProgressColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
         TimeLeft(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:

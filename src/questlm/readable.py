@@ -14,11 +14,11 @@ def count_text(value: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Three digits: 15.6 MB, 4.76 GB."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+    """Three digits and a unit of 1000s: 512 bytes, 401 kB, 15.6 MB, 4.76 GB."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"
-    return f"{count / 1e6:.3g} MB"
+    return f"{count:.3g} bytes"
 
 
 def duration_text(seconds: float) -> str:

@@ -13,6 +13,7 @@ from questlm.cli.pack import pack_run, report_rows
 from questlm.cli.train import metric_rows, run_training
 from questlm.config import load_config
 from questlm.errors import QuestError
+from questlm.terminal import command_text, say, say_piece
 
 __all__ = ["demo"]
 
@@ -43,7 +44,7 @@ def demo(
     assert record.final is not None
 
     packed = run / "packed"
-    typer.echo(f"2. Pack it into {packed}, load that with the inference engine, and measure it again.")
+    say(f"2. Pack it into {packed}, load that with the inference engine, and measure it again.")
     report = pack_run(run, packed)
     result, _ = evaluate_artifact(packed)
     gap = result.loss - float(record.final["loss"] or 0.0)
@@ -53,11 +54,10 @@ def demo(
         raise QuestError(f"the packed model's loss differs from the trained one's by {gap:+.2e} nats; this is a bug")
 
     typer.echo(f"3. Let it write. Prompt: {_PROMPT!r}\n")
-    typer.echo(_PROMPT, nl=False)
+    say_piece(_PROMPT)
     for piece in load(packed).stream(_PROMPT, max_new_tokens=120, temperature=0.6, seed=0):
-        typer.echo(piece, nl=False)
-    typer.echo(
-        f"\n\nNext: quest generate {packed} --prompt 'class '\n"
-        f"      quest train --preset nano --data your_text.txt --seconds 600\n"
-        f"      quest train --help"
-    )
+        say_piece(piece)
+    say_piece("\n\n")
+    say(f"Next: {command_text('generate', packed, '--prompt', 'class ')}")
+    say("      quest train --preset nano --data your_text.txt --seconds 600")
+    say("      quest train --help")

@@ -12,6 +12,7 @@ import typer
 from questlm.cli.options import parse_bits, print_table
 from questlm.config import QuantSpec, RunConfig
 from questlm.errors import CheckpointError, ConfigError, DataError
+from questlm.terminal import say
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,10 @@ def diagnose(
     print_table(f"diagnostics {folder}", _rows(result))
     persistence = result["masks"]["persistence"]
     if result["note"]:
-        typer.echo(result["note"])
+        say(result["note"])
     if "skipped" in persistence:
-        typer.echo(f"Not drawn: {persistence['skipped']}.")
-    typer.echo(f"Wrote {RESULT_NAME} and {len(result['pictures'])} pictures to {folder}")
+        say(f"Not drawn: {persistence['skipped']}.")
+    say(f"Wrote {RESULT_NAME} and {len(result['pictures'])} pictures to {folder}")
 
 
 def diagnose_run(

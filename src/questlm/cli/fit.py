@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from questlm.errors import ConfigError
+from questlm.terminal import cell, say
 
 if TYPE_CHECKING:
     from questlm.scaling import Estimate, LawFit, Run
@@ -59,10 +60,10 @@ def fit(
         _print_scores(found)
     if json_file is not None:
         law.save(json_file)
-        typer.echo(f"Wrote {json_file}")
+        say(f"Wrote {json_file}")
     if picture is not None:
         draw_fit(law, picture)
-        typer.echo(f"Drew {picture}")
+        say(f"Drew {picture}")
 
 
 def _print_law(law: LawFit) -> None:
@@ -72,9 +73,9 @@ def _print_law(law: LawFit) -> None:
     rows = [(name, str(law.groups[name]), *_columns(law, name, estimate)) for name, estimate in law.eff.items()]
     rows = [("bf16", str(law.groups["bf16"]), "1", "by definition", ""), *rows]
     _print("eff: what a parameter is worth in BF16 ones", ("", "runs", "eff", "95 % profile", "95 % bootstrap"), rows)
-    typer.echo(f"The law's losses are off by {100 * law.rms_log_residual:.2f} % (root mean square).")
+    say(f"The law's losses are off by {100 * law.rms_log_residual:.2f} % (root mean square).")
     for warning in law.warnings:
-        typer.echo(f"Warning: {warning}.")
+        say(f"Warning: {warning}.")
 
 
 def _columns(law: LawFit, name: str, estimate: Estimate) -> tuple[str, str, str]:
@@ -109,8 +110,8 @@ def _print_scores(runs: Sequence[Run]) -> None:
         rows,
     )
     if len(chosen) < len(runs):
-        typer.echo(f"Left out: {len(runs) - len(chosen)} runs of other methods and formats than most.")
-    typer.echo(_verdict(scores))
+        say(f"Left out: {len(runs) - len(chosen)} runs of other methods and formats than most.")
+    say(_verdict(scores))
 
 
 def _verdict(scores: Sequence[Score]) -> str:
@@ -134,7 +135,6 @@ def _percent(error: float | None) -> str:
 
 def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
@@ -142,6 +142,6 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for name in header[1:]:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(f"[bold]{escape(title)}[/bold]")
+        table.add_row(*map(cell, row))
+    Console().print(cell(title, "bold"))
     Console().print(table)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from questlm.errors import ConfigError
+from questlm.terminal import command_text, say_piece
 
 __all__ = ["generate"]
 
@@ -33,13 +34,14 @@ def generate(
 
     if (artifact / "config.yaml").exists():
         raise ConfigError(
-            f"{artifact} is a run folder, not an artifact; pack it first: quest pack {artifact} --out {artifact}/packed"
+            f"{artifact} is a run folder, not an artifact; pack it first: "
+            f"{command_text('pack', artifact, '--out', artifact / 'packed')}"
         )
     model = load(artifact)
     stream = model.stream(
         prompt, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
-    typer.echo(prompt, nl=False)
+    say_piece(prompt)
     for piece in stream:
-        typer.echo(piece, nl=False)
-    typer.echo()
+        say_piece(piece)
+    say_piece("\n")

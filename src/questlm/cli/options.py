@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
+from questlm.readable import bytes_text
+from questlm.terminal import cell
 
 __all__ = ["fresh_folder", "parse_bits", "parse_bytes", "parse_count", "parse_seconds", "print_table", "size"]
 
@@ -23,7 +25,9 @@ def parse_count(text: str, option: str) -> int:
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]*)?(?:e[0-9]{1,2})?)\s*([kmbgt]?)\s*", text.lower())
     value = int(Decimal(re.sub("[_,]", "", match.group(1))) * _SUFFIXES[match.group(2)]) if match else 0
     if not 1 <= value < 2**63:
-        raise ConfigError(f"{option} {text!r} is not a number of at least 1; write it like 5000000, 5e6, 5M or 1.5B")
+        raise ConfigError(
+            f"{option} {quoted(text)} is not a number of at least 1; write it like 5000000, 5e6, 5M or 1.5B"
+        )
     return value
 
 
@@ -37,7 +41,9 @@ def parse_bytes(text: str, option: str) -> float:
     power = "kmgt".find(match.group(2)) + 1 if match and match.group(2) else 0
     value = float(re.sub("[_,]", "", match.group(1))) * (1024 if match.group(3) else 1000) ** power if match else 0.0
     if not 0 < value < 2**63:
-        raise ConfigError(f"{option} {text!r} is not a number of bytes above 0; write it like 16000000, 16MB or 1.5GiB")
+        raise ConfigError(
+            f"{option} {quoted(text)} is not a number of bytes above 0; write it like 16000000, 16MB or 1.5GiB"
+        )
     return value
 
 
@@ -50,13 +56,13 @@ def parse_seconds(text: str, option: str) -> float:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(us|ms|s)\s*", text.lower())
     value = float(match.group(1)) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match.group(2)] if match else 0.0
     if not value > 0:
-        raise ConfigError(f"{option} {text!r} is not a time above 0; write it like 5ms, 800us or 0.5s")
+        raise ConfigError(f"{option} {quoted(text)} is not a time above 0; write it like 5ms, 800us or 0.5s")
     return value
 
 
 def parse_bits(text: str | None) -> int | str | None:
     """A number of bits, or a word such as 'ternary' (the settings decide which are allowed)."""
-    return int(text) if text is not None and text.isdecimal() else text
+    return int(text) if text is not None and text.isdecimal() and len(text) < 10 else text
 
 
 def fresh_folder(name: str) -> Path:
@@ -71,17 +77,16 @@ def fresh_folder(name: str) -> Path:
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print a table of names and values on stdout."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", show_header=False)
+    table = Table(title=cell(title, "table.title"), title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(escape(name), escape(value))
+        table.add_row(cell(name), cell(value))
     Console().print(table)
 
 
 def size(count: int) -> str:
     """A number of bytes for people: 1,234,567 bytes (1.23 MB)."""
-    return f"{count:,} bytes ({count / 1e6:.2f} MB)"
+    return f"{count:,} bytes ({bytes_text(count)})" if count >= 1000 else bytes_text(count)

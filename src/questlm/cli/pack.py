@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from questlm.cli.options import print_table, size
+from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
     from questlm.export.pack import PackReport
@@ -32,7 +33,7 @@ def pack(
         quest pack runs/nano-quest-w4a4 --out model-small/ --embeddings int8
     """
     print_table(f"artifact {out}", report_rows(pack_run(run, out, embeddings)))
-    typer.echo(f"Next: quest eval {out}   or   quest generate {out} --prompt 'def '")
+    say(f"Next: {command_text('eval', out)}   or   {command_text('generate', out, '--prompt', 'def ')}")
 
 
 def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = None) -> PackReport:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from questlm.cli.options import parse_bytes, parse_count, parse_seconds
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 from questlm.readable import bytes_text, count_text
+from questlm.terminal import cell, command_text, say
 
 if TYPE_CHECKING:
     from questlm.scaling import LawFit
@@ -65,7 +66,7 @@ def plan(
     if picture is not None:
         check_picture(picture)
     if embeddings not in _EMBEDDINGS:
-        raise ConfigError(f"--embeddings {embeddings!r} is not one of {' and '.join(_EMBEDDINGS)}")
+        raise ConfigError(f"--embeddings {quoted(embeddings)} is not one of {' and '.join(_EMBEDDINGS)}")
     found = find_gpu(gpu) if gpu is not None else None
     limits = Limits(
         memory=parse_bytes(memory, "--memory") if memory is not None else None,
@@ -161,37 +162,36 @@ def _print(fit: LawFit, limits: Limits, made: Plan, out: Path | None) -> None:
     from rich.table import Table
 
     console, best = Console(), made.best
-    console.print(
-        f"Train [bold]{count_text(best.model.block_parameters)}[/bold] parameters ({best.model.layers} layers of "
-        f"{best.model.hidden}) in [bold]{best.group}[/bold] on {count_text(best.tokens)} tokens: expected loss "
-        f"[bold]{best.loss:.3f}[/bold] nats a token ({best.low:.3f} to {best.high:.3f}).",
-        highlight=False,
+    say(
+        f"Train {count_text(best.model.block_parameters)} parameters ({best.model.layers} layers of "
+        f"{best.model.hidden}) in {best.group} on {count_text(best.tokens)} tokens: expected loss "
+        f"{best.loss:.3f} nats a token ({best.low:.3f} to {best.high:.3f})."
     )
     table = Table(
         title="the best of each precision", title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for name in ("precision", "params", "shape", "MB", "tokens", "loss (95 %)", "won"):
+    for name in ("precision", "params", "shape", "packed", "tokens", "loss (95 %)", "won"):
         table.add_column(name, justify="left" if name == "precision" else "right", no_wrap=True)
     names = _names([choice.group for choice in made.choices])
     for choice in made.choices:
         table.add_row(
-            names[choice.group],
+            cell(names[choice.group]),
             count_text(choice.model.block_parameters),
             f"{choice.model.layers} x {choice.model.hidden}",
-            f"{choice.bytes / 1e6:,.1f}",
+            bytes_text(choice.bytes),
             count_text(choice.tokens),
             f"{choice.loss:.3f} ({choice.low:.3f}-{choice.high:.3f}){'*' if choice.outside else ' '}",
             f"{choice.wins:.0%}",
         )
     console.print(table)
-    console.print("won: share of the fit's bootstrap draws by which it is the best of all", highlight=False)
+    say("won: share of the fit's bootstrap draws by which it is the best of all")
     if any(choice.outside for choice in made.choices):
-        console.print("* outside the range that the law was fitted on: the interval is widened", highlight=False)
+        say("* outside the range that the law was fitted on: the interval is widened")
     _print_moves(console, fit, limits, made)
     for note in made.notes:
-        console.print(f"- {note}", highlight=False, markup=False)
+        say(f"- {note}")
     if out is not None:
-        console.print(f"wrote {out}; train it with: quest train --config {out} --data YOUR_TEXT", markup=False)
+        say(f"wrote {out}; train it with: {command_text('train', '--config', out, '--data', 'YOUR_TEXT')}")
 
 
 def _print_moves(console: Any, fit: LawFit, limits: Limits, made: Plan) -> None:
@@ -217,7 +217,7 @@ def _print_moves(console: Any, fit: LawFit, limits: Limits, made: Plan) -> None:
         for columns in _STEPS:
             moved = replace(limits, memory=memory * rows, **{amount: getattr(limits, amount) * columns})
             at = best_shapes(fit, moved, groups)
-            cells.append(f"{names[at[0].group]} {count_text(at[0].model.block_parameters)}" if at else "-")
+            cells.append(cell(f"{names[at[0].group]} {count_text(at[0].model.block_parameters)}" if at else "-"))
         table.add_row(bytes_text(memory * rows), *cells)
     console.print(table)
 

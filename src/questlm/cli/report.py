@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from questlm.terminal import say
+
 __all__ = ["report"]
 
 
@@ -33,8 +35,8 @@ def report(
 
     written = write_report(runs, out, fit)
     for note in written.notes:
-        typer.echo(f"quest: note: {note}", err=True)
+        say(f"quest: note: {note}", err=True)
     unfinished = f" ({written.unfinished} unfinished)" if written.unfinished else ""
     law = "with" if written.fitted else "without"
-    typer.echo(f"Wrote {written.page}: {written.runs} runs{unfinished}, {law} a fitted law")
-    typer.echo(f"Wrote {len(written.pictures)} pictures as SVG, PNG and CSV to {written.folder}")
+    say(f"Wrote {written.page}: {written.runs} runs{unfinished}, {law} a fitted law")
+    say(f"Wrote {len(written.pictures)} pictures as SVG, PNG and CSV to {written.folder}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from questlm.errors import ConfigError
+from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
     from questlm.sweep import Cell
@@ -51,7 +53,7 @@ def sweep(
             typer.echo(line)
     elif slurm is not None:
         atomic_write(slurm, slurm_script(runs, folder))
-        typer.echo(f"{slurm}: {len(runs)} tasks; next: sbatch {slurm}")
+        say(f"{slurm}: {len(runs)} tasks; next: sbatch {shlex.quote(str(slurm))}")
     else:
         _run(runs, folder, jobs, retries)
 
@@ -68,13 +70,13 @@ def _run(runs: list[Cell], folder: Path, jobs: int | None, retries: int) -> None
         with display() as show:
             work.run(show)
     except Stopped as stop:
-        typer.echo(f"quest: {stop}", err=True)
+        say(f"quest: {stop}", err=True)
         raise typer.Exit(128 + stop.signal_number) from None
     Console().print(table(work))
     if work.of_state("failed"):
-        typer.echo(f"quest: some runs failed; see {folder / 'logs'}; the same command tries them again", err=True)
+        say(f"quest: some runs failed; see {folder / 'logs'}; the same command tries them again", err=True)
         raise typer.Exit(1)
-    typer.echo(f"Next: quest fit {folder}")
+    say(f"Next: {command_text('fit', folder)}")
 
 
 def _cores() -> int:

@@ -14,6 +14,7 @@ from questlm.config import PRESETS, RunConfig, load_config
 from questlm.config import preset as preset_settings
 from questlm.config.load import merge
 from questlm.errors import ConfigError, QuestError
+from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
     from questlm.records import RunRecord
@@ -140,7 +141,7 @@ def _with_usual_bits(settings: RunConfig) -> RunConfig:
 
 
 def _say_next(run: Path) -> None:
-    typer.echo(f"Next: quest pack {run} --out {run}/packed")
+    say(f"Next: {command_text('pack', run, '--out', run / 'packed')}")
 
 
 def _stoppable(work: Any) -> Any:
@@ -150,7 +151,7 @@ def _stoppable(work: Any) -> Any:
         return work()
     except Interrupted as stop:
         if _speaks():
-            typer.echo(f"quest: {stop}", err=True)
+            say(f"quest: {stop}", err=True)
         raise typer.Exit(128 + stop.signal_number) from None
     except LostPeerError:
         raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from questlm.readable import bytes_text
+from questlm.readable import bytes_text, count_text
 from questlm.scaling.picture import check_picture, label, picture
 from questlm.scaling.plan import Choice, Limits, Plan, best_shapes
 from questlm.scaling.result import LawFit
@@ -110,5 +110,5 @@ def _draw_frontier(
         ylabel="predicted loss, nats a token",
     )
     axes.set_title(
-        f"Loss over bytes; the dot: {best.model.block_parameters / 1e6:,.0f}M in {label(best.group)}", loc="left"
+        f"Loss over bytes; the dot: {count_text(best.model.block_parameters)} in {label(best.group)}", loc="left"
     )

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from questlm.errors import ConfigError, DataError, nearest_name
+from questlm.errors import ConfigError, DataError, nearest_name, quoted
 from questlm.files import read_json, write_json
 from questlm.scaling.runs import BASELINE
+from questlm.terminal import command_text
 
 __all__ = ["LAW_PARAMETERS", "Estimate", "LawFit", "Residual"]
 
@@ -97,7 +98,7 @@ class LawFit:
             return 1.0
         if group not in self.eff:
             raise ConfigError(
-                f"the law was not fitted to {group!r}; it knows {', '.join(self.groups)}."
+                f"the law was not fitted to {quoted(group)}; it knows {', '.join(self.groups)}."
                 f"{nearest_name(group, self.groups)}"
             )
         return self.eff[group].value
@@ -163,10 +164,11 @@ class LawFit:
         """
         content = read_json(path, DataError)
         if not isinstance(content, dict) or "format" not in content or "eff" not in content:
-            raise DataError(f"{path} is not a fitted law; write one with: quest fit RUNS --json {path.name}")
+            fit = command_text("fit", "RUNS", "--json", Path(path.name))
+            raise DataError(f"{path} is not a fitted law; write one with: {fit}")
         if content["format"] != _FORMAT:
             raise DataError(
-                f"{path} is a fitted law of format {content['format']!r:.20}, but this version reads {_FORMAT}; "
+                f"{path} is a fitted law of format {quoted(content['format'])}, but this version reads {_FORMAT}; "
                 f"fit the runs again"
             )
         try:

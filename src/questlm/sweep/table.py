@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from questlm.readable import duration_text
 from questlm.sweep.queue import Item, State, Sweep
+from questlm.terminal import cell, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +38,6 @@ def display() -> Iterator[Show]:
 
 def table(sweep: Sweep) -> Table:
     """Every run with its state, loss and speed; those that run and fail first, as a terminal may be too low for all."""
-    from rich.markup import escape
     from rich.table import Table
 
     result = Table(title=summary(sweep), title_justify="left")
@@ -47,7 +47,7 @@ def table(sweep: Sweep) -> Table:
         result.add_column(name, justify="right")
     for state, style in _STYLES.items():
         for item in sweep.of_state(state):
-            result.add_row(item.cell.name, escape(_state(item)), *_figures(item), style=style)
+            result.add_row(cell(item.cell.name), cell(_state(item)), *_figures(item), style=style)
     return result
 
 
@@ -72,12 +72,12 @@ def _lines() -> Show:
         for item in sweep.items:
             now = (item.state, item.attempts)
             if seen.get(item.cell.name, ("waiting", 0)) != now and not (first and item.state == "finished"):
-                print(f"{item.cell.name}: {_state(item)}{_said(item)}", file=sys.stderr, flush=True)
+                say(f"{item.cell.name}: {_state(item)}{_said(item)}", err=True)
                 changed |= item.state in ("finished", "failed")
             seen[item.cell.name] = now
         if first or changed or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            print(summary(sweep), file=sys.stderr, flush=True)
+            say(summary(sweep), err=True)
 
     return show
 

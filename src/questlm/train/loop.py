@@ -40,6 +40,7 @@ from questlm.parallel import (
 from questlm.progress import progress
 from questlm.quant import StatefulQuantizer, held_weights, set_quantization_strength
 from questlm.records import RunRecord, package_versions
+from questlm.terminal import command_text
 from questlm.train.cage import cage_strength, pull_to_grid
 from questlm.train.checkpoint import (
     fill_tensors,
@@ -72,7 +73,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
     """Training stopped on a signal, after saving. Carries the signal's number and the run folder."""
 
     def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"stopped by signal {signal_number}; continue with: quest train --resume {run}")
+        super().__init__(f"stopped by signal {signal_number}; continue with: {command_text('train', '--resume', run)}")
         self.signal_number, self.run = signal_number, run
 
 
@@ -152,7 +153,7 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
 def _together(train: TrainConfig, out: Path) -> Iterator[Ranks]:
     """The processes that train, connected; alone, this one."""
     ranks = Ranks.from_environment()
-    advice = f"continue from the last checkpoint with: quest train --resume {out}"
+    advice = f"continue from the last checkpoint with: {command_text('train', '--resume', out)}"
     with reporting_lost_peers(ranks, advice), connect(ranks, pick_device(train.device, ranks), train.timeout) as joined:
         yield joined
 

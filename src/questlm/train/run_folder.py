@@ -13,6 +13,7 @@ from questlm.errors import CheckpointError, ConfigError
 from questlm.files import atomic_folder, file_lock, remove_leftovers
 from questlm.models import Llama
 from questlm.quant import prepare
+from questlm.terminal import command_text
 from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
 from questlm.train.origin import DATA_PATHS, ORIGIN_NAME, Origin, located
 
@@ -71,7 +72,7 @@ class RunFolder:
         if taken or self.path.is_symlink():
             raise ConfigError(
                 f"the run folder {self.path} exists already; continue that run with "
-                f"`quest train --resume {self.path}`, or name another folder with --out"
+                f"`{command_text('train', '--resume', self.path)}`, or name another folder with --out"
             )
 
     def create(self, config: RunConfig, tokenizer: str | None, origin: Origin) -> None:

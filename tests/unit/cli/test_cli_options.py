@@ -45,7 +45,8 @@ def test_a_large_whole_number_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "bits"), [("4", 4), ("16", 16), ("ternary", "ternary"), ("x", "x"), ("-1", "-1"), (None, None)]
+    ("text", "bits"),
+    [("4", 4), ("16", 16), ("ternary", "ternary"), ("x", "x"), ("-1", "-1"), ("9" * 5000, "9" * 5000), (None, None)],
 )
 def test_bits_are_numbers_or_words(text: str | None, bits: int | str | None) -> None:
     assert parse_bits(text) == bits

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from questlm.readable import count_text
+from questlm.readable import bytes_text, count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import legend, log_axis, marker_style, panels, plural, value_text
@@ -100,7 +100,7 @@ def _group(axis: Any, gid: str, entries: Sequence[Entry], size: Mapping[int, int
     axis.plot([x / 1e6 for x in best], list(best.values()), color=look.color, linestyle=look.dash, linewidth=1.2)
     points = [(size[id(entry)] / 1e6, entry.run.loss) for entry in entries]
     axis.plot(*zip(*points, strict=True), gid=gid, **marker_style(look))
-    return {gid: [f"{e.name}: {e.run.group}, {size[id(e)] / 1e6:.3g} MB, loss {e.run.loss:.4f}" for e in entries]}
+    return {gid: [f"{e.name}: {e.run.group}, {bytes_text(size[id(e)])}, loss {e.run.loss:.4f}" for e in entries]}
 
 
 def _caption(
@@ -130,4 +130,4 @@ def _caption(
 
 def _point(entry: Entry, size: Mapping[int, int]) -> str:
     run = entry.run
-    return f"{value_text(size[id(entry)] / 1e6)} MB at {run.loss:.3f} ({run.group}, N = {count_text(run.parameters)})"
+    return f"{bytes_text(size[id(entry)])} at {run.loss:.3f} ({run.group}, N = {count_text(run.parameters)})"

@@ -53,6 +53,7 @@ MANIFEST_NAME = "MANIFEST.json"
 _TEMPORARY_PREFIX = ".tmp-questlm-"  # no other program's, because `remove_leftovers` deletes by this name
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _MAX_MANIFEST_FILES = 10_000
+_DEEPEST_JSON = 64
 
 T = TypeVar("T")
 
@@ -120,9 +121,25 @@ def read_json(path: Path, error: type[QuestError], limit: int = _MAX_JSON_BYTES)
     """Parse a JSON file; any fault (absent, above `limit` bytes, not UTF-8, not JSON, nested deeply) raises `error`."""
     content = read_plain_file(path, limit, error)
     try:
-        return json.loads(content, object_pairs_hook=_unique)
+        value = json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON ({type(problem).__name__}: {problem}); it is damaged") from None
+    if _is_nested_beyond(_DEEPEST_JSON, value):
+        raise error(f"{path} holds values nested more than {_DEEPEST_JSON} deep; it is damaged")
+    return value
+
+
+def _is_nested_beyond(depth: int, value: Any) -> bool:
+    # Not recursive: some versions of Python parse what is nested thousands deep, and recursive readers then fail.
+    level = [value]
+    for _ in range(depth):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, list | dict)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

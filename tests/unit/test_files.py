@@ -518,3 +518,13 @@ def test_a_manifest_without_a_kind_is_refused(folder):
     (folder / MANIFEST_NAME).write_text(canonical_json(manifest))
     with pytest.raises(ArtifactError, match="holds None version 3, but this command reads"):
         check(folder)
+
+
+@pytest.mark.parametrize(("depth", "fine"), [(64, True), (65, False), (900, False), (100_000, False)])
+def test_json_is_nested_64_deep_at_most(tmp_path, depth, fine):
+    (tmp_path / "a.json").write_text("[" * depth + "]" * depth)
+    if fine:
+        read_json(tmp_path / "a.json", ArtifactError)
+    else:
+        with pytest.raises(ArtifactError, match=r"nested more than 64 deep|RecursionError"):
+            read_json(tmp_path / "a.json", ArtifactError)

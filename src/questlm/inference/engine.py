@@ -45,7 +45,9 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     try:
         place = torch.empty(0, device=device).device
     except (AssertionError, RuntimeError, ValueError) as problem:
-        raise ConfigError(f"device = {str(device)!r} cannot be used here: {str(problem).splitlines()[0]}") from None
+        raise ConfigError(
+            f"device = {quoted(str(device))} cannot be used here: {str(problem).splitlines()[0]}"
+        ) from None
     return PackedModel(load_artifact(path), place, dtype)
 
 
@@ -148,9 +150,9 @@ class PackedModel:
         """As `generate`, token ids; the one that ends the document is not among them."""
         how = Sampling(temperature, top_k, top_p)
         if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens = {max_new_tokens!r}; it must be at least 1")
+            raise ConfigError(f"max_new_tokens = {quoted(max_new_tokens)}; it must be at least 1")
         if seed is not None and not 0 <= seed < 2**63:
-            raise ConfigError(f"seed = {seed!r}; it must be from 0 to 2**63 - 1, or None")
+            raise ConfigError(f"seed = {quoted(seed)}; it must be from 0 to 2**63 - 1, or None")
         end = usual_end_of_text(self.tokenizer) if self.tokenizer is not None and stop_at_end else None
         return self._decode(self._start(prompt), max_new_tokens, how, seed, end)
 
@@ -197,7 +199,7 @@ class PackedModel:
         vocabulary = self.config.vocab_size or 0
         for token in ids:
             if not 0 <= token < vocabulary:
-                raise ConfigError(f"the prompt holds the token id {token!r}; ids go from 0 to {vocabulary - 1}")
+                raise ConfigError(f"the prompt holds the token id {quoted(token)}; ids go from 0 to {vocabulary - 1}")
         if ids:
             return ids
         end = None if self.tokenizer is None else usual_end_of_text(self.tokenizer)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 
 __all__ = ["Sampling", "sample"]
 
@@ -28,11 +28,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature = {self.temperature!r}; it must be 0 (greedy) or a positive number")
+            raise ConfigError(f"temperature = {quoted(self.temperature)}; it must be 0 (greedy) or a positive number")
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k = {self.top_k!r}; it must be at least 1, or None for no limit")
+            raise ConfigError(f"top_k = {quoted(self.top_k)}; it must be at least 1, or None for no limit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p = {self.top_p!r}; it must be above 0 and at most 1, or None for no limit")
+            raise ConfigError(f"top_p = {quoted(self.top_p)}; it must be above 0 and at most 1, or None for no limit")
 
 
 def sample(logits: Tensor, how: Sampling, generator: torch.Generator) -> int:

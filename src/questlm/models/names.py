@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from questlm.config import ModelConfig, RopeScaling
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 
 __all__ = ["from_hugging_face", "hugging_face_config", "model_config_from_hugging_face", "to_hugging_face"]
 
@@ -110,12 +110,12 @@ def model_config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
-        raise ConfigError(f"model_type {kind!r:.80} is not supported; it must be one of {', '.join(_DEFAULTS)}")
+        raise ConfigError(f"model_type {quoted(kind)} is not supported; it must be one of {', '.join(_DEFAULTS)}")
     values = _DEFAULTS[kind] | dict(config)
     for name, allowed in _PLAIN.items():
         if values.get(name, allowed[0]) not in allowed:
             words = " or ".join(map(str, allowed))
-            raise ConfigError(f"{name} = {values[name]!r:.80} is not supported; in a plain Llama it is {words}")
+            raise ConfigError(f"{name} = {quoted(values[name])} is not supported; in a plain Llama it is {words}")
     for name in _SHAPE.values():
         if name not in values:
             raise ConfigError(f"{name} is missing")
@@ -128,10 +128,10 @@ def _rope(values: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
     # Until its version 5, transformers had rope_theta beside rope_scaling; since then both are in rope_parameters.
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
-        raise ConfigError(f"rope_scaling = {rope!r:.80} cannot be used; a table of settings is expected")
+        raise ConfigError(f"rope_scaling = {quoted(rope)} cannot be used; a table of settings is expected")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise ConfigError(f"rope_scaling of type {kind!r:.80} is not supported; it must be default, linear or llama3")
+        raise ConfigError(f"rope_scaling of type {quoted(kind)} is not supported; it must be default, linear or llama3")
     if rope.get("partial_rotary_factor") not in _PLAIN["partial_rotary_factor"]:
         raise ConfigError("partial_rotary_factor is not supported; in a plain Llama it is 1")
     theta = rope.get("rope_theta", values["rope_theta"])
@@ -165,5 +165,7 @@ def _rename(name: str, layer_pattern: str, layer_prefix: str, table: Mapping[str
     rest = name[match.end() :] if match else name
     module, _, kind = rest.rpartition(".")
     if module not in table or kind != "weight":
-        raise ConfigError(f"the weight {name!r} has no place in a plain Llama (biases and adapters are not supported)")
+        raise ConfigError(
+            f"the weight {quoted(name)} has no place in a plain Llama (biases and adapters are not supported)"
+        )
     return f"{layer_prefix.format(match.group(1)) if match else ''}{table[module]}.{kind}"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from questlm.errors import BackendError, nearest_name
+from questlm.errors import BackendError, nearest_name, quoted
 
 __all__ = [
     "BACKENDS",
@@ -53,7 +53,9 @@ def using_backend(name: str) -> Iterator[None]:
     """
     global _requested
     if name not in BACKENDS:
-        raise BackendError(f"no backend {name!r}.{nearest_name(name, BACKENDS)} There are: {', '.join(BACKENDS)}.")
+        raise BackendError(
+            f"no backend {quoted(name)}.{nearest_name(name, BACKENDS)} There are: {', '.join(BACKENDS)}."
+        )
     reason = None if name == "auto" else unavailable(name)
     if reason:
         raise BackendError(f"the {name} backend cannot run here: {reason}")

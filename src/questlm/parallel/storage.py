@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from questlm.errors import CheckpointError
+from questlm.errors import CheckpointError, quoted
 from questlm.parallel.ranks import Ranks, reporting_lost_peers
 
 __all__ = ["TensorInfo", "describe_tensors", "load_tensors", "save_pieces"]
@@ -67,7 +67,7 @@ def describe_tensors(folder: Path) -> dict[str, TensorInfo]:
     for name, item in _metadata(folder).state_dict_metadata.items():
         held = sum(chunk.sizes.numel() for chunk in item.chunks)
         if held != item.size.numel():
-            raise CheckpointError(f"{folder} holds {held} of the {item.size.numel()} entries of {name!r:.80}")
+            raise CheckpointError(f"{folder} holds {held} of the {item.size.numel()} entries of {quoted(name)}")
         found[name] = TensorInfo(tuple(item.size), item.properties.dtype)
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from questlm.errors import ConfigError, DataError, nearest_name
+from questlm.errors import ConfigError, DataError, nearest_name, quoted
 from questlm.files import read_json
 from questlm.scaling.runs import BASELINE
 
@@ -71,8 +71,8 @@ def find_gpu(name: str) -> Gpu:
     if name.lower() not in gpus:
         known = ", ".join(sorted(gpus))
         raise ConfigError(
-            f"nothing was measured on a GPU {name!r}.{nearest_name(name, gpus)} There are measurements of: {known}; "
-            f"say --tokens, or make some with benchmarks/bench_train_step.py"
+            f"nothing was measured on a GPU {quoted(name)}.{nearest_name(name, gpus)} "
+            f"There are measurements of: {known}; say --tokens, or make some with benchmarks/bench_train_step.py"
         )
     return gpus[name.lower()]
 

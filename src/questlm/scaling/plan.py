@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questlm.config import DataConfig, ModelConfig, QuantSpec
-from questlm.errors import ConfigError, nearest_name
+from questlm.errors import ConfigError, nearest_name, quoted
 from questlm.scaling.hardware import Gpu
 from questlm.scaling.result import LawFit
 from questlm.scaling.runs import BASELINE
@@ -214,7 +214,7 @@ def matching(groups: Sequence[str], wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in parts:
             raise ConfigError(
-                f"the law has no precision {name!r}.{nearest_name(name, parts)} There are: {', '.join(groups)}."
+                f"the law has no precision {quoted(name)}.{nearest_name(name, parts)} There are: {', '.join(groups)}."
             )
     return [group for group in groups if any(name == group or name in group.split("/") for name in wanted)]
 
@@ -243,7 +243,7 @@ def spec_of_group(group: str, embeddings: str) -> QuantSpec:
         method, bits, form = group.split("/")
         weight, act = (16 if b == "16" else "ternary" if b == "t" else int(b) for b in bits[1:].split("a"))
     except ValueError:
-        raise ConfigError(f"{group!r} is not a group like 'quest/w4a4/int4'") from None
+        raise ConfigError(f"{quoted(group)} is not a group like 'quest/w4a4/int4'") from None
     grid = next((name for name in ("int", "lloydmax") if form == f"{name}{weight if weight != 16 else act}"), form)
     settings: dict[str, Any] = {
         "method": method, "weight_bits": weight, "act_bits": act, "embeddings": embeddings,

@@ -28,6 +28,7 @@ LAW_PARAMETERS: tuple[_Parameter, ...] = get_args(_Parameter)
 _FORMAT = 1
 _RANGES: tuple[_Quantity, ...] = get_args(_Quantity)
 _DIGITS = 7  # significant, of each draw: far finer than the draws are spread
+_MOST_BYTES = 16 * 1024 * 1024  # hundreds of times a law of the published runs
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class LawFit:
         Raises:
             DataError: absent, damaged, hostile, or not a fit of this format.
         """
-        content = read_json(path, DataError)
+        content = read_json(path, DataError, _MOST_BYTES)
         if not isinstance(content, dict) or "format" not in content or "eff" not in content:
             fit = command_text("fit", "RUNS", "--json", Path(path.name))
             raise DataError(f"{path} is not a fitted law; write one with: {fit}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from questlm.config import QuantSpec
-from questlm.errors import ConfigError, DataError, nearest_name
+from questlm.errors import ConfigError, DataError, nearest_name, quoted
 from questlm.files import read_json
 from questlm.records import RECORD_NAME, RunRecord
 
@@ -22,6 +22,7 @@ _PUBLISHED = Path(__file__).with_name("published_runs.json")
 _KEYS = {"N", "D", "w_bits", "a_bits", "format", "method", "loss", "seed"}
 _OPTIONAL = {"seed"}
 _BITS = (*range(1, 9), 16, "ternary")
+_MOST_BYTES = 16 * 1024 * 1024  # 100,000 rows
 _LARGEST = 10**18  # more than any model or corpus; keeps every product of two counts a finite float
 
 
@@ -165,7 +166,7 @@ def _folder(path: Path, left_out: list[str]) -> Iterator[Run]:
 
 
 def _rows(path: Path) -> Iterator[Run]:
-    rows = read_json(path, DataError)
+    rows = read_json(path, DataError, _MOST_BYTES)
     if not isinstance(rows, list) or not rows:
         raise DataError(
             f"{path} is not a list of runs; it should be like "
@@ -183,12 +184,12 @@ def _run(row: Any, where: str, source: str) -> Run:
     for key in row:
         if key not in _KEYS:
             raise DataError(
-                f"{where} has an unknown key {key!r:.60}; the keys are {', '.join(sorted(_KEYS))}."
+                f"{where} has an unknown key {quoted(key)}; the keys are {', '.join(sorted(_KEYS))}."
                 f"{nearest_name(key, _KEYS)}"
             )
     for key in sorted(_KEYS - _OPTIONAL):
         if key not in row:
-            raise DataError(f"{where} lacks {key!r}")
+            raise DataError(f"{where} lacks {quoted(key)}")
     return Run(
         parameters=_count(row, "N", "non-embedding parameters", where),
         tokens=_count(row, "D", "tokens trained on", where),
@@ -209,7 +210,9 @@ def _number(value: Any) -> bool:
 def _count(row: Mapping[str, Any], key: str, what: str, where: str) -> int:
     value = row[key]
     if not _number(value) or not 1 <= value <= _LARGEST or value != int(value):
-        raise DataError(f"{where} has {key} = {value!r:.40}; it is the number of {what}, a whole number from 1 to 1e18")
+        raise DataError(
+            f"{where} has {key} = {quoted(value)}; it is the number of {what}, a whole number from 1 to 1e18"
+        )
     return int(value)
 
 
@@ -217,7 +220,7 @@ def _loss(row: Mapping[str, Any], where: str) -> float:
     value = row["loss"]
     if not _number(value) or not 1e-6 <= value <= 1e6:  # not NaN either
         raise DataError(
-            f"{where} has loss = {value!r:.40}; it is the validation loss in nats a token, a number above 0"
+            f"{where} has loss = {quoted(value)}; it is the validation loss in nats a token, a number above 0"
         )
     return float(value)
 
@@ -225,19 +228,21 @@ def _loss(row: Mapping[str, Any], where: str) -> float:
 def _bits(row: Mapping[str, Any], key: str, where: str) -> int | str:
     value = row[key]
     if isinstance(value, bool) or value not in _BITS:
-        raise DataError(f"{where} has {key} = {value!r:.40}; allowed are 1 to 8, 16 (not quantised) and 'ternary'")
+        raise DataError(f"{where} has {key} = {quoted(value)}; allowed are 1 to 8, 16 (not quantised) and 'ternary'")
     return value if isinstance(value, str) else int(value)
 
 
 def _word(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row[key]
     if not isinstance(value, str) or not 1 <= len(value) <= 80 or not value.isprintable() or "/" in value:
-        raise DataError(f"{where} has {key} = {value!r:.40}; it is a short word without '/', such as 'quest' or 'int4'")
+        raise DataError(
+            f"{where} has {key} = {quoted(value)}; it is a short word without '/', such as 'quest' or 'int4'"
+        )
     return value
 
 
 def _seed(row: Mapping[str, Any], where: str) -> int | None:
     value = row.get("seed")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise DataError(f"{where} has seed = {value!r:.40}; it is a whole number, or left out")
+        raise DataError(f"{where} has seed = {quoted(value)}; it is a whole number, or left out")
     return value

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 
 __all__ = ["Slot", "make_slots", "visible_gpus"]
 
@@ -32,7 +32,7 @@ def make_slots(device: str, jobs: int | None, gpus: Sequence[str], cores: int) -
         ConfigError: more jobs than there are GPUs or cores, or a device of a number (a sweep hands those out itself).
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"train.device = {device!r}, but a sweep places its runs itself; use auto, cpu or cuda")
+        raise ConfigError(f"train.device = {quoted(device)}, but a sweep places its runs itself; use auto, cpu or cuda")
     if device == "cuda" and not gpus:
         raise ConfigError("train.device = 'cuda', but this machine has no CUDA device; use auto or cpu")
     on_gpus = bool(gpus) and device != "cpu"

@@ -153,7 +153,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         ({"N": 0}, "N = 0; it is the number of non-embedding parameters"),
         ({"N": 30.48}, "N = 30.48; .* whole number"),
         ({"N": math.inf}, "N = inf"),
-        ({"N": 10**400}, "N = 1000"),
+        ({"N": 10**400}, "N = an integer of 1329 bits"),
         ({"D": -1000}, "D = -1000; it is the number of tokens"),
         ({"D": None}, "D = None"),
         ({"w_bits": 9}, "w_bits = 9; allowed are 1 to 8, 16"),

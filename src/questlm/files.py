@@ -37,6 +37,7 @@ __all__ = [
     "canonical_json",
     "explain_failed_write",
     "file_lock",
+    "parse_json",
     "read_json",
     "read_manifest",
     "read_plain_file",
@@ -119,13 +120,17 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def read_json(path: Path, error: type[QuestError], limit: int = _MAX_JSON_BYTES) -> Any:
     """Parse a JSON file; any fault (absent, above `limit` bytes, not UTF-8, not JSON, nested deeply) raises `error`."""
-    content = read_plain_file(path, limit, error)
+    return parse_json(read_plain_file(path, limit, error), str(path), error)
+
+
+def parse_json(content: bytes, name: str, error: type[QuestError]) -> Any:
+    """Parse JSON that holds no key twice; any fault raises `error`, which names the content by `name`."""
     try:
         value = json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{path} is not valid JSON ({type(problem).__name__}: {problem}); it is damaged") from None
+        raise error(f"{name} is not valid JSON ({type(problem).__name__}: {problem}); it is damaged") from None
     if _is_nested_beyond(_DEEPEST_JSON, value):
-        raise error(f"{path} holds values nested more than {_DEEPEST_JSON} deep; it is damaged")
+        raise error(f"{name} holds values nested more than {_DEEPEST_JSON} deep; it is damaged")
     return value
 
 

@@ -3,11 +3,12 @@
 Checked in this order, each before the next is looked at: the manifest and every file's SHA-256; config.json; names,
 shapes and dtypes in the header of model.safetensors against what the config implies; only then are tensors read, so no
 memory is taken on the word of a config. Codes must lie on their grid and floats be finite. Any fault is an
-ArtifactError.
+ArtifactError. docs/concepts/artifact.md states every bound.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from questlm.errors import ArtifactError
+from questlm.errors import ArtifactError, quoted
 from questlm.export.format import (
     CONFIG_NAME,
     FORMAT,
@@ -30,13 +31,15 @@ from questlm.export.format import (
     matrix_shapes,
 )
 from questlm.export.operands import check_codes, matrix_tensors
-from questlm.files import MANIFEST_NAME, read_json, verify
+from questlm.files import MANIFEST_NAME, parse_json, read_json, verify
 from questlm.ops.reference.storage import from_int8_rows
 from questlm.vocabulary import parse_tokenizer, read_tokenizer_text
 
 __all__ = ["Artifact", "load_artifact", "require_known_ids"]
 
 _MAX_CONFIG_BYTES = 4 * 2**20
+_MAX_CONFIG_VALUES = 50_000  # `training` left out; pydantic takes 2 kB for each value that is wrong
+_MAX_HEADER_BYTES = 16 * 2**20  # twice that of 1,024 blocks in the format with most tensors
 _MAX_MESSAGE = 300
 
 
@@ -126,17 +129,53 @@ def _read_config(path: Path) -> ArtifactConfig:
     if not isinstance(values, dict):
         raise ArtifactError(f"{path} holds a {type(values).__name__}, not an object")
     try:
-        return ArtifactConfig(**values)
+        json.dumps(values, allow_nan=False)  # JSON's 1e999 is read as infinity
+        _require_few(values)
+        config = ArtifactConfig(**values)
+        _require_exact(values, config.model_dump(exclude={"training"}), "")
+        return config
     except (ArithmeticError, RuntimeError, ValueError) as problem:
         raise ArtifactError(f"{path} cannot be used: {_brief(problem)}") from None
 
 
+def _require_few(config: dict[str, Any]) -> None:
+    """Refuse a config with more values than any model needs, before each of them is looked at."""
+    left, found = [value for key, value in config.items() if key != "training"], len(config)
+    while left:
+        value = left.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        found += len(inner)
+        if found > _MAX_CONFIG_VALUES:
+            raise ValueError(f"it holds more than {_MAX_CONFIG_VALUES} values beside training")
+        left += inner
+
+
+def _require_exact(given: Any, meant: Any, place: str) -> None:
+    """Refuse what was understood only by converting it, such as "16" or true or 16.0 for the integer 16.
+
+    Args:
+        given: content of the file.
+        meant: what the settings made of it; `training`, which may hold anything, left out.
+        place: where it stands, for the message.
+    """
+    if isinstance(given, dict):
+        for key in given.keys() & meant.keys():
+            _require_exact(given[key], meant[key], f"{place}.{key}" if place else key)
+    elif isinstance(given, list):
+        for index, (value, converted) in enumerate(zip(given, meant, strict=True)):
+            _require_exact(value, converted, f"{place}.{index}")
+    elif type(given) is not type(meant) and not (type(given) is int and type(meant) is float):
+        kind = type(meant).__name__
+        raise ValueError(f"{place} = {quoted(given)} is of another type than it must be; write it as {kind} {meant!r}")
+
+
 def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tensor]:
+    _check_header(path)
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
         for name in (*expected.keys() - names, *names - expected.keys()):
             relation = "lacks" if name in expected else "has an unexpected"
-            raise ArtifactError(f"{path} {relation} tensor {_brief(name)!r}, by its config")
+            raise ArtifactError(f"{path} {relation} tensor {quoted(name)}, by its config")
         for name, spec in expected.items():
             header = file.get_slice(name)
             dtype, shape = header.get_dtype(), tuple(header.get_shape())
@@ -146,6 +185,15 @@ def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tens
                 )
         # Copies, because the file is mapped: whoever changed it later would change the model.
         return {name: file.get_tensor(name).clone() for name in expected}
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that is too large or names a tensor twice, of which safetensors would take the last."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ArtifactError(f"{path} has a header of {length} bytes, but at most {_MAX_HEADER_BYTES} are allowed")
+        parse_json(file.read(length), f"the header of {path}", ArtifactError)
 
 
 def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:

@@ -82,8 +82,10 @@ def settings(study: Path, run: str, data: Path, overrides: list[str]) -> RunConf
 
 
 def unpack(study: Path, file: Path) -> None:
-    """Write each record where `quest report` and `quest fit` look for it."""
+    """Write each record where `quest report` and `quest fit` look for it, without the folder that held the data."""
     for run, record in json.loads(file.read_text(encoding="utf-8")).items():
+        corpus = Path(record["config"]["data"]["val"]).parent
+        record = json.loads(json.dumps(record).replace(f"{corpus}/", "corpus/"))
         folder = study.parent / "runs" / run
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "record.json", record)

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from torch import nn
 
 from questlm import prepare
+from questlm.config.load import read_yaml
+from questlm.models import Llama
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare", ROOT / "studies" / "methods-cpu" / "compare.py")
+def _script(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "studies" / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    return _script("methods-cpu/compare.py")
 
 
 def test_the_methods_study_is_complete(study: ModuleType) -> None:
@@ -37,3 +46,25 @@ def test_the_methods_study_is_complete(study: ModuleType) -> None:
 def test_every_side_of_the_methods_study_prepares(study: ModuleType) -> None:
     for side in study.sides().values():
         prepare(nn.Sequential(nn.Linear(128, 32, bias=False)), study.settings(side, 0).quant)
+
+
+def test_the_table_of_the_30m_study_shows_its_records() -> None:
+    script, folder = _script("methods-30m/summarise.py"), ROOT / "studies" / "methods-30m"
+    shown = (folder / "README.md").read_text(encoding="utf-8")
+    losses = script.read_losses(folder / "runs")
+    assert len(losses) == 61
+    for by_seed in losses.values():
+        values = [by_seed[seed] for seed in sorted(by_seed)]
+        by_seed_text = ", ".join(f"{loss:.4f}" for loss in values)
+        assert f"| {sum(values) / len(values):.4f} | {by_seed_text} |" in shown
+
+
+def test_every_run_of_the_30m_study_can_be_made() -> None:
+    runner, file = _script("runner.py"), ROOT / "studies" / "methods-30m" / "study.yaml"
+    names = list(read_yaml(file, "study")["runs"])
+    assert len(names) == 61
+    small = ["model.layers=1", "model.vocab_size=512"]
+    for name in names:
+        config = runner.settings(file, f"{name}-s0", Path("corpus"), small)
+        with torch.device("meta"):
+            prepare(Llama(config.model), config.quant)

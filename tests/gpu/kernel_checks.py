@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from questlm import Llama, ops, prepare
 from questlm.config import ModelConfig, QuantSpec, RunConfig
-from questlm.ops import Grid, Operand
+from questlm.ops import Encoded, Grid, Operand
 from questlm.ops.reference import fused as reference_fused
 from questlm.ops.reference.hadamard import hadamard
 from questlm.ops.reference.hadamard import masked_hadamard as reference_masked_hadamard
@@ -108,6 +108,32 @@ def check_quantize(x: Tensor, grid: Grid, block: int, bound: float | None, form:
     found = operators.quantize(x, block, *number_arguments(grid), bound, form)
     assert found[0].dtype is {"uint8": torch.uint8, "int8": torch.int8, "float8": torch.float8_e4m3fn}[form]
     check_codes(found, hadamard(x.double(), block), grid, bound, form)
+
+
+def check_range(device: str, dtype: torch.dtype) -> None:
+    """Rows of any size from 1e-30 to 1e36 beside ordinary ones, in every kernel that quantises: as rows of size 1."""
+    x, grid = torch.randn(5, 256, device=device).to(dtype), gaussian_grid(4)
+    gate, gain = torch.rand_like(x) + 1, torch.rand(256, device=device) + 0.5
+    x[2] = 0
+
+    def found(size: float) -> list[Encoded]:
+        sized = x * torch.tensor([[1.0], [size], [1.0], [size], [1.0]], device=device, dtype=dtype)
+        normed = ops.norm_encode(x, None, gain * size, EPS, grid, 128, 8.0, dtype, False).encoded
+        return [
+            ops.encode(sized, grid, 128, 8.0, torch.float32),
+            *ops.encode_many([sized, x], grid, 128, 8.0, torch.float32),
+            ops.swiglu_encode(gate, sized, grid, 128, 8.0, dtype),
+            normed._replace(operand=normed.operand._replace(step=normed.operand.step / size)),  # type: ignore[operator]
+        ]
+
+    with ops.using_backend("triton"):
+        expected = found(1.0)
+        for size in (2.0**-96, 2.0**-66, 2.0**65, 2.0**114):
+            for ours, (operand, mask) in zip(found(size), expected, strict=True):
+                assert torch.equal(ours.operand.data, operand.data)
+                assert ours.mask is not None and mask is not None and torch.equal(ours.mask, mask)
+                factor = ours.operand.step / operand.step  # type: ignore[operator]
+                assert set(factor[factor.isfinite()].tolist()) <= {1.0, size}  # NaN of the row of zeros
 
 
 def check_masked_hadamard(gradient: Tensor, mask: Tensor | None, block: int, dtype: torch.dtype) -> None:

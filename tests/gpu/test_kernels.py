@@ -20,6 +20,7 @@ from kernel_checks import (
     check_norm,
     check_operator,
     check_quantize,
+    check_range,
     check_runs_agree,
     check_swiglu,
     draw,
@@ -53,6 +54,11 @@ def test_quantize_in_odd_shapes(count: int, k: int, block: int, dtype: torch.dty
 def test_quantize_to_every_number_of_levels(bits: int | str) -> None:
     grid = gaussian_grid(bits)
     check_quantize(draw(37, 640, "cuda"), grid, 128, bound_of(grid))
+
+
+@pytest.mark.parametrize("dtype", [FULL, BF16])
+def test_rows_of_any_size_are_quantised_like_rows_of_size_one(dtype: torch.dtype) -> None:
+    check_range("cuda", dtype)
 
 
 @pytest.mark.parametrize("bits", ["ternary", 1, 2, 3, 4])

@@ -36,7 +36,7 @@ from questlm.ops.reference.hadamard import as_dtype, autocast_dtype, compute_dty
 from questlm.ops.reference.matmul import Operand, factor, operand_values
 from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.packing import packed_width
-from questlm.ops.reference.quantize import kept_entries, row_scale
+from questlm.ops.reference.quantize import kept_entries, power_of_two, row_scale
 
 __all__ = [
     "BACKENDS",
@@ -75,6 +75,7 @@ __all__ = [
     "pack_sparse",
     "packed_width",
     "plain_codes",
+    "power_of_two",
     "quantize",
     "rms_norm",
     "row_scale",
@@ -146,7 +147,7 @@ def quantize(
     """Rotate rows by blocks of `block_size` (1: not at all), scale each, round to codes.
 
     Args:
-        x: (rows, K) floating point.
+        x: (rows, K) floating point; the largest magnitude of each row 0 or between 1e-30 and 1e36.
         mask_bound: also return the bits of |x_h| <= mask_bound * step, the entries whose gradient passes.
         step_per_scale: (rows, 1) or (1, 1) where the grid's is learned.
         offset: (rows, 1) or (1, 1), taken off the rotated rows first; the codes stand for what is left.

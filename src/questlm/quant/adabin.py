@@ -27,7 +27,6 @@ __all__ = ["AdaBinActivation", "AdaBinWeight"]
 
 _GRID = Grid(2, None, scale="one")
 _SHARPNESS = 0.1
-_SMALLEST = 1e-8  # distance of a constant row: its values are then the centre
 
 
 class _Sign(torch.autograd.Function):
@@ -47,7 +46,8 @@ class _Sign(torch.autograd.Function):
 
 
 def _values(x: Tensor, center: Tensor, distance: Tensor, codes: Tensor, smooth: bool) -> Tensor:
-    sign: Tensor = _Sign.apply((x - center) / distance.clamp_min(_SMALLEST), codes, smooth)
+    # The values of a constant row are its centre; u means nothing there, and has to be finite.
+    sign: Tensor = _Sign.apply((x - center) / torch.where(distance > 0, distance, 1), codes, smooth)
     return distance * sign + center
 
 
@@ -85,8 +85,9 @@ class AdaBinActivation(StatefulQuantizer):
 
     def initialize(self, x: Tensor) -> bool:
         x = x.to(self.center.dtype)
-        center = x.mean()
-        distance = (x - center).abs().mean()
+        unit = ops.power_of_two(x.reshape(1, -1))  # sums of large entries leave float32
+        center = (x / unit).mean() * unit
+        distance = ((x - center) / unit).abs().mean() * unit
         if not bool(distance.isfinite()) or not bool(distance > 0):
             return False
         self.center.copy_(center.view(1, 1))
@@ -106,6 +107,9 @@ class AdaBinActivation(StatefulQuantizer):
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each row, (rows, 1), float32 at least."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    center = x.mean(-1, keepdim=True)
-    variance = (x - center).square().mean(-1, keepdim=True)
-    return center, variance.clamp_min(_SMALLEST**2).sqrt()
+    unit = ops.power_of_two(x)  # sums and squares of entries far from 1 leave float32
+    center = (x / unit).mean(-1, keepdim=True) * unit
+    spread = x - center
+    unit = ops.power_of_two(spread)
+    variance = (spread / unit).square().mean(-1, keepdim=True)
+    return center, variance.clamp_min(torch.finfo(x.dtype).tiny).sqrt() * unit  # a root of 0 has no gradient

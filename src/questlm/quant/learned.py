@@ -44,10 +44,10 @@ class LearnedStep:
         ratio: r, steps per parameter.
         upper: end of the range in which gradients pass, in steps; lower: its beginning.
         inside: derivative of x_q by s there: 'residual' c - u, 'level' c, or 'nothing' 0.
-        start: (rows or the tensor in units of their scale, reduced by `mean` or `amax` over what shares a parameter)
-            -> first parameter.
+        start: (what shares a parameter, as a row in units of its scale, with its largest magnitude in [1, 2))
+            -> first parameter, which must be in proportion to the row.
         balance: Q of the gradient scale 1 / sqrt(m Q); None: no scale.
-        offset: first (step, offset) of a learned offset, from the whole tensor; None: no offset.
+        offset: first (step, offset) of a learned offset, from the whole tensor, alike; None: no offset.
     """
 
     ratio: float
@@ -128,11 +128,14 @@ class LearnedQuantizer(StatefulQuantizer):
         rotated = ops.hadamard(x.to(self.scale.dtype), self.block_size)
         shift = torch.zeros(1, 1)
         if self.rule.offset is not None:
-            scale, shift = self.rule.offset(rotated)
+            unit = ops.power_of_two(rotated.reshape(1, -1))  # squares and sums of entries far from 1 leave float32
+            scale, shift = (number * unit for number in self.rule.offset(rotated / unit))
         else:
             smallest = torch.finfo(rotated.dtype).tiny
             relative = rotated / ops.row_scale(rotated, self.grid).clamp_min(smallest)
-            scale = self.rule.start(relative if self.scale.shape[0] > 1 else relative.reshape(1, -1))
+            relative = relative if self.scale.shape[0] > 1 else relative.reshape(1, -1)
+            unit = ops.power_of_two(relative)
+            scale = self.rule.start(relative / unit) * unit.view(-1)
         sized = scale > 0
         if not bool(sized.any()) or not bool(scale.isfinite().all()) or not bool(shift.isfinite().all()):
             return False

@@ -157,8 +157,9 @@ class CenteredSignQuantizer(Quantizer):
 
     def operand(self, x: Tensor) -> Operand:
         x = x.detach()
-        step = 2 * x.abs().mean().view(1, 1)
-        codes, step, _ = ops.quantize(x, _SIGN, 1, None, step, x.mean())
+        unit = ops.power_of_two(x.reshape(1, -1))  # sums of large entries leave float32
+        step, center = 2 * (x / unit).abs().mean() * unit, ((x / unit).mean() * unit).to(x.dtype)
+        codes, step, _ = ops.quantize(x, _SIGN, 1, None, step, center)
         return Operand(codes, _SIGN, step)
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:

@@ -21,6 +21,7 @@ from kernel_checks import (
     check_norm,
     check_operator,
     check_quantize,
+    check_range,
     check_runs_agree,
     check_swiglu,
     draw,
@@ -128,6 +129,12 @@ def test_a_row_that_is_not_finite_has_a_step_that_is_not_and_leaves_the_others_a
         for bits in (draw_mask(3, 192, "cpu"), None):
             rotated = operators.masked_hadamard(x, bits, block, torch.float32)
             assert rotated.isfinite().all(-1).tolist() == [True, False, True]
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # numpy's, of squares
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_rows_of_any_size_are_quantised_like_rows_of_size_one(dtype: torch.dtype) -> None:
+    check_range("cpu", dtype)
 
 
 @pytest.mark.parametrize("count", [1, 3, 37])

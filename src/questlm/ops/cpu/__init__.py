@@ -22,7 +22,7 @@ def quantize(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None) -
     """Rotate, scale and round the rows of `x`, as `questlm.ops.reference.quantize.quantize` does.
 
     Args:
-        x: (rows, K) float32 on the CPU.
+        x: (rows, K) float32 on the CPU, in the range of `ops.quantize`.
         grid: a plain one: number of levels, and step in units of the row's rms.
         block_size: Hadamard block, a power of two that divides K; 1 for none.
         mask_bound: gradients pass where |x_h| <= mask_bound * step; None: no mask is made.

@@ -43,6 +43,9 @@
 /* Helpers must be inlined into each copy of the row code, or they would be compiled for the oldest instruction set only. */
 #define INLINE static inline __attribute__((always_inline))
 
+/* Between these the squares of a row are floats, and what is lost below them is too small to change the sum. */
+static const double SMALLEST_MEAN = 1e-30, LARGEST_MEAN = 1e30;
+
 enum { ABI_VERSION = 1, SUMS = 16, SUM_CHUNK = 512, MAX_THREADS = 256 };
 
 typedef void (*parallel_fn)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
@@ -87,6 +90,15 @@ INLINE void rotate_small_blocks(const float *in, const uint8_t *mask, float *out
                 out[i] = a + b;
                 out[i + h] = a - b;
             }
+}
+
+/* Mean of squares of any row, slowly: squares of entries above 1e19 or below 1e-19 leave float, those of none double. */
+static double mean_square_in_double(const float *row, int64_t k)
+{
+    double total = 0.0;
+    for (int64_t i = 0; i < k; i++)
+        total += (double)row[i] * (double)row[i];
+    return total / (double)k;
 }
 
 /* Eight bytes, each 0 or 1, as the bits of one byte, first byte lowest: the product adds byte j shifted to bit 56 + j,

@@ -114,7 +114,7 @@ INLINE TARGET void NAME(rotate_row)(const float *in, const uint8_t *mask, float 
 
 /* ---- The rows ------------------------------------------------------------------------------------------------ */
 
-/* Mean of squares. SUMS float sums over at most SUM_CHUNK entries, added up in double: relative error < 1e-6. */
+/* Mean of squares, right between SMALLEST_MEAN and LARGEST_MEAN. SUMS float sums over at most SUM_CHUNK entries, added up in double: relative error < 1e-6. */
 INLINE TARGET double NAME(mean_square)(const float *row, int64_t k)
 {
     const int64_t whole = k - k % SUMS;
@@ -142,7 +142,11 @@ static TARGET void NAME(quantize_rows)(const job_t *job, int64_t begin, int64_t 
     const int64_t k = job->k, mask_width = (k + 7) / 8;
     for (int64_t r = begin; r < end; r++) {
         NAME(rotate_row)(job->x + r * k, NULL, row, k, job->block, job->scale);
-        float step = job->step_per_rms * sqrtf((float)NAME(mean_square)(row, k));
+        double mean_square = NAME(mean_square)(row, k);
+        float rms = mean_square > SMALLEST_MEAN && mean_square < LARGEST_MEAN
+                        ? sqrtf((float)mean_square)
+                        : (float)sqrt(mean_square_in_double(row, k));
+        float step = job->step_per_rms * rms;
         job->step[r] = step;
         encode(row, k, step, job->levels, job->codes + r * k);
         if (job->mask)

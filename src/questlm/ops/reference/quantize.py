@@ -1,4 +1,10 @@
-"""Rotate, scale, round: from rows of numbers to codes, one step size a row, and the bits that let gradients pass."""
+"""Rotate, scale, round: from rows of numbers to codes, one step size a row, and the bits that let gradients pass.
+
+Range: a row is quantised as these formulas say where the largest magnitude of its entries is 0 or between 1e-30 and
+1e36, on every backend. Squares of such entries leave float32, so a row is brought near 1 by a power of two before it is
+squared and summed, which changes no bit of what would have stayed in range. Outside of that range (and of float64's own
+for float64 rows) entries of a rotated row can overflow or lose digits: its step is then infinite, NaN or inexact.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,7 @@ from questlm.ops.reference.packing import pack
 
 _CONSTANTS: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
 
-__all__ = ["dequantize", "kept_entries", "levels", "quantize", "row_scale", "to_codes"]
+__all__ = ["dequantize", "kept_entries", "levels", "power_of_two", "quantize", "row_scale", "to_codes"]
 
 
 def quantize(
@@ -57,11 +63,28 @@ def quantize(
 def row_scale(rotated: Tensor, grid: Grid) -> Tensor:
     """What each row's step is a multiple of, (rows, 1): see `questlm.ops.grid.Scale`. Not finite for such a row."""
     if grid.scale == "rms":
-        return rotated.square().mean(dim=-1, keepdim=True).sqrt()
+        unit = power_of_two(rotated)
+        return (rotated / unit).square().mean(dim=-1, keepdim=True).sqrt() * unit
     if grid.scale == "absmean":
-        return rotated.abs().mean().expand(rotated.shape[0], 1)
+        unit = power_of_two(rotated.reshape(1, -1))
+        return ((rotated / unit).abs().mean() * unit).expand(rotated.shape[0], 1)
     largest = rotated.abs().amax(dim=-1, keepdim=True)
     return largest if grid.scale == "absmax" else 1 + 0 * largest
+
+
+def power_of_two(rows: Tensor) -> Tensor:
+    """For each row of (rows, K) a power of two near its largest magnitude, (rows, 1) float32 or float64; no gradient.
+
+    Divided by it, which is exact, the largest magnitude is in [1, 2). It and its inverse are never 0 or infinite; a row
+    that is not finite stays so.
+    """
+    rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+    if rows.numel() == 0:
+        return rows.new_ones(rows.shape[0], 1)
+    integer, exponent = (torch.int64, 0x7FF << 52) if rows.dtype is torch.float64 else (torch.int32, 0xFF << 23)
+    largest = torch.maximum(rows.amax(dim=-1, keepdim=True), -rows.amin(dim=-1, keepdim=True))
+    smallest = torch.finfo(rows.dtype).tiny
+    return (largest.view(integer) & exponent).view(rows.dtype).clamp(smallest, 1 / smallest)
 
 
 def to_codes(rotated: Tensor, step: Tensor, grid: Grid) -> Tensor:

@@ -27,6 +27,8 @@ __all__ = [
 # Added and taken off again, this rounds a float32 below 2^22 to the nearest whole number, ties to even.
 _ROUND = tl.constexpr(12582912.0)
 _TINY = tl.constexpr(1.1754943508222875e-38)
+# Between these means the squares of a row are float32, and what is lost below it is too small to change the sum.
+_SMALLEST_MEAN, _LARGEST_MEAN = tl.constexpr(1e-30), tl.constexpr(1e30)
 # Triton's interpreter multiplies the bits of bfloat16 numbers as if they were integers.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -52,6 +54,33 @@ def row_sums(per_piece, NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr):
         return tl.sum(per_piece, axis=0) + tl.zeros_like(per_piece)
     row = tl.arange(0, P) // NB
     return tl.sum(tl.where(row[:, None] == row[None, :], per_piece[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def row_maxima(per_piece, NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr):
+    """For each piece the largest number of all pieces of its row, (P,) -> (P,); none must be negative."""
+    row = tl.arange(0, P) // NB
+    return tl.max(tl.where(row[:, None] == row[None, :], per_piece[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def row_rms(y, inside, NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr):
+    """For each piece of y (P, T) the root mean square of its row, (P,); infinite or NaN for a row that is not finite.
+
+    Squares of entries above 1e19 or below 1e-19 leave float32. Such rows are seldom, so only a tile with one pays for
+    bringing them near 1 by a power of two first.
+    """
+    mean = row_sums(tl.sum(y * y, axis=1), NB, R, P) / (NB * T)
+    rms = tl.sqrt(mean)
+    far = inside & ((mean < _SMALLEST_MEAN) | (mean > _LARGEST_MEAN))
+    if tl.max(far.to(tl.int32), axis=0) > 0:
+        largest = row_maxima(tl.max(tl.abs(y), axis=1), NB, R, P)
+        exponent = tl.minimum(tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 1), 253)
+        unit = (exponent << 23).to(tl.float32, bitcast=True)
+        scaled = y * ((254 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
+        near = tl.sqrt(row_sums(tl.sum(scaled * scaled, axis=1), NB, R, P) / (NB * T)) * unit
+        rms = tl.where(far, near, rms)
+    return rms
 
 
 @triton.jit
@@ -127,7 +156,7 @@ def write_codes(
     The rms is taken here, of the rotated pieces, as it is that of the row: so nothing before the rotation has to be
     there in two layouts. FORM is that of the codes: `questlm.ops.Operand` says what each means.
     """
-    rms = tl.sqrt(row_sums(tl.sum(y * y, axis=1), NB, R, P) / (NB * T)) * factor
+    rms = row_rms(y, inside, NB, R, P, T) * factor
     step = step_per_rms * rms
     steps = y * (factor / tl.maximum(step, _TINY))[:, None]
     level = levels_of(steps, LEVELS)

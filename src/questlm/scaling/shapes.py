@@ -13,21 +13,21 @@ from questlm.config.presets import PRESETS, preset
 
 __all__ = ["shapes", "training_flops", "training_settings"]
 
-_BLOCK = 128  # widths are its multiples, so that every Hadamard block is whole
-_WIDEST = 8192
+_BLOCK = 128  # widths from here on are its multiples, so that every Hadamard block is whole
+_NARROWEST, _WIDEST = 64, 8192  # the smallest presets have 64, in blocks of 64
 _SHALLOWEST, _DEEPEST = 170, 85  # width over depth; the published models have 107 to 128
 _MLP = (7 / 3, 8 / 3, 3)  # width inside the SwiGLU over that of the stream; 8 / 3 is usual
 
 
 @cache
 def shapes(vocab_size: int, tied_head: bool = False) -> tuple[ModelConfig, ...]:
-    """Every shape considered: 0.33 million to 84 billion non-embedding parameters."""
+    """Every shape considered: 82 thousand to 84 billion non-embedding parameters."""
     return tuple(
         ModelConfig(
             layers=layers, hidden=hidden, heads=hidden // (64 if hidden < 640 else 128), mlp_hidden=mlp_hidden,
             vocab_size=vocab_size, tied_head=tied_head,
         )
-        for hidden in range(_BLOCK, _WIDEST + 1, _BLOCK)
+        for hidden in (_NARROWEST, *range(_BLOCK, _WIDEST + 1, _BLOCK))
         for layers in range(max(2, math.ceil(hidden / _SHALLOWEST)), max(4, hidden // _DEEPEST) + 1)
         for mlp_hidden in sorted({_BLOCK * round(ratio * hidden / _BLOCK) for ratio in _MLP})
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from questlm.config import QuantSpec
+from questlm.config import QuantSpec, load_config
 from questlm.errors import ConfigError
 from questlm.scaling import Estimate, LawFit
 from questlm.scaling.hardware import find_gpu
@@ -176,7 +176,7 @@ def test_training_settings_are_the_presets() -> None:
 
 
 def test_the_ends_of_the_list_are_said() -> None:
-    for memory in (3e5, 1e18):
+    for memory in (8e4, 1e18):
         limits = Limits(memory=memory, tokens_per_parameter=100, vocab_size=300, embeddings="int8")
         assert any("end of the list" in note for note in make_plan(LAW, limits).notes)
 
@@ -187,3 +187,14 @@ def test_dollars_in_names_do_not_begin_formulas(tmp_path: Path) -> None:
     draw_plan(LAW, limits, make_plan(LAW, limits), tmp_path / "plan.svg")
     assert "quest/w4a4/int4" in (tmp_path / "plan.svg").read_text()
     assert label("a$x_{$b") == r"a\$x_{\$b"
+
+
+@pytest.mark.parametrize("name", ["125k", "250k"])
+def test_the_narrowest_presets_are_among_the_shapes(name: str) -> None:
+    model = load_config(name).model
+    assert (model.layers, 64, 1, model.mlp_width) in {(m.layers, m.hidden, m.heads, m.mlp_width) for m in shapes(2048)}
+
+
+def test_a_model_of_width_64_is_planned_where_no_wider_one_fits() -> None:
+    limits = Limits(vocab_size=2048, embeddings="int8", memory=4.5e5, tokens=1e8, extrapolate=True)
+    assert make_plan(LAW, limits).best.model.hidden == 64

@@ -11,7 +11,7 @@ from typing import Any
 
 from questlm.config import DataConfig
 from questlm.data.shards import largest_id
-from questlm.errors import DataError
+from questlm.errors import DataError, quoted
 from questlm.files import MANIFEST_NAME, canonical_json, read_json, sha256_file, write_json
 
 __all__ = ["FACTS", "cache_folder", "check_sealed", "file_digest", "largest_id_of", "remember", "value_hash"]
@@ -82,7 +82,10 @@ def check_sealed(folder: Path, kind: str, version: int) -> dict[str, Any]:
     if not whole:
         raise DataError(f"{folder / MANIFEST_NAME} does not match its own digest; it is damaged")
     if (manifest["kind"], manifest["version"]) != (kind, version):
-        raise DataError(f"{folder} holds {manifest['kind']!r} version {manifest['version']}, not {kind!r} {version}")
+        raise DataError(
+            f"{folder} holds {quoted(manifest['kind'])} version {quoted(manifest['version'])}, "
+            f"not {quoted(kind)} {version}"
+        )
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:

@@ -26,7 +26,7 @@ from questlm.data.sources import Files, Hub
 from questlm.data.stream import TokenStream
 from questlm.data.tokenise import Documents, tokenise
 from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
-from questlm.errors import DataError
+from questlm.errors import DataError, quoted
 from questlm.files import atomic_folder, atomic_write, remove_folder, seal
 from questlm.progress import progress
 
@@ -173,7 +173,7 @@ def _write(
                 update(tokens if limit else read, info=f"{tokens / 1e6:.1f} M tokens")
 
     if not write_shards(folder, stem, arrays(), tokenizer_size(tokenizer)):
-        raise DataError(f"the source {source.name!r} holds no text: every document in it is empty")
+        raise DataError(f"the source {quoted(source.name, 200)} holds no text: every document in it is empty")
     return _shards(folder, stem), documents
 
 

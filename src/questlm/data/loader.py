@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questlm.data.stream import TokenStream, require_window
-from questlm.errors import ConfigError, DataError
+from questlm.errors import ConfigError, DataError, quoted
 
 __all__ = ["Batch", "WindowLoader", "batch_count", "windows"]
 
@@ -54,12 +54,14 @@ class WindowLoader:
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise DataError(
-                    f"the saved position is for {name} {state.get(name)!r}, but this run has {mine}; "
+                    f"the saved position is for {name} {quoted(state.get(name))}, but this run has {mine}; "
                     "resume with the settings and the data of the saved run"
                 )
         epoch, position = state.get("epoch"), state.get("position")
         if not (isinstance(epoch, int) and epoch >= 0 and isinstance(position, int) and 0 <= position < self._windows):
-            raise DataError(f"the saved position (epoch {epoch!r}, window {position!r}) is none of this data's")
+            raise DataError(
+                f"the saved position (epoch {quoted(epoch)}, window {quoted(position)}) is none of this data's"
+            )
         self._start_epoch(epoch)
         self._position = position
 

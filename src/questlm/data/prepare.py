@@ -15,7 +15,7 @@ from questlm.data.shards import check_vocabulary, open_shards
 from questlm.data.sources import Shards, resolve
 from questlm.data.stream import TokenStream
 from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 from questlm.files import remove_leftovers
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _prepare_shards(
 ) -> PreparedData:
     if tokenizer is None and vocab_size is None:
         raise ConfigError(
-            f"the token shards {config.source!r} do not say how large their vocabulary is; "
+            f"the token shards {quoted(config.source, 200)} do not say how large their vocabulary is; "
             "add --set model.vocab_size=N or --set data.tokenizer=PATH"
         )
     entries = tokenizer_size(tokenizer) if tokenizer else vocab_size or 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from questlm.errors import DataError
+from questlm.errors import DataError, quoted
 from questlm.vocabulary import END_OF_TEXT
 
 __all__ = ["ALLOWED", "Piece", "file_kind", "read_pieces", "split_document"]
@@ -157,15 +157,17 @@ def _json_text(line: bytes, place: str, path: Path, offset: int, text_field: str
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{place} is not JSON ({problem}); each line of a .jsonl file must be a JSON object") from None
     if not isinstance(row, dict):
-        raise DataError(f"{place} is not a JSON object; each line must be one, with the text in {text_field!r}")
+        raise DataError(f"{place} is not a JSON object; each line must be one, with the text in {quoted(text_field)}")
     if text_field not in row:
-        raise DataError(f"{place} has no field {text_field!r}, only {sorted(row)}; set data.text_field to one of them")
+        raise DataError(
+            f"{place} has no field {quoted(text_field)}, only {quoted(sorted(row))}; set data.text_field to one of them"
+        )
     text = _string(row[text_field], place, text_field)
     try:
         text.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{place} holds half of a surrogate pair in {text_field!r}, which no UTF-8 text can; repair it"
+            f"{place} holds half of a surrogate pair in {quoted(text_field)}, which no UTF-8 text can; repair it"
         ) from None
     return text
 
@@ -183,7 +185,8 @@ def _parquet_pieces(content: BinaryIO, path: Path, text_field: str, compressed: 
             names = table.schema_arrow.names
             if text_field not in names:
                 raise DataError(
-                    f"{path} has no column {text_field!r}, only {names}; set data.text_field to one of them"
+                    f"{path} has no column {quoted(text_field)}, only {quoted(names)}; "
+                    f"set data.text_field to one of them"
                 )
             row = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
@@ -196,7 +199,7 @@ def _parquet_pieces(content: BinaryIO, path: Path, text_field: str, compressed: 
 
 def _string(value: object, place: str, text_field: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place} holds {type(value).__name__} in {text_field!r}, but text must be a string")
+        raise DataError(f"{place} holds {type(value).__name__} in {quoted(text_field)}, but text must be a string")
     return value
 
 

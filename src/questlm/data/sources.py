@@ -20,7 +20,7 @@ from questlm.data.readers import (
     read_pieces,
     split_document,
 )
-from questlm.errors import DataError, MissingDependencyError
+from questlm.errors import DataError, MissingDependencyError, cleaned, quoted
 from questlm.progress import progress
 
 __all__ = ["Files", "Hub", "Shards", "Source", "locate", "resolve", "source_exists"]
@@ -105,8 +105,9 @@ class Hub:
         while (row := self._call(next, rows, None)) is not None:
             if not isinstance(text := row.get(self.text_field), str):
                 raise DataError(
-                    f"row {number} of the data set {self.name!r} holds no text in {self.text_field!r}, only the "
-                    f"columns {sorted(row)}; set data.text_field to one that holds strings"
+                    f"row {number} of the data set {quoted(self.name, 200)} holds no text in "
+                    f"{quoted(self.text_field)}, only the columns {quoted(sorted(row))}; "
+                    f"set data.text_field to one that holds strings"
                 )
             number += 1
             characters += len(text)
@@ -132,8 +133,8 @@ class Hub:
         except Exception as problem:  # whatever goes wrong on the way to the hub is one sentence to the user
             reason = (str(problem).strip().splitlines() or [""])[0]
             raise DataError(
-                f"the data set {self.name!r} cannot be read ({type(problem).__name__}: {reason}); check its name and "
-                "configuration ('hf:NAME:CONFIG') and the network"
+                f"the data set {quoted(self.name, 200)} cannot be read ({type(problem).__name__}: "
+                f"{cleaned(reason, 200)}); check its name and configuration ('hf:NAME:CONFIG') and the network"
             ) from None
 
 
@@ -196,7 +197,8 @@ def resolve(config: DataConfig, cache: Path) -> tuple[Source, Source | None]:
         val = own
     if isinstance(train, Shards) != isinstance(val, Shards):
         raise DataError(
-            f"data.source {config.source!r} and data.val {config.val!r} must both be text or both be token shards"
+            f"data.source {quoted(config.source, 200)} and data.val {quoted(config.val, 200)} must both be text "
+            f"or both be token shards"
         )
     return _without(train, val), val
 
@@ -207,14 +209,16 @@ def _open(source: str, text_field: str) -> Source:
     if source.startswith("hf:"):
         name, _, configuration = source.removeprefix("hf:").partition(":")
         if not name:
-            raise DataError(f"the source {source!r} names no data set; write 'hf:NAME' or 'hf:NAME:CONFIG'")
+            raise DataError(f"the source {quoted(source, 200)} names no data set; write 'hf:NAME' or 'hf:NAME:CONFIG'")
         return Hub(name, configuration or None, "train", text_field)
     root, paths = _find(source)
     kinds = {file_kind(path) for path in paths}
     if kinds == {".bin"}:
         return Shards(source, root, paths)
     if ".bin" in kinds:
-        raise DataError(f"{source!r} holds token shards (.bin) beside text; name one or the other, such as '*.bin'")
+        raise DataError(
+            f"{quoted(source, 200)} holds token shards (.bin) beside text; name one or the other, such as '*.bin'"
+        )
     return Files(source, root, paths, text_field)
 
 
@@ -231,13 +235,18 @@ def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
         root = Path(os.path.commonpath([file.parent for file in found])) if found else path
     else:
-        raise DataError(f"{source!r} does not exist; a source is 'stdlib', a file, folder or glob, or 'hf:NAME'")
+        raise DataError(
+            f"{quoted(source, 200)} does not exist; a source is 'stdlib', a file, folder or glob, or 'hf:NAME'"
+        )
     files = [file for file in found if file.is_file()]
     if not files:
-        raise DataError(f"{source!r} holds no files; it must lead to {ALLOWED}")
+        raise DataError(f"{quoted(source, 200)} holds no files; it must lead to {ALLOWED}")
     readable = sorted((file for file in files if file_kind(file)), key=lambda file: file.relative_to(root).as_posix())
     if not readable:
-        raise DataError(f"{source!r} leads to no file that can be read, such as {files[0].name!r}; allowed: {ALLOWED}")
+        raise DataError(
+            f"{quoted(source, 200)} leads to no file that can be read, such as {quoted(files[0].name)}; "
+            f"allowed: {ALLOWED}"
+        )
     return root, tuple(readable)
 
 
@@ -270,7 +279,7 @@ def _with_validation(source: Source, cache: Path) -> tuple[Source, Source | None
     if isinstance(source, Hub):
         names = source.splits(cache)
         if "train" not in names:
-            raise DataError(f"the data set {source.name!r} has no split 'train', only {names}")
+            raise DataError(f"the data set {quoted(source.name, 200)} has no split 'train', only {quoted(names)}")
         return source, replace(source, split="validation") if "validation" in names else None
     if isinstance(source, Shards):
         train = tuple(path for path in source.paths if "_train_" in path.name)
@@ -284,12 +293,14 @@ def _without(train: Source, val: Source) -> Source:
     """`train` less the files of `val`."""
     if isinstance(train, Hub) or isinstance(val, Hub):
         if train == val:
-            raise DataError(f"data.source and data.val are the same split of the data set {val.name!r}")
+            raise DataError(f"data.source and data.val are the same split of the data set {quoted(val.name, 200)}")
         return train
     held_out = {path.resolve() for path in val.paths}
     paths = tuple(path for path in train.paths if path.resolve() not in held_out)
     if not paths:
-        raise DataError(f"every file of data.source is in data.val {val.name!r} too, so nothing is left to train on")
+        raise DataError(
+            f"every file of data.source is in data.val {quoted(val.name, 200)} too, so nothing is left to train on"
+        )
     return replace(train, paths=paths)
 
 

@@ -33,6 +33,7 @@ from pydantic import Field, model_validator
 
 from questlm.config import ModelConfig
 from questlm.config.schema import Bits, Section
+from questlm.errors import quoted
 from questlm.ops import Grid, LinearFormat, Scale, packed_width
 
 __all__ = [
@@ -197,7 +198,9 @@ class ArtifactConfig(Section):
             raise ValueError(f"model.rope_theta {self.model.rope_theta} is outside {low} to {high}")
         shapes, named, formats = matrix_shapes(self.model), self.quantization_config.layers, len(self._formats)
         for name in (*shapes.keys() - named.keys(), *named.keys() - shapes.keys()):
-            raise ValueError(f"quantization_config.layers and the model's shape disagree about the matrix {name!r}")
+            raise ValueError(
+                f"quantization_config.layers and the model's shape disagree about the matrix {quoted(name)}"
+            )
         for name, index in named.items():
             if index >= formats:
                 raise ValueError(f"quantization_config.layers.{name} is {index}, but there are {formats} formats")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from questlm.config import QuantSpec
-from questlm.errors import ArtifactError, ConfigError
+from questlm.errors import ArtifactError, ConfigError, quoted
 from questlm.export.format import (
     CONFIG_NAME,
     FORMAT,
@@ -140,7 +140,9 @@ def _check_model(model: Llama) -> None:
         f"{name}.{own}" for name, layer in layers.items() for own, _ in layer.named_parameters() if own != "bias"
     }
     for name in (*expected - parameters.keys(), *parameters.keys() - expected - learned):
-        raise ConfigError(f"the parameter {name!r} does not belong to a Llama of this config, so it cannot be packed")
+        raise ConfigError(
+            f"the parameter {quoted(name)} does not belong to a Llama of this config, so it cannot be packed"
+        )
     if model.config.tied_head and isinstance(model.lm_head, FakeQuantLinear):
         raise ConfigError("a tied head is stored as the embedding, so it cannot be quantised; leave lm_head out")
     for name, parameter in parameters.items():

@@ -28,7 +28,7 @@ import math
 from functools import cache
 from itertools import pairwise
 
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 from questlm.ops.grid import Grid
 
 __all__ = ["fp4_grid", "gaussian_grid", "gaussian_mse", "gaussian_scale", "grid_mse", "level_count", "lloydmax_grid"]
@@ -47,7 +47,7 @@ def level_count(bits: Bits) -> int:
     if bits == "ternary" or (isinstance(bits, float) and abs(bits - math.log2(3)) < 0.01):
         return 3
     if isinstance(bits, bool) or bits not in range(1, 9):
-        raise ConfigError(f"bits = {bits!r} cannot be quantised to; allowed are 1 to 8 and 'ternary'")
+        raise ConfigError(f"bits = {quoted(bits)} cannot be quantised to; allowed are 1 to 8 and 'ternary'")
     return int(2 ** int(bits))
 
 
@@ -95,7 +95,7 @@ def grid_mse(format: str, bits: Bits = 4) -> float:
     if format in ("int", "ternary"):
         return gaussian_mse("ternary" if format == "ternary" else bits)
     if format not in ("fp4", "lloydmax"):
-        raise ConfigError(f"no dense format {format!r}; there are int, ternary, fp4 and lloydmax")
+        raise ConfigError(f"no dense format {quoted(format)}; there are int, ternary, fp4 and lloydmax")
     grid = fp4_grid() if format == "fp4" else lloydmax_grid(bits)
     return _mse([level * (grid.step_per_scale or 0) for level in grid.table or ()])
 

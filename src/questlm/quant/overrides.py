@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from questlm.config import LayerOverride, QuantSpec
-from questlm.errors import ConfigError, nearest_name
+from questlm.errors import ConfigError, nearest_name, quoted
 
 __all__ = ["FilterFn", "layer_specs"]
 
@@ -44,7 +44,7 @@ def layer_specs(
             continue
         if override is not None and id(linear.weight) in embeddings:
             raise ConfigError(
-                f"quant.overrides: {name!r} shares the embedding's weight, which is not quantised by a method; "
+                f"quant.overrides: {quoted(name)} shares the embedding's weight, which is not quantised by a method; "
                 f"leave it out, or untie it with model.tied_head = false"
             )
         specs[name] = own
@@ -71,7 +71,9 @@ def _require_matches(linears: Mapping[str, nn.Linear], spec: QuantSpec) -> None:
         if not any(_matches(name, pattern) for name in linears):
             ends = {".".join(name.split(".")[-2:]) for name in linears}
             near = nearest_name(pattern, sorted(ends))
-            raise ConfigError(f"quant.overrides: {pattern!r} names no linear layer.{near} There are: {_some(ends)}.")
+            raise ConfigError(
+                f"quant.overrides: {quoted(pattern)} names no linear layer.{near} There are: {_some(ends)}."
+            )
 
 
 def _some(names: set[str]) -> str:

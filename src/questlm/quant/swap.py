@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from questlm.config import QuantSpec
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 from questlm.quant.branches import BranchedLinear, branch_axis
 from questlm.quant.fused import QuantizedNorm, QuantizedSwiGLU, fusions
 from questlm.quant.linear import FakeQuantLinear
@@ -60,7 +60,7 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             try:
                 replacements[module] = _quantized(linears[name], name, chosen)
             except ConfigError as problem:
-                raise ConfigError(f"layer {name or 'model'!r}: {problem}") from None
+                raise ConfigError(f"layer {quoted(name or 'model')}: {problem}") from None
         elif name in linears and spec.embeddings != "float":
             replacements[module] = StoredLinear.from_linear(linears[name], spec.embeddings)
         elif type(module) is nn.Embedding and spec.embeddings != "float":

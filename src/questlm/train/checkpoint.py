@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from questlm.errors import CheckpointError
+from questlm.errors import CheckpointError, quoted
 from questlm.files import atomic_folder, canonical_json, read_json, remove_folder, remove_leftovers, seal, verify
 from questlm.parallel import Ranks
 from questlm.parallel.storage import describe_tensors, load_tensors, save_pieces
@@ -186,7 +186,7 @@ def _group(name: str) -> Literal["model", "optimizer"]:
 def _require_same(own: Mapping[str, Tensor], held: Mapping[str, Any], problem: str) -> None:
     if set(own) != set(held):
         odd = sorted(set(own) ^ set(held))[0]
-        raise CheckpointError(f"{problem}: they differ in {odd!r:.80}")
+        raise CheckpointError(f"{problem}: they differ in {quoted(odd)}")
     for name, tensor in own.items():
         other = held[name]
         if tuple(tensor.shape) != tuple(other.shape) or tensor.dtype != other.dtype:

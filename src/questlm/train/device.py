@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from questlm.config import TrainConfig
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 from questlm.parallel import Ranks
 
 __all__ = ["autocast", "device_name", "peak_memory", "pick_device", "should_compile"]
@@ -31,21 +31,24 @@ def pick_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"train.device = {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
+        raise ConfigError(f"train.device = {quoted(name)} is no device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"train.device = {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"train.device = {quoted(name)} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and ranks.size > 1:
         return _own_gpu(device, ranks)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"train.device = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+            f"train.device = {quoted(name)}, but this machine has {torch.cuda.device_count()} CUDA devices; "
+            f"use cpu or auto"
         )
     return device
 
 
 def _own_gpu(device: torch.device, ranks: Ranks) -> torch.device:
     if str(device) != "cuda":
-        raise ConfigError(f"train.device = {str(device)!r} is one GPU for {ranks.size} processes; use cuda or auto")
+        raise ConfigError(
+            f"train.device = {quoted(str(device))} is one GPU for {ranks.size} processes; use cuda or auto"
+        )
     if ranks.local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"process {ranks.local_rank + 1} of this machine has no GPU of its own, as there are "

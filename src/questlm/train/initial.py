@@ -18,7 +18,7 @@ from torch import Tensor
 
 from questlm.config import ModelConfig, RunConfig
 from questlm.data import holds_text, load_tokenizer, tokenizer_size
-from questlm.errors import CheckpointError, ConfigError, DataError
+from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
 from questlm.files import MANIFEST_NAME, read_json, sha256_file
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
 from questlm.train.checkpoint import verify_checkpoint, weight_files
@@ -93,7 +93,7 @@ def find_initial(config: RunConfig) -> InitialModel | None:
     folder = Path(config.init_from).expanduser()
     if not folder.is_dir():
         raise ConfigError(
-            f"init_from {config.init_from!r} is not a folder; give a Hugging Face folder on this machine "
+            f"init_from {quoted(config.init_from, 200)} is not a folder; give a Hugging Face folder on this machine "
             "(config.json and safetensors) or a run folder"
         )
     if (folder / "config.yaml").is_file():
@@ -111,7 +111,7 @@ def adopt_shape(config: RunConfig, shape: ModelConfig, source: Path) -> RunConfi
         given, real = _effective(config.model, name), _effective(shape, name)
         if given != real and not (name == "vocab_size" and given is None):
             raise ConfigError(
-                f"the settings say model.{name} = {given!r}, but the model in {source} has {real!r}; "
+                f"the settings say model.{name} = {quoted(given)}, but the model in {source} has {quoted(real)}; "
                 f"leave model.{name} out, and a preset too (it sets the shape)"
             )
     return config.model_copy(update={"model": shape})
@@ -196,14 +196,14 @@ def _shape(config: Mapping[str, Any], path: Path) -> ModelConfig:
     try:
         return model_config_from_hugging_face(config)
     except (ArithmeticError, ConfigError) as problem:
-        raise ConfigError(f"{path} cannot be used: {problem!s:.300}") from None
+        raise ConfigError(f"{path} cannot be used: {cleaned(problem, 300)}") from None
 
 
 def _our_names(theirs: Mapping[str, _Place], folder: Path) -> dict[str, _Place]:
     try:
         places = from_hugging_face(theirs)
     except ConfigError as problem:
-        raise ConfigError(f"{folder} cannot be used: {problem!s:.300}") from None
+        raise ConfigError(f"{folder} cannot be used: {cleaned(problem, 300)}") from None
     if _HEAD not in theirs:
         places.pop(_HEAD, None)  # the embedding's place: right where the head is tied, a guess where it is not
     return places
@@ -230,7 +230,8 @@ def _shards(folder: Path, index: Any) -> list[Path]:
     for name in sorted(set(named.values())):
         if name != Path(name).name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{folder / _INDEX} names {name!r:.80}, which is no safetensors file in its folder; refusing to read it"
+                f"{folder / _INDEX} names {quoted(name)}, which is no safetensors file in its folder; "
+                f"refusing to read it"
             )
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing, though {_INDEX} lists it; fetch the whole model")
@@ -252,7 +253,7 @@ def _headers(files: list[Path], in_pieces: bool = False) -> dict[str, _Place]:
         for name in names:
             earlier = places[name].files if name in places else ()
             if earlier and not in_pieces:
-                raise CheckpointError(f"{file} and {earlier[0].name} both hold {name!r:.80}; one is left over")
+                raise CheckpointError(f"{file} and {earlier[0].name} both hold {quoted(name)}; one is left over")
             places[name] = _Place((*earlier, file), name)
     return places
 
@@ -262,7 +263,7 @@ def _check(places: Mapping[str, _Place], expected: Mapping[str, tuple[int, ...]]
     for name in sorted(expected.keys() - places.keys()):
         raise CheckpointError(f"{folder} lacks the weight {name}, by its config; it is not whole")
     for name in sorted(places.keys() - expected.keys() - {_HEAD}):
-        raise CheckpointError(f"{folder} has the weight {places[name].name!r:.80}, which by its config is not there")
+        raise CheckpointError(f"{folder} has the weight {quoted(places[name].name)}, which by its config is not there")
     for name, wanted in expected.items():
         place = places[name]
         headers = [_header(file, place.name) for file in place.files]

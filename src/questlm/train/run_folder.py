@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from questlm.config import DataConfig, RunConfig, load_config, to_yaml
-from questlm.errors import CheckpointError, ConfigError
+from questlm.errors import CheckpointError, ConfigError, quoted
 from questlm.files import atomic_folder, file_lock, remove_leftovers
 from questlm.models import Llama
 from questlm.quant import prepare
@@ -174,7 +174,8 @@ def require_same_config(
             name = f"{section}.{key}".rstrip(".")
             if old.get(key) != new.get(key) and name not in (*_MAY_CHANGE, *may_change):
                 raise CheckpointError(
-                    f"{source} was made with {name} = {old.get(key)!r}, but the settings now say {new.get(key)!r}; "
+                    f"{source} was made with {name} = {quoted(old.get(key), 200)}, "
+                    f"but the settings now say {quoted(new.get(key), 200)}; "
                     f"resume with the same settings, or start a new run"
                 )
 

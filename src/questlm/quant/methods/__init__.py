@@ -10,7 +10,7 @@ from math import prod
 from typing import NamedTuple
 
 from questlm.config import QuantSpec
-from questlm.errors import ConfigError, nearest_name
+from questlm.errors import ConfigError, nearest_name, quoted
 from questlm.ops import fit_block_size
 from questlm.quant.methods import stateful, stateless
 from questlm.quant.methods.base import ALL_BITS, Bits, Method, Recipe, Request, Role, dynamic, format_grid, learned
@@ -80,7 +80,7 @@ def find_method(name: str) -> Method:
         ConfigError: no such method; the message gives the nearest name and all of them.
     """
     if name not in METHODS:
-        raise ConfigError(f"no method {name!r}.{nearest_name(name, METHODS)} There are: {', '.join(METHODS)}.")
+        raise ConfigError(f"no method {quoted(name)}.{nearest_name(name, METHODS)} There are: {', '.join(METHODS)}.")
     return METHODS[name]
 
 
@@ -160,11 +160,14 @@ def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) 
     method = find_method(name)
     recipe, factor = method.recipe(role), "weights" if role == "weight" else "activations"
     if format not in FORMAT_BITS:
-        raise ConfigError(f"no format {format!r}.{nearest_name(format, FORMAT_BITS)} There are: {_list(FORMAT_BITS)}.")
+        raise ConfigError(
+            f"no format {quoted(format)}.{nearest_name(format, FORMAT_BITS)} There are: {_list(FORMAT_BITS)}."
+        )
     if format not in method.formats:
         others = [other for other, value in METHODS.items() if format in value.formats]
         raise ConfigError(
-            f"{name} has no format {format!r}, only {_list(method.formats)}; methods that have it: {_list(others)}"
+            f"{name} has no format {quoted(format)}, only {_list(method.formats)}; "
+            f"methods that have it: {_list(others)}"
         )
     if role == "activation" and format in _SPARSE:
         raise ConfigError(f"{format} sparsity is for weights, which stay where they are; activations can take 'int'")
@@ -175,9 +178,10 @@ def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) 
         elsewhere = f", or a method that has {bits}: {_list(others)}" if others else ""
         if format != "int" and bits in recipe.bits:
             key = "format" if role == "weight" else "act_format"
-            elsewhere = f"; for {bits!r} bits say {key} = 'int'"
+            elsewhere = f"; for {quoted(bits)} bits say {key} = 'int'"
         raise ConfigError(
-            f"{what} to {_list(allowed)} bits, not {bits!r}; the nearest is {_nearest(bits, allowed)!r}{elsewhere}"
+            f"{what} to {_list(allowed)} bits, not {quoted(bits)}; "
+            f"the nearest is {_nearest(bits, allowed)!r}{elsewhere}"
         )
     if trust is not None and not trust > 0:
         raise ConfigError(f"trust = {trust}; the outer trust factor is above 0")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 from questlm.ops import Grid
 from questlm.quant.estimators import Estimator
 from questlm.quant.grids import fp4_grid, gaussian_grid, lloydmax_grid
@@ -92,7 +92,7 @@ class Method:
             ConfigError: `role` is neither 'weight' nor 'activation'.
         """
         if role not in ("weight", "activation"):
-            raise ConfigError(f"role = {role!r}; allowed are 'weight' and 'activation'")
+            raise ConfigError(f"role = {quoted(role)}; allowed are 'weight' and 'activation'")
         return self.weight if role == "weight" else self.act
 
 

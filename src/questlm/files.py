@@ -35,6 +35,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "canonical_json",
+    "check_safetensors_header",
     "explain_failed_write",
     "file_lock",
     "parse_json",
@@ -54,6 +55,7 @@ MANIFEST_NAME = "MANIFEST.json"
 _TEMPORARY_PREFIX = ".tmp-questlm-"  # no other program's, because `remove_leftovers` deletes by this name
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _MAX_MANIFEST_FILES = 10_000
+_MAX_HEADER_BYTES = 16 * 1024 * 1024  # of some 100,000 tensors
 _DEEPEST_JSON = 64
 
 T = TypeVar("T")
@@ -132,6 +134,20 @@ def parse_json(content: bytes, name: str, error: type[QuestError]) -> Any:
     if _is_nested_beyond(_DEEPEST_JSON, value):
         raise error(f"{name} holds values nested more than {_DEEPEST_JSON} deep; it is damaged")
     return value
+
+
+def check_safetensors_header(path: Path, error: type[QuestError]) -> None:
+    """Refuse a safetensors file whose header is larger than 16 MiB or names a tensor twice, before it is opened.
+
+    The library would read 100 MB, and takes the last of two tensors of one name.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > path.stat().st_size:
+            return  # it is cut or no such file, which the library says
+        if length > _MAX_HEADER_BYTES:
+            raise error(f"{path} has a header of {length} bytes, but at most {_MAX_HEADER_BYTES} are allowed")
+        parse_json(file.read(length), f"the header of {path}", error)
 
 
 def _is_nested_beyond(depth: int, value: Any) -> bool:

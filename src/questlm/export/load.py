@@ -31,7 +31,7 @@ from questlm.export.format import (
     matrix_shapes,
 )
 from questlm.export.operands import check_codes, matrix_tensors
-from questlm.files import MANIFEST_NAME, parse_json, read_json, verify
+from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, verify
 from questlm.ops.reference.storage import from_int8_rows
 from questlm.vocabulary import parse_tokenizer, read_tokenizer_text
 
@@ -39,7 +39,6 @@ __all__ = ["Artifact", "load_artifact", "require_known_ids"]
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_CONFIG_VALUES = 50_000  # `training` left out; pydantic takes 2 kB for each value that is wrong
-_MAX_HEADER_BYTES = 16 * 2**20  # twice that of 1,024 blocks in the format with most tensors
 _MAX_MESSAGE = 300
 
 
@@ -170,7 +169,7 @@ def _require_exact(given: Any, meant: Any, place: str) -> None:
 
 
 def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tensor]:
-    _check_header(path)
+    check_safetensors_header(path, ArtifactError)
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
         for name in (*expected.keys() - names, *names - expected.keys()):
@@ -185,15 +184,6 @@ def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tens
                 )
         # Copies, because the file is mapped: whoever changed it later would change the model.
         return {name: file.get_tensor(name).clone() for name in expected}
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a header that is too large or names a tensor twice, of which safetensors would take the last."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ArtifactError(f"{path} has a header of {length} bytes, but at most {_MAX_HEADER_BYTES} are allowed")
-        parse_json(file.read(length), f"the header of {path}", ArtifactError)
 
 
 def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:

@@ -49,6 +49,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, where a config.json
     "llama": {**_BOTH_DEFAULT, "num_key_value_heads": None, "max_position_embeddings": 2048},
     "mistral": {**_BOTH_DEFAULT, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
 }
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "max_position_embeddings",
+)
 _PLAIN: dict[str, tuple[Any, ...]] = {  # values of a plain Llama; anything else would compute something else
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
@@ -119,6 +127,12 @@ def model_config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     for name in _SHAPE.values():
         if name not in values:
             raise ConfigError(f"{name} is missing")
+    tied = values["tie_word_embeddings"]
+    if not isinstance(tied, bool):
+        raise ConfigError(f"tie_word_embeddings = {quoted(tied)} cannot be used: true or false is expected")
+    for name in (*_SHAPE.values(), *_DETAILS.values()):
+        if name != "tie_word_embeddings":
+            _require_number(name, values[name])
     theta, scaling = _rope(values)
     shape = {ours: values[theirs] for ours, theirs in (_SHAPE | _DETAILS).items()}
     return ModelConfig(**shape, rope_theta=theta, rope_scaling=scaling)
@@ -126,9 +140,14 @@ def model_config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
 
 def _rope(values: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
     # Until its version 5, transformers had rope_theta beside rope_scaling; since then both are in rope_parameters.
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    name = "rope_parameters" if values.get("rope_scaling") in (None, {}) else "rope_scaling"
+    rope = values.get(name)
+    rope = {} if rope is None else rope
     if not isinstance(rope, Mapping):
-        raise ConfigError(f"rope_scaling = {quoted(rope)} cannot be used; a table of settings is expected")
+        raise ConfigError(f"{name} = {quoted(rope)} cannot be used; a table of settings is expected")
+    for key in _ROPE_NUMBERS:
+        _require_number(f"{name}.{key}", rope.get(key))
+        _require_number(key, values.get(key))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
         raise ConfigError(f"rope_scaling of type {quoted(kind)} is not supported; it must be default, linear or llama3")
@@ -136,6 +155,8 @@ def _rope(values: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
         raise ConfigError("partial_rotary_factor is not supported; in a plain Llama it is 1")
     theta = rope.get("rope_theta", values["rope_theta"])
     if kind == "default":
+        if rope.get("factor") is not None:
+            raise ConfigError(f"{name} has a factor but no rope_type that uses it; it must be linear or llama3")
         return theta, None
     scaling: dict[str, Any] = {"kind": kind, "factor": rope.get("factor")}
     if kind == "llama3":
@@ -143,6 +164,12 @@ def _rope(values: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
         scaling["original_max_position"] = values.get("original_max_position_embeddings", length)
         scaling |= {name: rope.get(name) for name in ("low_freq_factor", "high_freq_factor")}
     return theta, RopeScaling(**scaling)
+
+
+def _require_number(name: str, value: Any) -> None:
+    """Refuse what is neither a number nor None, such as "16", which transformers does not take for 16 either."""
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise ConfigError(f"{name} = {quoted(value)} cannot be used: a number is expected")
 
 
 def _rope_settings(scaling: RopeScaling) -> dict[str, Any]:

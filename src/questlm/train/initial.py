@@ -19,7 +19,7 @@ from torch import Tensor
 from questlm.config import ModelConfig, RunConfig
 from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
-from questlm.files import MANIFEST_NAME, read_json, sha256_file
+from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, sha256_file
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
 from questlm.train.checkpoint import verify_checkpoint, weight_files
 from questlm.train.origin import DATA_PATHS
@@ -246,6 +246,7 @@ def _headers(files: list[Path], in_pieces: bool = False) -> dict[str, _Place]:
     places: dict[str, _Place] = {}
     for file in files:
         try:
+            check_safetensors_header(file, CheckpointError)
             with safe_open(file, framework="pt") as tensors:
                 names = list(tensors.keys())
         except (OSError, SafetensorError) as problem:
@@ -268,14 +269,21 @@ def _check(places: Mapping[str, _Place], expected: Mapping[str, tuple[int, ...]]
         place = places[name]
         headers = [_header(file, place.name) for file in place.files]
         shapes = [shape for _, shape in headers]
-        shape = shapes[0] if len(shapes) == 1 else (sum(rows for rows, *_ in shapes), *shapes[0][1:])
-        if shape != wanted or any(other[1:] != wanted[1:] for other in shapes):
+        shape = shapes[0] if len(shapes) == 1 else _joined(shapes)
+        if shape != wanted:
             raise CheckpointError(f"{place.files[0]}: {place.name} is {shape}, but by the config it must be {wanted}")
         for dtype, _ in headers:
             if dtype not in _DTYPES:
                 raise CheckpointError(
                     f"{place.files[0]}: {place.name} is stored as {dtype}; only {', '.join(_DTYPES)} can be trained"
                 )
+
+
+def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of pieces one below the other; (), which no weight has, where they do not fit together."""
+    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
+        return ()
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _header(file: Path, name: str) -> tuple[str, tuple[int, ...]]:

@@ -434,6 +434,17 @@ def _cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def _header(change: Callable[[str], str]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = change(data[8:end].decode().rstrip()).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+
+    return rewrite
+
+
 def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -488,6 +499,9 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (_cut, "model.safetensors is not a usable safetensors file"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "is not a usable safetensors file"),
     "not-tensors": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "not a usable safetensors file"),
+    "twice-in-header": (_header(lambda h: h[:-1] + f', "{Q}": {json.dumps(json.loads(h)[Q])}}}'), "is there twice"),
+    "huge-header": (_header(lambda h: h + " " * 17 * 2**20), "model.safetensors has a header of"),
+    "string-size": (lambda f: edit(f / "config.json", hidden_size="32"), "hidden_size = '32' cannot be used"),
     "lacking": (_drop(Q), "lacks the weight layers.0.attention.q.weight"),
     "no-head": (_drop("lm_head.weight"), "lacks the weight lm_head.weight"),
     "a-bias": (_set(Q.replace("weight", "bias"), lambda: torch.zeros(32)), "has no place in a plain Llama"),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
+from questlm import QuantSpec, prepare
+from questlm.errors import CheckpointError
 from questlm.quant import METHODS, make_quantizer
 
 STATEFUL = [
@@ -54,3 +58,55 @@ def test_no_rows_at_all_change_nothing(name):
     quantizer(torch.randn(4, 32))
     quantizer(x).sum().backward()
     assert all(p.isfinite().all() for p in quantizer.parameters())
+
+
+def prepared(method: str = "lsq", bits: int | str = 4, **settings: object) -> nn.Module:
+    spec = QuantSpec(method=method, weight_bits=bits, act_bits=8 if method == "pquant" else bits, **settings)
+    model = prepare(nn.ModuleDict({"mlp": nn.ModuleDict({"up": nn.Linear(32, 48)})}), spec)
+    model["mlp"]["up"](torch.randn(4, 32))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading"),
+    [
+        ({"bits": 2}, {"bits": 4}),
+        ({"method": "lsq"}, {"method": "pact"}),
+        ({"method": "pact", "bits": "ternary", "format": "ternary"}, {"method": "pact", "bits": "ternary"}),
+        ({"method": "lsq-row", "bits": 2}, {"method": "lsq-row", "bits": 3}),
+        ({"method": "seq", "bits": 1}, {"method": "seq", "bits": 2}),
+        ({"method": "lsq+", "bits": 2}, {"method": "lsq+", "bits": 3}),
+        ({"method": "pquant", "bits": 1}, {"method": "pquant", "bits": 8}),
+    ],
+)
+def test_a_state_learned_in_another_setting_is_refused_in_one_sentence(saved, loading):
+    state, other = prepared(**saved).state_dict(), prepared(**loading)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"the state of 'mlp\.up\.\w+' was learned with '.*', but .* with '"):
+        other.load_state_dict(state)
+    assert torch.equal(
+        other["mlp"]["up"].weight_quantizer.get_extra_state(), before["mlp.up.weight_quantizer._extra_state"]
+    )
+    prepared(**saved).load_state_dict(state)
+
+
+@pytest.mark.parametrize(("method", "bits"), [("lsq", 4), ("adabin", 1), ("pquant", 1)])
+def test_a_state_from_before_settings_were_named_loads(method, bits):
+    model = prepared(method, bits)
+    old = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("_extra_state")}
+    assert len(old) < len(model.state_dict())
+    other = prepared(method, bits)
+    other.load_state_dict(old)
+    x = torch.randn(2, 32)
+    assert torch.equal(other["mlp"]["up"](x), model["mlp"]["up"](x))
+
+
+def test_methods_that_learn_nothing_keep_plain_weights_only():
+    assert set(prepared("quest", 2).state_dict()) == {"mlp.up.weight", "mlp.up.bias"}
+    prepared("quest", 4).load_state_dict(prepared("quest", 2).state_dict())
+
+
+def test_a_named_state_is_tensors_that_safetensors_takes(tmp_path):
+    model = prepared()
+    save_file(model.state_dict(), tmp_path / "state.safetensors")
+    prepared().load_state_dict(load_file(tmp_path / "state.safetensors"))

@@ -20,7 +20,7 @@ from questlm.errors import ConfigError
 from questlm.ops import Operand
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.methods import find_method, make_quantizer
-from questlm.quant.quantizers import Quantizer
+from questlm.quant.quantizers import LearningQuantizer, Quantizer
 
 __all__ = ["BranchedLinear", "ScaledQuantizer", "branch_axis"]
 
@@ -38,12 +38,12 @@ def branch_axis(spec: QuantSpec, name: str) -> Axis | None:
     return "columns" if match.group(1) == "down" else "rows"
 
 
-class ScaledQuantizer(Quantizer):
+class ScaledQuantizer(LearningQuantizer):
     """Another quantiser's values times a learned scale, which starts at 1."""
 
     def __init__(self, inner: Quantizer) -> None:
         super().__init__()
-        self.inner, self.grid, self.block_size = inner, inner.grid, inner.block_size
+        self.inner, self.grid, self.block_size, self.setting = inner, inner.grid, inner.block_size, inner.setting
         self.output_scale = nn.Parameter(torch.ones(1, 1))
 
     def operand(self, x: Tensor) -> Operand:

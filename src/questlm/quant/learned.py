@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.ops import Grid, Operand
-from questlm.quant.quantizers import Quantizer
+from questlm.quant.quantizers import LearningQuantizer
 
 __all__ = ["LearnedQuantizer", "LearnedStep", "StatefulQuantizer"]
 
@@ -59,7 +59,7 @@ class LearnedStep:
     offset: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
-class StatefulQuantizer(Quantizer):
+class StatefulQuantizer(LearningQuantizer):
     """A quantiser whose parameters take their first values from the first tensor it sees.
 
     Whether that has happened is in the buffer `initialized`, so a loaded or resumed model keeps what it has learned.

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from questlm import ops
+from questlm.errors import CheckpointError, quoted
 from questlm.ops import Grid, Operand
 from questlm.ops.reference.storage import stored_form
 
-__all__ = ["CenteredSignQuantizer", "DynamicQuantizer", "MaskedRounding", "Quantizer", "SparseQuantizer"]
+__all__ = [
+    "CenteredSignQuantizer",
+    "DynamicQuantizer",
+    "LearningQuantizer",
+    "MaskedRounding",
+    "Quantizer",
+    "SparseQuantizer",
+]
 
 
 class MaskedRounding(NamedTuple):
@@ -43,10 +51,12 @@ class Quantizer(nn.Module, ABC):
     Attributes:
         grid: what codes mean; None for a quantiser whose values are not codes (sparse bf16).
         block_size: of the Hadamard transform; 1: none.
+        setting: what it was made for, as 'lsq, 4 bits, int'; '' where `make_quantizer` did not make it.
     """
 
     grid: Grid | None
     block_size: int
+    setting: str = ""
 
     @abstractmethod
     def operand(self, x: Tensor) -> Operand:
@@ -77,6 +87,43 @@ class Quantizer(nn.Module, ABC):
         """(..., K) -> (..., K)."""
         rows = x.reshape(-1, x.shape[-1])
         return self.values(rows, self.operand(rows)).reshape(x.shape)
+
+
+class LearningQuantizer(Quantizer):
+    """A quantiser with parameters of its own, whose state names the setting that they were learned in.
+
+    A learned step of 2 bits has the shape of one of 4 bits, so nothing else would notice where a state is loaded into a
+    model of another method, width or format. The name is a uint8 tensor (UTF-8), as all of a state dict is tensors. A
+    state without it, from before there was one, loads as it is.
+    """
+
+    def get_extra_state(self) -> Tensor:
+        """`setting` as bytes, (n,) uint8."""
+        return torch.tensor(list(self.setting.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: what a quantiser was made for does not change. Loading has compared it."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
+        *rest: Any,
+    ) -> None:  # fmt: skip
+        key = f"{prefix}_extra_state"
+        learned_in = _text(state_dict[key]) if key in state_dict else ""
+        if learned_in and self.setting and learned_in != self.setting:
+            raise CheckpointError(
+                f"the state of {quoted(prefix.rstrip('.'))} was learned with {quoted(learned_in)}, but this model is "
+                f"prepared with {quoted(self.setting)}; prepare it with the method, bits and format of the state"
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+        if key in missing_keys:
+            missing_keys.remove(key)
+
+
+def _text(state: Any) -> str:
+    if not isinstance(state, Tensor) or state.dtype is not torch.uint8 or state.ndim != 1:
+        return repr(state)
+    return bytes(state.tolist()).decode(errors="replace")
 
 
 class _Masked(torch.autograd.Function):

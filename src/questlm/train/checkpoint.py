@@ -158,11 +158,14 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a tensor with two names (a tied head) once, under the first."""
+    """Parameters and persistent buffers by name; a tensor with two names (a tied head) once, under the first.
+
+    What quantisers were made for is left out: a checkpoint holds the settings of its run.
+    """
     seen: set[int] = set()
     unique = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and not name.endswith("._extra_state"):
             seen.add(id(tensor))
             unique[name] = tensor.detach()
     return unique

@@ -123,7 +123,9 @@ def make_quantizer(
     group = {"int-2:4": 2, "bf16-2:4": 1}.get(format)
     if group and shape[-1] % (4 * group):
         raise ConfigError(f"{format} sparsity needs rows of a multiple of {4 * group} entries, not {shape[-1]}")
-    return recipe.make(Request(bits, format, block, prod(shape[:-1]) if role == "weight" else 1, trust))
+    quantizer = recipe.make(Request(bits, format, block, prod(shape[:-1]) if role == "weight" else 1, trust))
+    quantizer.setting = f"{method}, {bits} bits, {format}"
+    return quantizer
 
 
 def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> LayerQuantizers:

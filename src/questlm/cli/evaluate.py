@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from questlm.cli.options import print_table
 from questlm.cli.train import metric_rows
-from questlm.config import DataConfig
+from questlm.config import DataConfig, TrainConfig
 from questlm.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -56,17 +57,20 @@ def evaluate_artifact(path: Path, data: str | None = None) -> tuple[Evaluation, 
     model = load(path)
     training = model.training
     try:
-        seq_len = int(training.get("seq_len", 512))
+        seq_len = TrainConfig(seq_len=training.get("seq_len", 512)).seq_len
         named = {k: v for k, v in dict(training.get("data") or {}).items() if k not in ("cache_dir", "tokenizer")}
         settings = DataConfig(source=data) if data is not None else DataConfig(**named)
     except (TypeError, ValueError) as problem:
         raise ArtifactError(f"{path} says nonsense of its training: {problem}") from None
-    if seq_len < 1 or (data is None and not named):
+    if data is None and not named:
         raise ArtifactError(f"{path} does not say what it was validated on; name a text with --data")
     tokenizer = path / "tokenizer.json"
     if tokenizer.exists():
         settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
-    return _measure(model, settings, data is not None, seq_len, model.config.vocab_size, training)
+    result, final = _measure(model, settings, data is not None, seq_len, model.config.vocab_size, training)
+    if not math.isfinite(result.loss):
+        raise ArtifactError(f"{path} has a loss of {result.loss}; its weights are out of any sensible range")
+    return result, final
 
 
 def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[str, Any] | None]:

@@ -242,10 +242,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
-def explain_failed_write(problem: OSError) -> str:
-    """The system's reason why something could not be written, and what helps where that is known."""
+def explain_failed_write(problem: Exception) -> str:
+    """The reason why a file or folder could not be written, by the system or a library, and what helps."""
+    if not isinstance(problem, OSError):  # of a library, which gives no number; most of its failures are a full disk
+        return f"{problem}; free some space there"
     reason = problem.strerror or str(problem)
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{reason}; free some space there"
     if problem.errno in (errno.EEXIST, errno.ENOTEMPTY):
         return "another process has made it meanwhile; wait for that one"
@@ -316,10 +318,7 @@ def _make_temporary(folder: Path, make: Callable[[Path], None]) -> tuple[Path, i
         make(path)
         # Another process may take what is not locked yet for a leftover. Once it is locked, it stays.
         with suppress(BlockingIOError, FileNotFoundError):
-            lock = _lock(path)
-            if path.exists():
-                return path, lock
-            _unlock(lock)
+            return path, _lock(path)
 
 
 def _lock(path: Path) -> int | None:
@@ -327,7 +326,8 @@ def _lock(path: Path) -> int | None:
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: it is not there or cannot be opened.
+        FileNotFoundError: it is not there, or was removed or replaced before the lock was taken.
+        OSError: it cannot be opened.
     """
     try:
         import fcntl
@@ -341,7 +341,13 @@ def _lock(path: Path) -> int | None:
         if isinstance(problem, BlockingIOError):
             raise
         return None
-    return handle
+    try:
+        if os.path.samestat(os.fstat(handle), os.lstat(path)):
+            return handle
+    except FileNotFoundError:
+        pass
+    os.close(handle)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _unlock(handle: int | None) -> None:

@@ -13,16 +13,54 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, FailFast, Field, PlainValidator, TypeAdapter
 
 from questlm.errors import CheckpointError
-from questlm.files import read_json, write_json
+from questlm.files import read_json, validated, write_json
 
-__all__ = ["RECORD_NAME", "RunRecord", "package_versions"]
+__all__ = ["RECORD_NAME", "Count", "Number", "Points", "RunRecord", "Text", "Values", "package_versions"]
 
 RECORD_NAME = "record.json"
 _FORMAT = 1
 _NEWER = {"initial_weights", "processes", "parallel"}  # which the first records did not have
+_MEASURED = ("loss", "perplexity", "tokens")
+
+
+def _number(value: Any) -> float:
+    """An integer or float as it is, so that it is written again as it was read."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e300:
+        raise ValueError("it must be a finite number")
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and len(value) <= 10_000):
+        return value
+    return _number(value)
+
+
+def _final(values: dict[str, float | None]) -> dict[str, float | None]:
+    if any(values.get(name) is None for name in _MEASURED):
+        raise ValueError(f"it must hold numbers for {', '.join(_MEASURED)}")
+    return values
+
+
+Count = Annotated[int, Field(strict=True, ge=0, le=10**18)]
+"""A number of steps, tokens, bytes or processes, in a file that is validated when read."""
+
+Number = Annotated[float, PlainValidator(_number)]
+"""A finite number, likewise."""
+
+Text = Annotated[str, Field(strict=True, max_length=10_000)]
+"""A short text, likewise."""
+
+Values = Annotated[dict[str, Annotated[Any, PlainValidator(_scalar)]], Field(max_length=1_000)]
+"""Numbers and texts by name, likewise."""
+
+Points = Annotated[list[dict[str, Number]], FailFast()]
+"""Points of a curve, likewise, each a value by name."""
 
 
 @dataclass
@@ -41,41 +79,47 @@ class RunRecord:
         steps, tokens, seconds: trained so far; seconds of training loop, validations and checkpoints included.
         tokens_per_second: tokens / seconds spent in training steps alone.
         peak_memory_bytes: of the device (CUDA) or the process (CPU); of several, the most.
-        checks: what the quantisation check at the start measured.
+        checks: what the quantisation check measured when the run began; a resumed run keeps it.
         initial_weights: SHA-256 of the weights that training began from (`init_from`), None for weights of its own.
         processes: how many trained it when the record was written.
         parallel: how they shared the model: 'none', 'ddp' or 'fsdp'.
     """
 
     config: dict[str, Any]
-    versions: dict[str, str]
-    device: str
-    data: dict[str, Any]
-    parameters: dict[str, int]
-    curve: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
-    final: dict[str, float | None] | None = None
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    tokens_per_second: float | None = None
-    peak_memory_bytes: int | None = None
-    checks: dict[str, Any] = field(default_factory=dict)
-    initial_weights: str | None = None
-    processes: int = 1
-    parallel: str = "none"
-    format: int = _FORMAT
+    versions: dict[str, Text]
+    device: Text
+    data: Values
+    parameters: dict[str, Count]
+    curve: Points = field(default_factory=list)
+    validations: Points = field(default_factory=list)
+    final: Annotated[dict[str, Number | None], AfterValidator(_final)] | None = None
+    steps: Count = 0
+    tokens: Count = 0
+    seconds: Number = 0.0
+    tokens_per_second: Number | None = None
+    peak_memory_bytes: Count | None = None
+    checks: Values = field(default_factory=dict)
+    initial_weights: Text | None = None
+    processes: Count = 1
+    parallel: Text = "none"
+    format: Count = _FORMAT
 
     def save(self, run: Path) -> None:
         """Write `record.json` into the run folder, atomically."""
         write_json(run / RECORD_NAME, asdict(self))
+
+    def is_poorer_than(self, other: RunRecord) -> bool:
+        """Whether `other`, of the same run, has the final metrics and this has not, or else has come further."""
+        if (self.final is None) != (other.final is None):
+            return self.final is None
+        return self.final is None and self.steps < other.steps
 
     @classmethod
     def load(cls, run: Path) -> RunRecord:
         """Read a run folder's record.
 
         Raises:
-            CheckpointError: absent, damaged, or of another format.
+            CheckpointError: absent, damaged, of another format, or with a value of another type than it must be.
         """
         content = read_json(run / RECORD_NAME, CheckpointError)
         names = {item.name for item in fields(cls)}
@@ -83,7 +127,10 @@ class RunRecord:
         known = isinstance(content, dict) and content.get("format") == _FORMAT and set(content) <= names
         if not known or lacking - _NEWER:
             raise CheckpointError(f"{run / RECORD_NAME} is not a run record of format {_FORMAT}")
-        return cls(**content)
+        return validated(_RECORD, content, run / RECORD_NAME, CheckpointError)
+
+
+_RECORD = TypeAdapter(RunRecord)
 
 
 @cache

@@ -21,7 +21,6 @@ from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
 from questlm.export.format import FORMAT, VERSION
 from questlm.files import canonical_json, seal, sha256_file
-from questlm.train import resume
 
 TRAIN = ("train", "--config", "tiny.yaml", "--out", "new")
 
@@ -373,7 +372,8 @@ def test_a_full_disk_while_saving_a_checkpoint(place: Path, refused: Any) -> Non
         message = refused(*TRAIN, may_write=True)
     assert "cannot write the checkpoint new/checkpoints/step-00000004" in message
     assert "free some space" in message
-    assert not list((place / "new" / "checkpoints").iterdir())
+    assert "start the run again" in message
+    assert not (place / "new").exists()
 
 
 def test_a_full_disk_in_a_real_process(place: Path) -> None:
@@ -384,7 +384,7 @@ def test_a_full_disk_in_a_real_process(place: Path) -> None:
     done = subprocess.run([sys.executable, "-c", limited, *TRAIN], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "free some space" in sentence(done.stderr)
-    assert resume(Path("new")).steps == 12
+    assert not Path("new").exists()
 
 
 @pytest.mark.parametrize("free", [100, 20_000])
@@ -467,6 +467,7 @@ def test_resuming_when_the_text_has_changed(change: str, place: Path, refused: A
     (place / "text.txt").unlink()
     if change == "other":
         (place / "text.txt").write_text("wizards bake lazy dogs and brown foxes quietly\n" * 100)
+    (place / "run" / "record.json").unlink()  # a finished run needs no text any more
     message = refused("train", "--resume", "run")
     assert ("does not exist" if change == "gone" else "other data than 'text.txt'") in message
 

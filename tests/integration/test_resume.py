@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from questlm.config import RunConfig, to_yaml
 from questlm.errors import CheckpointError
 from questlm.records import RunRecord
-from questlm.train import resume, train
+from questlm.train import Trainer, resume, train
 from questlm.train.checkpoint import latest_checkpoint
 
 Settings = Callable[..., RunConfig]
@@ -110,11 +112,94 @@ def test_a_signal_saves_and_exits_cleanly(
     assert _outcome(run) == _outcome(uninterrupted)
 
 
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(tiny: RunConfig, tmp_path: Path) -> None:
-    train(tiny, tmp_path / "run")
-    before = _outcome(tmp_path / "run")
-    resume(tmp_path / "run")
-    assert _outcome(tmp_path / "run") == before
+def _written(run: Path) -> dict[str, tuple[int, int]]:
+    """Every file of a run, with what tells whether it was written again."""
+    return {
+        str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in run.rglob("*.*") if path.name != ".lock"
+    }
+
+
+def test_a_finished_run_can_be_resumed_and_nothing_of_it_is_computed_or_written(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = train(tiny, tmp_path / "run")
+    before = _written(tmp_path / "run")
+    monkeypatch.delattr(Trainer, "run")
+    assert resume(tmp_path / "run") == record
+    assert _written(tmp_path / "run") == before
+
+
+def test_a_finished_run_needs_its_data_no_more(tiny_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("wizards bake lazy dogs and brown foxes quietly\n" * 200)
+    record = train(tiny_settings(data={"source": str(tmp_path / "text.txt")}), tmp_path / "run")
+    (tmp_path / "text.txt").unlink()
+    assert resume(tmp_path / "run") == record
+
+
+@pytest.mark.parametrize("moment", ["_save_record", "_finish"])
+def test_final_metrics_survive_a_kill_while_a_run_trains_its_end_again(
+    moment: str, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    record = train(tiny, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000012")  # its weights are lost, for example to save space
+    original = getattr(Trainer, moment)
+
+    def killed(self: Trainer, *arguments: Any) -> Any:
+        if moment == "_save_record":
+            original(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, moment, killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume(run)
+    assert RunRecord.load(run) == record
+    assert resume(run).final == record.final
+
+
+def test_a_run_resumed_from_an_older_checkpoint_keeps_the_longer_record_until_it_is_there_again(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    _stopped_after(8, tiny, run, monkeypatch)
+    record = RunRecord.load(run)
+    assert (record.steps, record.final) == (8, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "restore", lambda self: None)  # as if no checkpoint were good
+        _stopped_after(4, tiny, run, patch, start=lambda: resume(run))
+    assert RunRecord.load(run) == record
+
+
+def test_the_record_keeps_what_was_checked_at_the_start(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny, tmp_path / "whole")
+    run = tmp_path / "run"
+    _stopped_after(4, tiny, run, monkeypatch)
+    (run / "record.json").unlink()  # killed between the first checkpoint and the first record
+    assert resume(run).checks == whole.checks
+
+
+def _stopped_after(
+    step: int,
+    config: RunConfig,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: Callable[[], object] | None = None,
+) -> None:
+    """Train, or whatever `start` does, until the checkpoint of `step` is there."""
+    original = Trainer._save
+
+    def save(self: Trainer) -> None:
+        original(self)
+        if self.state.step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", save)
+        with pytest.raises(KeyboardInterrupt):
+            start() if start is not None else train(config, run)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tiny: RunConfig, tiny_settings: Settings, tmp_path: Path) -> None:

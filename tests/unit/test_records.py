@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,53 @@ def test_a_damaged_record_is_refused(damage: Any, expected: str, record: RunReco
     with pytest.raises(CheckpointError, match=expected) as caught:
         RunRecord.load(tmp_path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", "12"),
+        ("steps", True),
+        ("steps", 1.0),
+        ("tokens", -1),
+        ("tokens", 10**19),
+        ("seconds", None),
+        ("seconds", float("inf")),
+        ("seconds", 10**400),
+        ("curve", {"loss": 1.0}),
+        ("curve", [1.0]),
+        ("curve", [{"loss": "3"}]),
+        ("validations", [{"loss": float("nan")}]),
+        ("final", []),
+        ("final", {"perplexity": 2.0, "tokens": 9}),
+        ("final", {"loss": None, "perplexity": 2.0, "tokens": 9}),
+        ("parameters", {"all": "many"}),
+        ("data", {"val_hash": ["x"]}),
+        ("versions", {"torch": 2}),
+        ("device", 5),
+        ("device", "x" * 100_000),
+        ("config", "none"),
+        ("checks", {"loss": {"deep": 1}}),
+        ("initial_weights", {}),
+        ("processes", "2"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(
+    name: str, value: Any, record: RunRecord, tmp_path: Path
+) -> None:
+    record.save(tmp_path)
+    path = tmp_path / RECORD_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CheckpointError, match=rf"record\.json has {name}.* = .*; it is damaged") as caught:
+        RunRecord.load(tmp_path)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_richer_record_is_the_one_with_final_metrics_or_else_the_one_further_on(record: RunRecord) -> None:
+    early, late = (replace(record, final=None, steps=steps) for steps in (4, 8))
+    assert early.is_poorer_than(late)
+    assert late.is_poorer_than(record)
+    assert not any(rich.is_poorer_than(poor) for rich, poor in ((late, early), (record, late), (early, early)))
 
 
 def test_an_absent_record_is_refused(tmp_path: Path) -> None:

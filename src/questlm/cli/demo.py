@@ -38,7 +38,7 @@ def demo(
     run = out or fresh_folder("demo")
     flags = {"quant": {"weight_bits": bits, "act_bits": bits}, "budget": {"seconds": seconds}}
     config = load_config("nano", flags=flags)
-    RunFolder(run).require_absent()
+    RunFolder(run).require_free()
     typer.echo(f"1. Train a W{bits}A{bits} model for {seconds:g} s on the Python standard library's sources.")
     record = run_training(config, run)
     assert record.final is not None

@@ -172,8 +172,9 @@ def _draw_batches(stream: TokenStream, seq_len: int, count: int, seed: int, devi
 def _checkpoints(run: Path) -> list[Path]:
     """Checkpoints that the run kept, oldest first."""
     from questlm.train import RunFolder
+    from questlm.train.checkpoint import checkpoints_in
 
-    return sorted(path for path in RunFolder(run).checkpoints.glob("step-*") if path.is_dir())
+    return checkpoints_in(RunFolder(run).checkpoints)
 
 
 def _snapshots(checkpoints: list[Path]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
@@ -182,9 +183,9 @@ def _snapshots(checkpoints: list[Path]) -> Iterator[tuple[int, Mapping[str, Tens
 
     for path in checkpoints:
         tensors, state = read_checkpoint(path)
-        if "model" not in tensors or "step" not in state.get("progress", {}):
+        if "model" not in tensors:
             raise CheckpointError(f"{path} is not a whole checkpoint of this version")
-        yield state["progress"]["step"], tensors["model"]
+        yield state.progress.step, tensors["model"]
 
 
 def _title(config: RunConfig, step: int, tokens: int, spec: QuantSpec) -> str:

@@ -82,7 +82,7 @@ def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[
     record, config = RunRecord.load(path), loaded.config
     final = record.final if record.steps == loaded.step else None
     settings = RunFolder(path).data_settings(data)
-    training = {"final": final, "val_hash": record.data["val_hash"]}
+    training = {"final": final, "val_hash": record.data.get("val_hash")}
     return _measure(loaded.model, settings, data is not None, config.train.seq_len, config.model.vocab_size, training)
 
 

@@ -52,7 +52,7 @@ def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = 
         "tokens": loaded.tokens,
         # A run stopped before its end, or between a checkpoint and its record, has no final loss for these weights.
         "final": record.final if record.steps == loaded.step else None,
-        "val_hash": record.data["val_hash"],
+        "val_hash": record.data.get("val_hash"),
     }
     text = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
     return write_artifact(loaded.model, out, tokenizer=text, training=training, embeddings=embeddings)

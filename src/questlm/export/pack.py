@@ -124,8 +124,9 @@ def pack(
             parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
             _check_codes(model, load_artifact(folder))
     except (OSError, SafetensorError) as problem:
-        reason = explain_failed_write(problem) if isinstance(problem, OSError) else problem
-        raise ArtifactError(f"cannot write the artifact {out}: {reason}; or name another folder") from None
+        raise ArtifactError(
+            f"cannot write the artifact {out}: {explain_failed_write(problem)}, or name another folder"
+        ) from None
     return PackReport(out, sum(parts.values()), parts, config.model.parameters)
 
 

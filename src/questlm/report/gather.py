@@ -171,7 +171,7 @@ def _of_folder(folder: Path, name: str, notes: list[str]) -> Entry:
     """
     record = RunRecord.load(folder)
     where = str(folder)
-    curve, validations = (_points(points, where) for points in (record.curve, record.validations))
+    curve, validations = (_points(points) for points in (record.curve, record.validations))
     finished = record.final is not None
     if not finished:
         last = (validations or curve)[-1:]
@@ -205,10 +205,8 @@ def _of_folder(folder: Path, name: str, notes: list[str]) -> Entry:
     return replace(entry, packed=packed)
 
 
-def _points(points: object, where: str) -> tuple[Point, ...]:
-    """(tokens, loss) of a curve; entries without a finite loss are left out, as training notes divergence so."""
-    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
-        raise DataError(f"{where}/{RECORD_NAME} has a curve that is not a list of points; it is damaged")
+def _points(points: Sequence[Mapping[str, float]]) -> tuple[Point, ...]:
+    """(tokens, loss) of a curve; entries that lack one of them are left out."""
     pairs = ((finite(point.get("tokens")), finite(point.get("loss"))) for point in points)
     return tuple((tokens, loss) for tokens, loss in pairs if tokens is not None and loss is not None)
 

@@ -9,6 +9,7 @@ writes its own pieces (`questlm.parallel.storage`). Either kind is read whole or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,25 +21,26 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from questlm.errors import CheckpointError, quoted
-from questlm.files import atomic_folder, canonical_json, read_json, remove_folder, remove_leftovers, seal, verify
+from questlm.files import atomic_folder, remove_folder, remove_leftovers, seal, verify
 from questlm.parallel import Ranks
 from questlm.parallel.storage import describe_tensors, load_tensors, save_pieces
+from questlm.train.state import STATE_NAME, CheckpointState, read_state
 
 __all__ = [
+    "checkpoints_in",
     "fill_tensors",
     "latest_checkpoint",
     "load_model_tensors",
     "model_tensors",
     "prune",
     "read_checkpoint",
-    "read_state",
     "verify_checkpoint",
     "weight_files",
     "write_checkpoint",
 ]
 
 _KIND, _VERSION = "questlm-checkpoint", 1
-_PREFIX = "step-"
+_NAME = "step-{:08d}"
 _PIECES = "shard-*.safetensors"  # DCP's names for them
 _MODEL_PIECES = "shard-*-model-00001-of-00002.safetensors"
 _MISFITS = {"model": "a checkpoint of another model", "optimizer": "not a whole checkpoint of this model"}
@@ -47,86 +49,84 @@ _ALONE = Ranks()
 
 def write_checkpoint(
     folder: Path,
-    step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
-    state: dict[str, Any],
+    state: CheckpointState,
     ranks: Ranks = _ALONE,
     pieces: bool = False,
 ) -> Path:
-    """Write `folder/step-` and eight digits, with a group of safetensors for each entry of `tensors`, `state` as JSON.
+    """Write `folder/step-` and at least eight digits: safetensors for each entry of `tensors`, and `state` as JSON.
 
     All processes call it. With `pieces` each writes what it has of the tensors; without, the first writes them whole.
 
     Raises:
         CheckpointError: the disk is full or not writable; what was there before is untouched.
     """
-    target = folder / f"{_PREFIX}{step:08d}"
-    # A resumed run arrives at a step it had reached before: what it holds is the same.
-    if ranks.first(target.exists):
+    target = folder / _NAME.format(state.progress.step)
+    # A resumed run that is stopped before its first step is where it was: what the checkpoint holds is the same.
+    if ranks.first(target.is_dir):
         return target
     try:
         with ExitStack() as stack:
             temporary = Path(ranks.first(lambda: str(stack.enter_context(atomic_folder(target)))))
             if pieces:
                 save_pieces(temporary, tensors, ranks)
-            ranks.first(lambda: _finish(temporary, {} if pieces else tensors, state, step, stack))
+            ranks.first(lambda: _finish(temporary, {} if pieces else tensors, state, stack))
     except (OSError, SafetensorError) as problem:
+        saved = latest_checkpoint(folder)
+        after = f"resume from {saved.name}" if saved else "start the run again, of which nothing is saved yet"
         raise CheckpointError(
-            f"cannot write the checkpoint {target}: {problem}; free some space, then resume from the last good one"
+            f"cannot write the checkpoint {target}: {problem}; free some space there, then {after}"
         ) from None
     return target
 
 
 def _finish(
-    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], step: int, renaming: ExitStack
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: CheckpointState, renaming: ExitStack
 ) -> None:
     for name, group in tensors.items():
         save_file({k: v.detach().contiguous() for k, v in group.items()}, folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(canonical_json(state), encoding="utf-8")
-    seal(folder, _KIND, _VERSION, {"step": step})
+    (folder / STATE_NAME).write_text(state.to_json(), encoding="utf-8")
+    seal(folder, _KIND, _VERSION, {"step": state.progress.step})
     renaming.close()
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Check every file of a checkpoint against its hash.
+def verify_checkpoint(path: Path) -> CheckpointState:
+    """Check every file of a checkpoint against its hash, and return its state.
 
     Raises:
-        CheckpointError: damaged or of another version.
+        CheckpointError: damaged, of another version, or its name, manifest and state are not of one step.
     """
-    verify(path, _KIND, _VERSION, CheckpointError, strict=True)
+    details = verify(path, _KIND, _VERSION, CheckpointError, strict=True)
+    state = read_state(path)
+    steps = (_step_of(path), details.get("step"), state.progress.step)
+    if len(set(steps)) > 1:
+        named, listed, trained = (quoted(step) for step in steps)
+        raise CheckpointError(
+            f"{path} is of step {named} by its name, of {listed} by its manifest and of {trained} by its state, so it "
+            f"was renamed or put together from others; give it its own name again or move it elsewhere"
+        )
+    return state
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], CheckpointState]:
     """Whole tensors of 'model' and 'optimizer', and the state of a checkpoint, after verifying it.
 
     Raises:
-        CheckpointError: damaged or of another version.
+        CheckpointError: as `verify_checkpoint`.
     """
-    verify_checkpoint(path)
+    state = verify_checkpoint(path)
     if any(path.glob(_PIECES)):
         tensors = {name: torch.empty(item.shape, dtype=item.dtype) for name, item in describe_tensors(path).items()}
         load_tensors(path, tensors)
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             groups[_group(name)][name] = tensor
-        return groups, read_state(path)
+        return groups, state
     try:
         groups = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
     except SafetensorError as problem:
         raise CheckpointError(f"{path} holds a damaged tensor file: {problem}") from None
-    return groups, read_state(path)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint.
-
-    Raises:
-        CheckpointError: damaged.
-    """
-    state = read_json(path / "state.json", CheckpointError)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path / 'state.json'} is not a checkpoint's state; it is damaged")
-    return state
+    return groups, state
 
 
 def fill_tensors(path: Path, group: Literal["model", "optimizer"], into: Mapping[str, Tensor]) -> None:
@@ -145,15 +145,27 @@ def weight_files(path: Path) -> list[Path]:
     return sorted(path.glob(_MODEL_PIECES)) or [path / "model.safetensors"]
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` by their names, of the lowest step first. Folders of any other name do not count."""
+    steps = {path: step for path in folder.glob("step-*") if (step := _step_of(path)) is not None and path.is_dir()}
+    return sorted(steps, key=lambda path: steps[path])
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step in `folder`, or None."""
-    return max(folder.glob(f"{_PREFIX}*"), default=None)
+    return next(reversed(checkpoints_in(folder)), None)
+
+
+def _step_of(path: Path) -> int | None:
+    match = re.fullmatch(r"step-([0-9]{8,18})", path.name)
+    step = int(match.group(1)) if match else None
+    return step if step is not None and path.name == _NAME.format(step) else None
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` latest checkpoints, and what killed writers left behind."""
     remove_leftovers(folder, alone=True)
-    for old in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
+    for old in checkpoints_in(folder)[:-keep]:
         remove_folder(old)
 
 

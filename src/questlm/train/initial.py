@@ -156,9 +156,7 @@ def _from_run(path: Path) -> InitialModel:
     """A run at its newest checkpoint; what its quantisers have learned is left behind."""
     run = RunFolder(path)
     config, checkpoint = run.read_config(), run.latest_checkpoint()
-    verify_checkpoint(checkpoint)
-    state = read_json(checkpoint / "state.json", CheckpointError)
-    require_same_config(state.get("config", {}) if isinstance(state, dict) else {}, config, checkpoint, DATA_PATHS)
+    require_same_config(verify_checkpoint(checkpoint).config, config, checkpoint, DATA_PATHS)
     expected = _shapes(config.model)
     places = _headers(weight_files(checkpoint), in_pieces=True)
     for name in places:

@@ -1,6 +1,6 @@
 """The training loop: batches in, a run folder out.
 
-The state of a run is the model, the optimizer, the loader's position and the counters in `_Progress`. All of it is in
+The state of a run is the model, the optimizer, the loader's position and the counters in `Progress`. All of it is in
 every checkpoint, and nothing else decides what comes next, so a run that is killed at any moment and resumed ends where
 the uninterrupted one ends (bit for bit on a CPU, for budgets in tokens; a budget in seconds depends on the clock).
 
@@ -13,16 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from questlm.config import RunConfig, TrainConfig, to_yaml
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
-from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError, quoted
+from questlm.errors import CheckpointError, ConfigError, DataError, QuestError, TrainingError, quoted
 from questlm.evaluation import Evaluation, evaluate
 from questlm.files import atomic_write
 from questlm.models import Llama
@@ -47,7 +45,6 @@ from questlm.train.checkpoint import (
     latest_checkpoint,
     model_tensors,
     prune,
-    read_state,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -61,6 +58,7 @@ from questlm.train.optim import empty_state, make_optimizer, optimizer_tensors
 from questlm.train.origin import DATA_PATHS, Origin, continued, initial_located, located
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
+from questlm.train.state import CheckpointState, Progress, read_state
 from questlm.train.step import TrainStep, should_record
 
 __all__ = ["Interrupted", "Trainer", "resume", "train"]
@@ -77,22 +75,11 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
         self.signal_number, self.run = signal_number, run
 
 
-@dataclass
-class _Progress:
-    """Counters of a run, saved with each checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    step_seconds: float = 0.0  # of `seconds`, those spent in training steps
-    recent_losses: list[float] = field(default_factory=list)  # since the last point of the curve
-    curve: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
-    initial_weights: str | None = None  # hash of those that the run began from, for its record
-
-
 def train(config: RunConfig, out: Path) -> RunRecord:
-    """Train a new run in the folder `out`, which must not exist or be empty. Of several processes each calls it.
+    """Train a new run in the folder `out`. Of several processes each calls it.
+
+    `out` must not exist, or be empty, or hold a run that ended before its first checkpoint. If training fails before
+    its first checkpoint, the folder is removed again.
 
     Raises:
         ConfigError, DataError: bad settings or data; nothing is written then.
@@ -100,7 +87,7 @@ def train(config: RunConfig, out: Path) -> RunRecord:
         TrainingError: a non-finite loss, quantisation not in effect, or another process that ended.
         Interrupted: SIGINT or SIGTERM; the run is saved.
     """
-    with _together(config.train, out) as ranks, ExitStack() as lock:
+    with _together(config.train, out) as ranks, ExitStack() as held:
         folder = RunFolder(Path(ranks.first(lambda: _fresh_folder(out, config))))
         initial = ranks.together(lambda: find_initial(config))
         if initial is not None:
@@ -108,15 +95,16 @@ def train(config: RunConfig, out: Path) -> RunRecord:
         data, config = ranks.in_turn(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
         trainer = Trainer(config, folder, data, initial, ranks)
         tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
-        ranks.first(lambda: folder.create(config, tokenizer, Origin.here(folder.path, data.data_hash)))
-        ranks.first(lambda: lock.enter_context(folder.locked()))
+        origin = Origin.here(folder.path, data.data_hash)
+        ranks.first(lambda: held.enter_context(folder.begun(config, tokenizer, origin)))
         return trainer.run()
 
 
 def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
     """Continue the run in the folder `out` from its newest checkpoint, or from the start if it has none.
 
-    The number of processes may be another than before. Of several processes each calls it.
+    Of a run that is finished already, the record is returned, and nothing is computed or written. The number of
+    processes may be another than before. Of several processes each calls it.
 
     Args:
         config: settings to continue with; None: the run's own. They may differ in when to log, validate, save and
@@ -136,16 +124,19 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
     chosen = continued(config or saved, saved, started_in)
     require_same_config(saved.model_dump(mode="json"), chosen, folder.config_file, DATA_PATHS)
     with _together(chosen.train, out) as ranks, ExitStack() as lock:
-        data, chosen = ranks.in_turn(lambda: _prepare_again(chosen, saved, started_in, folder))
         ranks.first(lambda: lock.enter_context(folder.locked()))
         ranks.first(folder.remove_leftovers)
+        finished = ranks.first(folder.is_finished)
+        if finished and chosen.data == saved.data:
+            return RunRecord.load(out)
+        data, chosen = ranks.in_turn(lambda: _prepare_again(chosen, saved, started_in, folder))
+        if finished:
+            ranks.first(lambda: _keep_data_settings(folder, saved, chosen))
+            return RunRecord.load(out)
         initial = ranks.together(lambda: _initial_again(initial_located(chosen, started_in), folder))
         trainer = Trainer(chosen, folder, data, initial, ranks)
         trainer.restore()
-        if chosen.data != saved.data:  # whoever reads the run's data later finds them where they are now
-            ranks.first(
-                lambda: atomic_write(folder.config_file, to_yaml(saved.model_copy(update={"data": chosen.data})))
-            )
+        ranks.first(lambda: _keep_data_settings(folder, saved, chosen))
         return trainer.run()
 
 
@@ -158,8 +149,14 @@ def _together(train: TrainConfig, out: Path) -> Iterator[Ranks]:
         yield joined
 
 
+def _keep_data_settings(folder: RunFolder, saved: RunConfig, chosen: RunConfig) -> None:
+    """Write where the data are now into the run's settings, for whoever reads them later."""
+    if chosen.data != saved.data:
+        atomic_write(folder.config_file, to_yaml(saved.model_copy(update={"data": chosen.data})))
+
+
 def _fresh_folder(out: Path, config: RunConfig) -> str:
-    RunFolder(out).require_absent()
+    RunFolder(out).require_free()
     require_loggers(config.train.loggers)
     return str(out)
 
@@ -242,8 +239,7 @@ class Trainer:
         self.model: Llama = build_model(config, initial).to(self.device)  # whole, until `_distribute`
         self.optimizer: torch.optim.Optimizer
         self.step: TrainStep
-        self.state = _Progress(initial_weights=initial.weights_hash() if initial is not None else None)
-        self.checks: dict[str, Any] = {}
+        self.state = Progress(initial_weights=initial.weights_hash() if initial is not None else None)
         self._restored: Path | None = None
         self._pending: list[Tensor] = []  # losses of steps whose value nobody has looked at yet
         self._grad_norm: Tensor = torch.zeros((), device=self.device)
@@ -260,9 +256,10 @@ class Trainer:
             expected = compute_plainly(self.model, self._plain_loss, batch)
             self._distribute()
             compile_kernels(self.model, self.step, self.engine, batch, self.device)
-            self.checks = self.ranks.together(
+            checks = self.ranks.together(
                 lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
             )
+            self.state.checks = self.state.checks or checks  # of a resumed run those of its beginning
             interrupt = stack.enter_context(Interrupt(_STOPPING if self.ranks.leads else ""))
             with progress("training", 1.0, show=self.ranks.leads) as update:
                 self._loop(log, interrupt, update)
@@ -285,16 +282,22 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         state = read_state(path)
-        require_same_config(state.get("config", {}), self.config, path, DATA_PATHS)
-        if state.get("data_hash") != self.data.data_hash:
+        require_same_config(state.config, self.config, path, DATA_PATHS)
+        if state.data_hash != self.data.data_hash:
             raise _other_data(path, self.config)
+        progress = state.progress
+        if progress.tokens != progress.step * self.config.train.tokens_per_step:
+            raise CheckpointError(
+                f"{path} counts {progress.tokens} tokens in {progress.step} steps of "
+                f"{self.config.train.tokens_per_step}; it is damaged"
+            )
         fill_tensors(path, "model", model_tensors(self.model))
         self.model.load_state_dict(self.model.state_dict())  # by which quantisers notice what they now hold
         try:
-            self.state = _Progress(**state["progress"])
-            self.loader.load_state_dict(state["loader"])
-        except (KeyError, TypeError, ValueError) as problem:
-            raise CheckpointError(f"{path} is not a whole checkpoint of this version: {problem}") from None
+            self.loader.load_state_dict(state.loader)
+        except DataError as problem:
+            raise CheckpointError(f"{path} does not fit this run: {problem}") from None
+        self.state = progress
         self._restored = path
 
     def _distribute(self) -> None:
@@ -446,15 +449,11 @@ class Trainer:
 
     def _save(self) -> None:
         self._look_at_losses()  # never save a model whose loss is not finite
-        state = {
-            "config": self.config.model_dump(mode="json"),
-            "data_hash": self.data.data_hash,
-            "loader": self.loader.state_dict(),
-            "progress": asdict(self.state),
-        }
+        config, position = self.config.model_dump(mode="json"), self.loader.state_dict()
+        state = CheckpointState(config, self.data.data_hash, position, self.state)
         tensors = {"model": model_tensors(self.model), "optimizer": self._optimizer_tensors()}
         cut = self.engine == "fsdp"
-        write_checkpoint(self.folder.checkpoints, self.state.step, tensors, state, self.ranks, pieces=cut)
+        write_checkpoint(self.folder.checkpoints, tensors, state, self.ranks, pieces=cut)
         self.ranks.first(lambda: prune(self.folder.checkpoints, self.config.train.keep_checkpoints))
         self._save_record(None)
 
@@ -481,7 +480,7 @@ class Trainer:
 
     def _save_record(self, final: Evaluation | None) -> RunRecord:
         record = self._record(final)
-        self.ranks.first(lambda: record.save(self.folder.path))
+        self.ranks.first(lambda: self.folder.save_record(record))
         return record
 
     def _record(self, final: Evaluation | None) -> RunRecord:
@@ -509,7 +508,7 @@ class Trainer:
             seconds=state.seconds,
             tokens_per_second=speed,
             peak_memory_bytes=int(self.ranks.largest(peak_memory(self.device))[0]),
-            checks=self.checks,
+            checks=state.checks,
             initial_weights=state.initial_weights,
             processes=self.ranks.size,
             parallel=self.engine,

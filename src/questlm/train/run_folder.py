@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from questlm.config import DataConfig, RunConfig, load_config, to_yaml
-from questlm.errors import CheckpointError, ConfigError, quoted
-from questlm.files import atomic_folder, file_lock, remove_leftovers
+from questlm.errors import CheckpointError, ConfigError, QuestError, quoted
+from questlm.files import atomic_folder, explain_failed_write, file_lock, remove_folder, remove_leftovers
 from questlm.models import Llama
 from questlm.quant import prepare
+from questlm.records import RECORD_NAME, RunRecord
 from questlm.terminal import command_text
-from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint
+from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint, verify_checkpoint
 from questlm.train.origin import DATA_PATHS, ORIGIN_NAME, Origin, located
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ _MAY_CHANGE = (
 is learned."""
 
 
+_BEGUN = frozenset(("config.yaml", ORIGIN_NAME, "tokenizer.json", "checkpoints", ".lock"))
+_LOGS = frozenset(("tensorboard", "wandb"))
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of one run."""
@@ -62,38 +68,95 @@ class RunFolder:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
 
-    def require_absent(self) -> None:
-        """Refuse to write into a folder that holds anything.
+    def require_free(self) -> None:
+        """Refuse a folder in which no new run can begin.
+
+        An empty folder will do, and so will that of a run that ended before its first checkpoint, by a kill for
+        example: nothing is lost with it.
 
         Raises:
-            ConfigError: it does.
+            ConfigError: it holds something, or cannot be made.
+            CheckpointError: another process is training there.
         """
-        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if taken or self.path.is_symlink():
+        if self.path.is_symlink():
+            raise ConfigError(f"{self.path} exists already and is a link; name another folder with --out")
+        if not self.path.exists():
+            self._require_place()
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"{self.path} exists already and is not a folder; name another folder with --out")
+        held = sorted(item.name for item in self.path.iterdir())
+        if held and not self.config_file.is_file():
+            raise ConfigError(
+                f"the folder {self.path} exists already and holds {quoted(held[0])}; name another folder with --out"
+            )
+        if held:
+            with self.locked():
+                self._require_nothing_saved()
+
+    @contextmanager
+    def begun(self, config: RunConfig, tokenizer: str | None, origin: Origin) -> Iterator[None]:
+        """Make the folder, whole or not at all, with what identifies the run, and hold it for this process.
+
+        The folder of a run that ended before its first checkpoint is replaced. If the block raises a QuestError before
+        the first checkpoint, the folder is removed, unless a logger has written there.
+
+        Raises:
+            ConfigError, CheckpointError: another process was quicker, or it cannot be written.
+        """
+        with ExitStack() as lock:
+            try:
+                self._remove_unsaved()
+                with atomic_folder(self.path) as temporary:
+                    draft = RunFolder(temporary)
+                    draft.checkpoints.mkdir()
+                    draft.config_file.write_text(to_yaml(config), encoding="utf-8")
+                    (temporary / ORIGIN_NAME).write_text(origin.to_json(), encoding="utf-8")
+                    if tokenizer is not None:
+                        draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
+                    lock.enter_context(draft.locked())  # which holds under the folder's final name, too
+            except OSError as problem:
+                self.require_free()  # says so if another process has made it meanwhile
+                raise CheckpointError(
+                    f"cannot make the run folder {self.path}: {explain_failed_write(problem)}, "
+                    f"or name another folder with --out"
+                ) from None
+            try:
+                yield
+            except QuestError:
+                if not self._saved() and not self._unexpected():
+                    remove_folder(self.path)
+                raise
+
+    def _require_place(self) -> None:
+        """Refuse a path under something that is not a folder, before any work is done for it."""
+        above = next((folder for folder in self.path.absolute().parents if os.path.lexists(folder)), None)
+        if above is not None and not above.is_dir():
+            raise ConfigError(
+                f"the run folder {self.path} cannot be made, because {above} is not a folder; "
+                f"name another folder with --out"
+            )
+
+    def _saved(self) -> bool:
+        """Whether there is anything that training has given."""
+        return (self.path / RECORD_NAME).exists() or any(self.checkpoints.glob("step-*"))
+
+    def _unexpected(self) -> list[str]:
+        """Names of what is there beside the files that every run begins with."""
+        return sorted(item.name for item in self.path.iterdir() if item.name not in _BEGUN)
+
+    def _require_nothing_saved(self) -> None:
+        if self._saved() or set(self._unexpected()) - _LOGS:
             raise ConfigError(
                 f"the run folder {self.path} exists already; continue that run with "
                 f"`{command_text('train', '--resume', self.path)}`, or name another folder with --out"
             )
 
-    def create(self, config: RunConfig, tokenizer: str | None, origin: Origin) -> None:
-        """Make the folder, whole or not at all, with what identifies the run.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
-        try:
-            with atomic_folder(self.path) as temporary:
-                draft = RunFolder(temporary)
-                draft.checkpoints.mkdir()
-                draft.config_file.write_text(to_yaml(config), encoding="utf-8")
-                (temporary / ORIGIN_NAME).write_text(origin.to_json(), encoding="utf-8")
-                if tokenizer is not None:
-                    draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
-        except OSError as problem:
-            raise CheckpointError(
-                f"cannot make the run folder {self.path}: {problem.strerror}; "
-                f"free some space there or name another folder with --out"
-            ) from None
+    def _remove_unsaved(self) -> None:
+        if self.config_file.is_file():
+            with self.locked():
+                self._require_nothing_saved()
+                remove_folder(self.path)
 
     def read_config(self) -> RunConfig:
         """The run's resolved settings.
@@ -137,6 +200,33 @@ class RunFolder:
         """Delete what killed processes left half-written, for a process that holds the run."""
         remove_leftovers(self.path)  # where an artifact may be being packed meanwhile
         remove_leftovers(self.checkpoints, alone=True)
+
+    def is_finished(self) -> bool:
+        """Whether the run has the final metrics of its newest checkpoint, which is verified.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of other settings.
+        """
+        newest = latest_checkpoint(self.checkpoints)
+        record = self._record()
+        if newest is None or record is None or record.final is None:
+            return False
+        state = verify_checkpoint(newest)
+        require_same_config(state.config, self.read_config(), newest, DATA_PATHS)
+        return state.progress.step == record.steps
+
+    def save_record(self, record: RunRecord) -> None:
+        """Write `record.json`, unless the one that is there is richer: a resumed run has yet to come as far again."""
+        old = self._record()
+        if old is None or not record.is_poorer_than(old):
+            record.save(self.path)
+
+    def _record(self) -> RunRecord | None:
+        """The run's record, if it has a usable one."""
+        try:
+            return RunRecord.load(self.path)
+        except CheckpointError:
+            return None
 
     def latest_checkpoint(self) -> Path:
         """The run's newest checkpoint.
@@ -213,8 +303,7 @@ def load_run(path: Path) -> LoadedRun:
     config = folder.read_config()
     checkpoint = folder.latest_checkpoint()
     tensors, state = read_checkpoint(checkpoint)
-    require_same_config(state.get("config", {}), config, checkpoint, DATA_PATHS)
+    require_same_config(state.config, config, checkpoint, DATA_PATHS)
     model = build_model(config)
     load_model_tensors(model, tensors.get("model", {}), checkpoint)
-    progress = state.get("progress", {})
-    return LoadedRun(model, config, progress.get("step", 0), progress.get("tokens", 0))
+    return LoadedRun(model, config, state.progress.step, state.progress.tokens)

@@ -207,7 +207,7 @@ def test_what_quantisers_of_a_run_have_learned_is_ignored(donor: Path, settings:
     newest = latest_checkpoint(tmp_path / "donor" / "checkpoints")
     assert newest is not None
     change_weights(newest, lambda weights: weights.update({"layers.0.attention.q.scale": torch.ones(1)}))
-    seal(newest, "questlm-checkpoint", 1)
+    seal(newest, "questlm-checkpoint", 1, {"step": int(newest.name.removeprefix("step-"))})
     plain, other = (started(settings(path, quant=OFF)).state_dict() for path in (donor, tmp_path / "donor"))
     assert plain.keys() == other.keys()
     assert all(torch.equal(plain[name], other[name]) for name in plain)

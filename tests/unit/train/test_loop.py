@@ -207,7 +207,8 @@ def test_optimizer_state_that_does_not_fit_is_refused(damage: str, tiny: RunConf
     else:
         state[name] = torch.zeros(3)
     save_file(state, newest / "optimizer.safetensors")
-    seal(newest, "questlm-checkpoint", 1)
+    seal(newest, "questlm-checkpoint", 1, {"step": 12})
+    (tmp_path / "run" / "record.json").unlink()  # so that the run is not finished
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         resume(tmp_path / "run")
 

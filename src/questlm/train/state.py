@@ -1,0 +1,82 @@
+"""What a checkpoint holds beside its tensors, as typed values: nothing in the file is used before it is checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from questlm.errors import CheckpointError
+from questlm.files import canonical_json, read_json, validated
+from questlm.records import Count, Number, Points, Text, Values
+
+__all__ = ["STATE_NAME", "CheckpointState", "Progress", "read_state"]
+
+STATE_NAME = "state.json"
+
+_Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+
+
+@dataclass
+class Progress:
+    """Counters of a run.
+
+    Attributes:
+        step, tokens: trained so far.
+        seconds: of the training loop, validations and checkpoints included.
+        step_seconds: of `seconds`, those spent in training steps.
+        recent_losses: of the steps since the last point of the curve, nats a token.
+        curve, validations: see `RunRecord`.
+        initial_weights: SHA-256 of the weights that the run began from, for its record.
+        checks: what the quantisation check measured when the run began, for its record.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    step: Count = 0
+    tokens: Count = 0
+    seconds: Number = 0.0
+    step_seconds: Number = 0.0
+    recent_losses: list[Number] = field(default_factory=list)
+    curve: Points = field(default_factory=list)
+    validations: Points = field(default_factory=list)
+    initial_weights: Text | None = None
+    checks: Values = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """The content of a checkpoint's `state.json`.
+
+    Attributes:
+        config: settings, as `RunConfig.model_dump(mode="json")`; `require_same_config` validates them.
+        data_hash: of the tokens trained on.
+        loader: position of the loader, see `WindowLoader.state_dict`.
+        progress: counters.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    config: dict[str, Any]
+    data_hash: Text
+    loader: dict[str, _Whole]
+    progress: Progress
+
+    def to_json(self) -> str:
+        """The file's content."""
+        return canonical_json(asdict(self))
+
+
+_STATE = TypeAdapter(CheckpointState)
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """The state of the checkpoint in this folder.
+
+    Raises:
+        CheckpointError: damaged, or a value of another type than it must be.
+    """
+    path = checkpoint / STATE_NAME
+    return validated(_STATE, read_json(path, CheckpointError), path, CheckpointError)

@@ -30,7 +30,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_settings:
     """A folder with text, settings, a run of them and its artifact; tests work on copies."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUESTLM_CACHE", str(tmp_path_factory.getbasetemp() / "questlm-cache"))
         patch.chdir(folder)
         shutil.copy(corpus, "text.txt")
         Path("tiny.yaml").write_text(to_yaml(tiny_settings(data={"source": "text.txt"})))

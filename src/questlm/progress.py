@@ -9,11 +9,17 @@ from contextlib import contextmanager, suppress
 
 from questlm.readable import duration_text
 
-__all__ = ["progress"]
+__all__ = ["progress", "tell"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 Update = Callable[..., None]
+
+
+def tell(note: str) -> None:
+    """Say something that the user should know, on stderr."""
+    with suppress(BrokenPipeError):
+        print(f"quest: note: {note}", file=sys.stderr, flush=True)
 
 
 @contextmanager

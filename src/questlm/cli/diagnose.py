@@ -144,7 +144,7 @@ def _stream(run: Path, config: RunConfig, data: str | None) -> TokenStream:
 
     settings = RunFolder(run).data_settings(data)
     if data is not None:
-        return prepare_all(settings, config.model.vocab_size)[0]
+        return prepare_all(settings, config.model.vocab_size).val
     try:
         return prepare(settings, config.model.vocab_size).val
     except DataError as problem:

@@ -13,8 +13,11 @@ from questlm.cli.options import print_table
 from questlm.cli.train import metric_rows
 from questlm.config import DataConfig, TrainConfig
 from questlm.errors import ArtifactError, DataError
+from questlm.progress import tell
+from questlm.vocabulary import usual_end_of_text
 
 if TYPE_CHECKING:
+    from questlm.data import PreparedData
     from questlm.evaluation import Evaluation
 
 __all__ = ["evaluate", "evaluate_artifact", "evaluate_run"]
@@ -65,8 +68,10 @@ def evaluate_artifact(path: Path, data: str | None = None) -> tuple[Evaluation, 
     if data is None and not named:
         raise ArtifactError(f"{path} does not say what it was validated on; name a text with --data")
     tokenizer = path / "tokenizer.json"
-    if tokenizer.exists():
-        settings = settings.model_copy(update={"tokenizer": str(tokenizer)})
+    if model.tokenizer is not None:
+        token, usual = model.end_of_text, usual_end_of_text(model.tokenizer)
+        end = None if token in (None, usual) else model.tokenizer.id_to_token(token or 0)
+        settings = settings.model_copy(update={"tokenizer": str(tokenizer), "end_of_text": end})
     result, final = _measure(model, settings, data is not None, seq_len, model.config.vocab_size, training)
     if not math.isfinite(result.loss):
         raise ArtifactError(f"{path} has a loss of {result.loss}; its weights are out of any sensible range")
@@ -91,20 +96,26 @@ def _measure(
 ) -> tuple[Evaluation, dict[str, Any] | None]:
     """Evaluate on the validation split of `settings`, or on the whole of other text that training has not seen."""
     from questlm.data import prepare, prepare_all
-    from questlm.evaluation import evaluate as measure
 
     if whole:
-        stream, text_bytes = prepare_all(settings, vocab_size)
-        return measure(model, stream, seq_len, text_bytes=text_bytes), None
+        return _evaluate(model, prepare_all(settings, vocab_size), seq_len), None
     try:
         data = prepare(settings, vocab_size)
     except DataError as problem:
         raise DataError(
             f"the validation data of training cannot be read ({problem}); name other text with --data"
         ) from None
-    result = measure(model, data.val, seq_len, text_bytes=data.val_bytes)
+    result = _evaluate(model, data, seq_len)
     if data.val_hash != training.get("val_hash"):
         typer.echo("quest: note: the validation text is not the one of training; the losses do not compare", err=True)
         return result, None
     final = training.get("final")
     return result, final if isinstance(final, dict) and isinstance(final.get("loss"), float) else None
+
+
+def _evaluate(model: Any, data: PreparedData, seq_len: int) -> Evaluation:
+    from questlm.evaluation import evaluate as measure
+
+    for note in data.notes:
+        tell(note)
+    return measure(model, data.val, seq_len, text_bytes=data.val_bytes, end_of_text=data.end_of_text)

@@ -55,7 +55,8 @@ def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = 
         "val_hash": record.data.get("val_hash"),
     }
     text = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
-    return write_artifact(loaded.model, out, tokenizer=text, training=training, embeddings=embeddings)
+    end = loaded.config.data.end_of_text
+    return write_artifact(loaded.model, out, tokenizer=text, end_of_text=end, training=training, embeddings=embeddings)
 
 
 def report_rows(report: PackReport) -> list[tuple[str, str]]:

@@ -104,11 +104,14 @@ def run_training(config: RunConfig, out: Path) -> RunRecord:
 
 def metric_rows(final: dict[str, Any]) -> list[tuple[str, str]]:
     """Loss, perplexity and bits per byte for a table."""
-    per_byte = final["bits_per_byte"]
+    per_byte, of_text = final["bits_per_byte"], final.get("text_bits_per_byte")
+    known = f"{per_byte:.4f}" if per_byte is not None else "unknown (no tokenizer, so no byte count)"
+    if per_byte is not None and of_text is not None and f"{of_text:.4g}" != f"{per_byte:.4g}":
+        known += f" ({of_text:.4f} without end-of-text tokens)"
     return [
         ("validation loss", f"{final['loss']:.6f} nats/token over {final['tokens']:,} tokens"),
         ("perplexity", f"{final['perplexity']:.3f}"),
-        ("bits per byte", f"{per_byte:.4f}" if per_byte is not None else "unknown (no tokenizer, so no byte count)"),
+        ("bits per byte", known),
     ]
 
 

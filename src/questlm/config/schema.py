@@ -296,6 +296,11 @@ class DataConfig(Section):
     val: str | None = Field(default=None, description="validation source, as above; None: documents held out of source")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.02, description="share of tokens held out")
     tokenizer: str = Field(default="train", description="'train', or the path of a tokenizer.json")
+    end_of_text: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="the tokenizer's token that ends a document; None: <|endoftext|>, </s>, <eos> or <|end_of_text|>, "
+        "else the one that config.json, generation_config.json or tokenizer_config.json beside the tokenizer names",
+    )
     vocab_size: Annotated[int, Field(ge=257, le=1_048_576)] = Field(
         default=4096, description="size of a tokenizer trained here"
     )

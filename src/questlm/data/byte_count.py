@@ -1,4 +1,7 @@
-"""How many bytes of UTF-8 text a stream of tokens stands for."""
+"""How many bytes of UTF-8 text a stream of tokens stands for, where the text itself is not there.
+
+Of text that is tokenised here, `questlm.data.tokenise` counts the bytes: a tokenizer need not give the text back.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questlm.data.stream import TokenStream
-from questlm.data.tokenizer import end_of_text_id, tokenizer_size
+from questlm.data.tokenizer import tokenizer_size
+from questlm.errors import DataError
+from questlm.vocabulary import library_failures
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,9 +24,10 @@ __all__ = ["count_bytes"]
 _LONGEST_DOCUMENT = 2**20
 
 
-def count_bytes(tokenizer: Tokenizer, stream: TokenStream) -> int:
-    """UTF-8 bytes of the text in `stream`, special tokens not counted. All ids must be the tokenizer's.
+def count_bytes(tokenizer: Tokenizer, stream: TokenStream, end: int | None) -> int:
+    """UTF-8 bytes of the text in `stream`, special tokens not counted.
 
+    All ids must be the tokenizer's; `end` is the one that ends a document, or None.
     Exact for byte-level tokenizers, wherever the stream begins and ends. Others decode document by document; a
     document of more than 1 Mi tokens in parts, where a part may begin inside a word (a few bytes in a million).
     """
@@ -30,8 +36,8 @@ def count_bytes(tokenizer: Tokenizer, stream: TokenStream) -> int:
     if isinstance(tokenizer.decoder, ByteLevel):
         lengths = _byte_level_lengths(tokenizer)
         return sum(int(lengths[chunk].sum()) for chunk in stream.chunks())
-    end = end_of_text_id(tokenizer)
-    return sum(len(tokenizer.decode(document.tolist()).encode()) for document in _documents(stream, end))
+    with library_failures(lambda reason: DataError(f"the tokenizer cannot decode the shards' tokens: {reason}")):
+        return sum(len(tokenizer.decode(document.tolist()).encode()) for document in _documents(stream, end))
 
 
 def _byte_level_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
@@ -44,11 +50,11 @@ def _byte_level_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
     return lengths
 
 
-def _documents(stream: TokenStream, end: int) -> Iterator[NDArray[np.int64]]:
+def _documents(stream: TokenStream, end: int | None) -> Iterator[NDArray[np.int64]]:
     held = np.empty(0, dtype=np.int64)
     for chunk in stream.chunks(_LONGEST_DOCUMENT):
         held = np.concatenate([held, chunk])
-        *documents, held = np.split(held, np.flatnonzero(held == end) + 1)
+        *documents, held = np.split(held, np.flatnonzero(held == (-1 if end is None else end)) + 1)
         yield from documents
         if len(held) >= _LONGEST_DOCUMENT:
             yield held

@@ -12,13 +12,25 @@ from typing import Any
 from questlm.config import DataConfig
 from questlm.data.shards import largest_id
 from questlm.errors import DataError, quoted
-from questlm.files import MANIFEST_NAME, canonical_json, read_json, sha256_file, write_json
+from questlm.files import MANIFEST_NAME, Manifest, canonical_json, read_json, read_manifest, sha256_file, write_json
 
-__all__ = ["FACTS", "cache_folder", "check_sealed", "file_digest", "largest_id_of", "remember", "value_hash"]
+__all__ = [
+    "FACTS",
+    "TOKENS_KIND",
+    "TOKENS_VERSION",
+    "cache_folder",
+    "check_sealed",
+    "file_digest",
+    "largest_id_of",
+    "remember",
+    "value_hash",
+]
 
 FACTS = "facts"
 """Folder in the cache for what `remember` keeps."""
 
+TOKENS_KIND, TOKENS_VERSION = "questlm tokens", 2
+"""Of the manifest of a folder with tokenised text."""
 _SMALL_BYTES = 32 * 2**20  # read in a few hundredths of a second, so neither remembered nor spared
 
 
@@ -68,29 +80,20 @@ def _of_file(fact: str, path: Path, cache: Path, compute: Callable[[], Any]) -> 
     return remember(cache, [fact, str(path.resolve()), status.st_size, status.st_mtime_ns], compute)
 
 
-def check_sealed(folder: Path, kind: str, version: int) -> dict[str, Any]:
-    """Like `files.verify`, but quick on any size: return the manifest's details or raise DataError.
+def check_sealed(folder: Path, kind: str, version: int) -> Manifest:
+    """Like `files.verify`, but quick on any size: the manifest, or DataError.
 
-    Checked: the manifest, every file's size, and the SHA-256 of files up to 32 MiB. A flipped bit inside a larger shard
-    is not found here: reading all of a 10 GB cache would delay every start by many seconds.
+    Read no file of the folder but those that it lists: nobody knows who put another there. Checked: the manifest, every
+    file's size, and the SHA-256 of files up to 32 MiB. A flipped bit inside a larger shard is not found here: reading
+    all of a 10 GB cache would delay every start by many seconds.
     """
-    manifest = read_json(folder / MANIFEST_NAME, DataError)
-    try:
-        whole = isinstance(manifest, dict) and manifest.pop("digest", None) == value_hash(manifest)
-    except ValueError:  # it holds a NaN, which `seal` never writes
-        whole = False
-    if not whole:
-        raise DataError(f"{folder / MANIFEST_NAME} does not match its own digest; it is damaged")
-    if (manifest["kind"], manifest["version"]) != (kind, version):
-        raise DataError(
-            f"{folder} holds {quoted(manifest['kind'])} version {quoted(manifest['version'])}, "
-            f"not {quoted(kind)} {version}"
-        )
-    for name, entry in manifest["files"].items():
+    manifest = read_manifest(folder, kind, version, DataError)
+    for name, entry in manifest.files.items():
+        if name != Path(name).name or name in {"", ".", ".."}:
+            raise DataError(f"{folder / MANIFEST_NAME} names {quoted(name)}, which lies outside the folder")
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise DataError(f"{path} is missing or not {entry['bytes']} bytes long; it is damaged")
-        if entry["bytes"] <= _SMALL_BYTES and sha256_file(path) != entry["sha256"]:
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            raise DataError(f"{path} is missing or not {entry.bytes} bytes long; it is damaged")
+        if entry.bytes <= _SMALL_BYTES and sha256_file(path) != entry.sha256:
             raise DataError(f"{path} does not match its SHA-256 in the manifest; it is damaged")
-    details: dict[str, Any] = manifest["details"]
-    return details
+    return manifest

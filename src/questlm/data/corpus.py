@@ -6,28 +6,29 @@ An entry is a folder named by everything that decides its content. It holds `tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from questlm.config import DataConfig
-from questlm.data.byte_count import count_bytes
-from questlm.data.cache import check_sealed, value_hash
+from questlm.data.cache import TOKENS_KIND, TOKENS_VERSION, check_sealed, value_hash
 from questlm.data.holdout import choose_documents, tail_start
+from questlm.data.lost_text import describe_lost_text
 from questlm.data.prepared import PreparedData, require_fit, stream_hash
 from questlm.data.readers import Piece
 from questlm.data.shards import open_shards, write_shards
 from questlm.data.sources import Files, Hub
 from questlm.data.stream import TokenStream
-from questlm.data.tokenise import Documents, tokenise
-from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
+from questlm.data.tokenise import Documents, cut_behind, tokenise
+from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
 from questlm.errors import DataError, quoted
-from questlm.files import atomic_folder, atomic_write, remove_folder, seal
+from questlm.files import MANIFEST_NAME, atomic_folder, atomic_write, remove_folder, seal, validated
 from questlm.progress import progress
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare_text"]
 
-_KIND = "questlm tokens"
-_VERSION = 1
 _TRAINING_CHARACTERS = 512 * 2**20  # of the corpus, that a tokenizer is sampled from: ten seconds of reading
 _CHARACTERS_PER_TOKEN = 4
 # The same for every budget, so that short and long runs are measured on the same text.
@@ -60,19 +59,20 @@ def prepare_text(
     """
     key = value_hash(
         {
-            "version": _VERSION,
+            "version": TOKENS_VERSION,
             "source": train.content_hash(cache),
             "val": val.content_hash(cache) if val else None,
             "tokenizer": tokenizer_hash(tokenizer) if tokenizer else {"train": config.vocab_size},
             "val_fraction": None if val else config.val_fraction,
             "text_field": config.text_field,
+            "end_of_text": config.end_of_text,
             "max_tokens": limit,
         }
     )
     entry = cache / key
     if entry.is_dir():
         try:
-            return _open(entry, config.source, vocab_size)
+            return _open(entry, config, vocab_size)
         except _DamagedError:
             with suppress(OSError):  # such as when another process found the damage first
                 remove_folder(entry)
@@ -84,18 +84,37 @@ def prepare_text(
                 f"the prepared data cannot be written to {cache} ({problem.strerror}); "
                 "set data.cache_dir to a folder with enough room"
             ) from problem
-    return _open(entry, config.source, vocab_size)
+    return _open(entry, config, vocab_size)
 
 
 class _DamagedError(DataError):
     """An entry of the cache is not what was written there."""
 
 
-def _open(entry: Path, source: str, vocab_size: int | None) -> PreparedData:
+class _Details(BaseModel):
+    """What the manifest of an entry says of it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    train_bytes: Annotated[int, Field(ge=0)]
+    val_bytes: Annotated[int, Field(ge=0)]
+    val_hash: str
+    held_out: str
+    notes: list[str]
+
+
+_DETAILS = TypeAdapter(_Details)
+
+
+def _open(entry: Path, config: DataConfig, vocab_size: int | None) -> PreparedData:
     try:
-        details = check_sealed(entry, _KIND, _VERSION)
+        manifest = check_sealed(entry, TOKENS_KIND, TOKENS_VERSION)
+        details = validated(_DETAILS, manifest.details, entry / MANIFEST_NAME, DataError)
         tokenizer = load_tokenizer(entry / "tokenizer.json")
-        train, val = _shards(entry, "tokens_train"), _shards(entry, "tokens_val")
+        train, val = (
+            open_shards([entry / name for name in sorted(manifest.files) if name.startswith(stem)])
+            for stem in ("tokens_train_", "tokens_val_")
+        )
     except DataError as problem:
         raise _DamagedError(str(problem)) from problem
     require_fit(tokenizer, vocab_size)
@@ -103,12 +122,16 @@ def _open(entry: Path, source: str, vocab_size: int | None) -> PreparedData:
     return PreparedData(
         train=train,
         val=val,
-        val_bytes=details["val_bytes"],
+        train_bytes=details.train_bytes,
+        val_bytes=details.val_bytes,
         tokenizer=tokenizer,
         vocab_size=size,
         data_hash=entry.name,
-        val_hash=details["val_hash"],
-        description=f"{source}: {len(train):,} training and {len(val):,} validation tokens ({details['held_out']})",
+        val_hash=details.val_hash,
+        description=f"{config.source}: {len(train):,} training and {len(val):,} validation tokens ({details.held_out})",
+        end_of_text=end_of_text_id(tokenizer, config.end_of_text),
+        end_of_text_name=config.end_of_text,
+        notes=tuple(details.notes),
     )
 
 
@@ -125,17 +148,41 @@ def _build(
         if tokenizer is None:
             tokenizer = _train_tokenizer(train, config.vocab_size, limit)
         require_fit(tokenizer, vocab_size)
+        coder = Coder(tokenizer, end_of_text_id(tokenizer, config.end_of_text))
         atomic_write(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
         if val is None:
-            val_bytes, held_out = _write_split(folder, train, tokenizer, config.val_fraction, limit)
+            train_bytes, val_bytes, held_out, notes = _write_split(folder, train, coder, config.val_fraction, limit)
         else:
-            _write(folder, "tokens_train", train, tokenizer, limit)
-            val_limit = _HUB_VALIDATION_TOKENS if isinstance(val, Hub) else None
-            stream, documents = _write(folder, "tokens_val", val, tokenizer, val_limit)
-            cut = stream.cut(len(stream) - documents.cut_tokens, len(stream))
-            val_bytes, held_out = sum(documents.text_bytes) + count_bytes(tokenizer, cut), "a source of its own"
-        val_hash = stream_hash(_shards(folder, "tokens_val"))
-        seal(folder, _KIND, _VERSION, {"val_bytes": val_bytes, "val_hash": val_hash, "held_out": held_out})
+            _, trained = _write(folder, "tokens_train", train, coder, limit)
+            _, held = _write(folder, "tokens_val", val, coder, _HUB_VALIDATION_TOKENS if isinstance(val, Hub) else None)
+            train_bytes, val_bytes, held_out = trained.all_bytes, held.all_bytes, "a source of its own"
+            notes = _notes(tokenizer, {train.name: trained, val.name: held})
+        details = _Details(
+            train_bytes=train_bytes,
+            val_bytes=val_bytes,
+            val_hash=stream_hash(_written(folder, "tokens_val")),
+            held_out=held_out,
+            notes=notes,
+        )
+        seal(folder, TOKENS_KIND, TOKENS_VERSION, details.model_dump())
+
+
+class Coder(NamedTuple):
+    """A tokenizer and the id of its token that ends a document."""
+
+    tokenizer: Tokenizer
+    end: int
+
+
+def _notes(tokenizer: Tokenizer, sources: Mapping[str, Documents]) -> list[str]:
+    """What the user should know of the texts: rows left out, and what the tokenizer loses."""
+    skipped = {name: documents.null_rows for name, documents in sources.items() if documents.null_rows}
+    notes = [
+        f"{rows:,} rows of {quoted(name, 200)} hold null instead of text and are skipped"
+        for name, rows in skipped.items()
+    ]
+    lost = describe_lost_text(tokenizer, [text for documents in sources.values() for text in documents.samples])
+    return notes if lost is None else [*notes, lost]
 
 
 def _train_tokenizer(source: TextSource, vocab_size: int, limit: int | None) -> Tokenizer:
@@ -154,7 +201,7 @@ def _first(pieces: Iterator[Piece], characters: int) -> Iterator[str]:
 
 
 def _write(
-    folder: Path, stem: str, source: TextSource, tokenizer: Tokenizer, limit: int | None
+    folder: Path, stem: str, source: TextSource, coder: Coder, limit: int | None
 ) -> tuple[TokenStream, Documents]:
     """Tokenise `source` into shards `stem_*.bin`; return them and the sizes of the documents."""
     documents = Documents()
@@ -167,36 +214,55 @@ def _write(
     def arrays() -> Iterator[NDArray[np.int64]]:
         tokens = 0
         with progress(f"tokenising {source.name}", limit or source.size()) as update:
-            for ids in tokenise(source.pieces(report), tokenizer, limit, documents):
+            for ids in tokenise(source.pieces(report), *coder, limit, documents):
                 yield ids
                 tokens += len(ids)
                 update(tokens if limit else read, info=f"{tokens / 1e6:.1f} M tokens")
 
-    if not write_shards(folder, stem, arrays(), tokenizer_size(tokenizer)):
-        raise DataError(f"the source {quoted(source.name, 200)} holds no text: every document in it is empty")
-    return _shards(folder, stem), documents
+    if not write_shards(folder, stem, arrays(), tokenizer_size(coder.tokenizer)):
+        nulls = f" ({documents.null_rows:,} rows hold null)" if documents.null_rows else ""
+        raise DataError(f"the source {quoted(source.name, 200)} holds no text: every document in it is empty{nulls}")
+    return _written(folder, stem), documents
 
 
 def _write_split(
-    folder: Path, source: TextSource, tokenizer: Tokenizer, fraction: float, limit: int | None
-) -> tuple[int, str]:
-    """Tokenise `source`, then sort it into training and validation; return the latter's bytes and what it is."""
-    stream, documents = _write(folder, "all", source, tokenizer, limit)
+    folder: Path, source: TextSource, coder: Coder, fraction: float, limit: int | None
+) -> tuple[int, int, str, list[str]]:
+    """Tokenise `source`, then sort it into training and validation; the bytes of both, what validates, and notes."""
+    stream, documents = _write(folder, "all", source, coder, limit)
     lengths = np.array(documents.tokens, dtype=np.int64)
     chosen = choose_documents(lengths, len(stream), fraction)
     if chosen is None:
-        start = tail_start(len(stream), fraction)
+        start, train_bytes = _cut(source, coder.tokenizer, documents, tail_start(len(stream), fraction))
         train, val = stream.cut(0, start), stream.cut(start, len(stream))
-        val_bytes, held_out = count_bytes(tokenizer, val), "the last of the corpus"
+        val_bytes, held_out = documents.all_bytes - train_bytes, "the last of the corpus"
     else:
         train, val = _divide(stream, lengths, chosen)
         val_bytes = int(np.array(documents.text_bytes, dtype=np.int64)[chosen].sum())
-        held_out = f"{chosen.sum():,} of {len(chosen):,} documents"
-    write_shards(folder, "tokens_train", train.chunks(), tokenizer_size(tokenizer))
-    write_shards(folder, "tokens_val", val.chunks(), tokenizer_size(tokenizer))
+        train_bytes, held_out = documents.all_bytes - val_bytes, f"{chosen.sum():,} of {len(chosen):,} documents"
+    write_shards(folder, "tokens_train", train.chunks(), tokenizer_size(coder.tokenizer))
+    write_shards(folder, "tokens_val", val.chunks(), tokenizer_size(coder.tokenizer))
     for path in folder.glob("all_*.bin"):
         path.unlink()
-    return val_bytes, held_out
+    return train_bytes, val_bytes, held_out, _notes(coder.tokenizer, {source.name: documents})
+
+
+def _cut(source: TextSource, tokenizer: Tokenizer, documents: Documents, position: int) -> tuple[int, int]:
+    """`position` moved behind the character that it would divide, and the UTF-8 bytes of the text before it.
+
+    The source is read once more, up to there: tokens alone do not say which bytes they were.
+    """
+    start = text_bytes = 0
+    texts = (piece.text for piece in source.pieces() if not piece.is_null)
+    for text, tokens in zip(texts, documents.pieces, strict=False):
+        if position < start + tokens:
+            inside, inside_bytes = cut_behind(tokenizer, text, position - start, move=True)
+            if inside >= tokens:  # no token would be left to validate on
+                inside, inside_bytes = position - start, cut_behind(tokenizer, text, position - start)[1]
+            return start + inside, text_bytes + inside_bytes
+        start += tokens
+        text_bytes += len(text.encode())
+    raise DataError(f"the source {quoted(source.name, 200)} changed while it was read; try again")
 
 
 def _divide(
@@ -212,5 +278,6 @@ def _divide(
     return TokenStream.join(runs[first_is_chosen::2]), TokenStream.join(runs[1 - first_is_chosen :: 2])
 
 
-def _shards(folder: Path, stem: str) -> TokenStream:
+def _written(folder: Path, stem: str) -> TokenStream:
+    """The shards just written to `folder`, in which nobody else writes."""
     return open_shards(sorted(folder.glob(f"{stem}_*.bin")))

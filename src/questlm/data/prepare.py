@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,26 @@ from questlm.data.prepared import PreparedData, require_fit, stream_hash
 from questlm.data.shards import check_vocabulary, open_shards
 from questlm.data.sources import Shards, resolve
 from questlm.data.stream import TokenStream
-from questlm.data.tokenizer import load_tokenizer, tokenizer_hash, tokenizer_size
+from questlm.data.tokenizer import (
+    end_of_text_id,
+    load_tokenizer,
+    stated_end_of_text,
+    tokenizer_hash,
+    tokenizer_size,
+)
 from questlm.errors import ConfigError, quoted
 from questlm.files import remove_leftovers
+from questlm.vocabulary import usual_end_of_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["holds_text", "prepare", "prepare_all"]
+
+_DECODED = (
+    "token shards hold no text, so the bytes of bits per byte are those that the tokens decode to; a tokenizer that "
+    "loses text makes them fewer than the text had"
+)
 
 
 def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int | None = None) -> PreparedData:
@@ -39,9 +52,13 @@ def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int |
     for folder in (cache, cache / FACTS):
         remove_leftovers(folder)
     limit = min((given for given in (config.max_tokens, max_tokens) if given is not None), default=None)
-    tokenizer = None if config.tokenizer == "train" else load_tokenizer(Path(config.tokenizer).expanduser())
-    if tokenizer is not None:
+    tokenizer = None
+    if config.tokenizer != "train":
+        path = Path(config.tokenizer).expanduser()
+        tokenizer = load_tokenizer(path)
         require_fit(tokenizer, vocab_size)
+        if config.end_of_text is None:
+            config = config.model_copy(update={"end_of_text": stated_end_of_text(tokenizer, path.parent)})
     train, val = resolve(config, cache)
     if isinstance(train, Shards):
         assert val is None or isinstance(val, Shards)
@@ -50,17 +67,21 @@ def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int |
     return prepare_text(config, train, val, tokenizer, vocab_size, limit, cache)
 
 
-def prepare_all(config: DataConfig, vocab_size: int | None = None) -> tuple[TokenStream, int | None]:
-    """All of a source as one stream, nothing held out, and the UTF-8 bytes of its text (None without a tokenizer).
+def prepare_all(config: DataConfig, vocab_size: int | None = None) -> PreparedData:
+    """As `prepare`, but with all of the source to validate on and nothing to train on.
 
     For evaluating on other text. Of a data set from a hub that has a validation split, that split. Arguments and errors
     as `prepare`.
     """
     data = prepare(config, vocab_size)
     if config.source.startswith("hf:"):
-        return data.val, data.val_bytes
+        return replace(data, train=TokenStream([]), train_bytes=0)
     whole = TokenStream.join([data.train, data.val])
-    return whole, None if data.tokenizer is None else count_bytes(data.tokenizer, whole)
+    if data.train_bytes is not None and data.val_bytes is not None:
+        text_bytes: int | None = data.train_bytes + data.val_bytes
+    else:
+        text_bytes = None if data.tokenizer is None else count_bytes(data.tokenizer, whole, data.end_of_text)
+    return replace(data, train=TokenStream([]), train_bytes=0, val=whole, val_bytes=text_bytes)
 
 
 def holds_text(config: DataConfig) -> bool:
@@ -98,14 +119,17 @@ def _prepare_shards(
     # As everywhere, what decides the tokens: a limit and a held-out tail do, the size of the model does not.
     source = [train.content_hash(cache), val.content_hash(cache) if val else config.val_fraction, limit]
     val_hash = remember(cache, ["val_hash", source], lambda: stream_hash(val_stream))
-    val_bytes = None
+    val_bytes = end = None
     if tokenizer:
         coder = tokenizer
-        key = ["val_bytes", source, tokenizer_hash(tokenizer)]
-        val_bytes = remember(cache, key, lambda: count_bytes(coder, val_stream))
+        named = config.end_of_text is not None
+        end = end_of_text_id(tokenizer, config.end_of_text) if named else usual_end_of_text(tokenizer)
+        key = ["val_bytes", source, tokenizer_hash(tokenizer), end]
+        val_bytes = remember(cache, key, lambda: count_bytes(coder, val_stream, end))
     return PreparedData(
         train=train_stream,
         val=val_stream,
+        train_bytes=None,
         val_bytes=val_bytes,
         tokenizer=tokenizer,
         vocab_size=vocab_size or entries,
@@ -113,4 +137,7 @@ def _prepare_shards(
         val_hash=val_hash,
         description=f"{config.source}: {len(train_stream):,} training and {len(val_stream):,} validation tokens "
         f"({'shards of their own' if val else 'the last of the shards'})",
+        end_of_text=end,
+        end_of_text_name=config.end_of_text,
+        notes=(_DECODED,) if tokenizer else (),
     )

@@ -20,19 +20,26 @@ __all__ = ["PreparedData", "require_fit", "stream_hash"]
 class PreparedData:
     """Tokens to train and to validate on; the two are disjoint.
 
-    `val_bytes` are the UTF-8 bytes of the validation text (end-of-text not counted), None where no tokenizer is known.
+    `train_bytes` and `val_bytes` are the UTF-8 bytes of the two texts as they were read; end-of-text tokens have none.
+    Of token shards, which hold no text, `val_bytes` are those of the decoded tokens, or None without a tokenizer, and
+    `train_bytes` is None. `end_of_text` is the id of the token that ends a document, where one is known;
+    `end_of_text_name` its name, where that is none of the usual ones. `notes` are sentences for the user.
     `data_hash` names what was read and how it became tokens; `val_hash` is the SHA-256 of the validation tokens as
     little-endian uint32, the same for the same tokens however they are stored.
     """
 
     train: TokenStream
     val: TokenStream
+    train_bytes: int | None
     val_bytes: int | None
     tokenizer: Tokenizer | None = field(repr=False)
     vocab_size: int
     data_hash: str
     val_hash: str
     description: str
+    end_of_text: int | None
+    end_of_text_name: str | None
+    notes: tuple[str, ...] = ()
 
 
 def stream_hash(stream: TokenStream) -> str:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO
 
 from questlm.errors import DataError, quoted
 from questlm.vocabulary import END_OF_TEXT
@@ -28,6 +28,13 @@ _COMPRESSIONS = frozenset({".gz", ".xz", ".zst"})
 _PIECE_CHARACTERS = 2**20
 _LINE_BYTES = 2**18  # a line longer than this may be cut inside; must be smaller than a piece
 _PARQUET_ROWS = 128
+_ROW_BYTES = 64 * 2**20  # of one line of JSON or one text of Parquet: a hundred times the longest of books
+_CHUNK_BYTES = 4 * 2**30  # of a Parquet column in one row group
+_BATCH_BYTES = 2**30  # of Parquet rows read together
+# Text packs to a third, tables of repeated rows to a hundredth. What unpacks to more is made to fill memory or a disk.
+_LARGEST_RATIO = 1000
+_ANY_RATIO_BYTES = 256 * 2**20
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Piece:
 
     text: str
     ends_document: bool
+    is_null: bool = False  # a row that holds null instead of text, for which this stands so that it can be counted
 
 
 def file_kind(path: Path) -> str | None:
@@ -49,11 +57,13 @@ def read_pieces(file: BinaryIO, path: Path, text_field: str) -> Iterator[Piece]:
 
     A document ends at a line that is exactly `<|endoftext|>` (.txt, .md) or with its file; in .jsonl it is the field
     `text_field` of a line, in .parquet that column of a row. A document of more than 1 Mi characters comes in pieces,
-    cut at line ends where it has any. Raises DataError naming the place where the file is damaged or not as expected.
+    cut at line ends where it has any. A byte order mark at the beginning of a file is not text. A row of null comes as
+    a piece of its own, marked so. Raises DataError naming the place where the file is damaged or not as expected, also
+    where a row or a compressed file is too large.
     """
     kind, compression = _kind_and_compression(path)
     try:
-        with _decompressed(file, compression) as content:
+        with _decompressed(file, path, compression) as content:
             if kind == ".jsonl":
                 pieces = _json_pieces(content, path, text_field)
             elif kind == ".parquet":
@@ -83,23 +93,52 @@ def _kind_and_compression(path: Path) -> tuple[str, str]:
     return path.with_suffix("").suffix.lower(), compression
 
 
-def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
+def _decompressed(file: BinaryIO, path: Path, compression: str) -> BinaryIO:
+    content: Any
     if compression == ".gz":
-        return cast(BinaryIO, gzip.open(file))
-    if compression == ".xz":
-        return cast(BinaryIO, lzma.open(file))
-    if compression == ".zst":
+        content = gzip.GzipFile(fileobj=file)
+    elif compression == ".xz":
+        content = lzma.LZMAFile(file)  # noqa: SIM115 (closed with its reader)
+    elif compression == ".zst":
         # Arrow's reader, because the one of the package zstandard takes a truncated file for a whole one.
         import pyarrow
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
-    return file
+        content = pyarrow.CompressedInputStream(file, "zstd")
+    else:
+        return file
+    return io.BufferedReader(_Bounded(content, file, path))
+
+
+class _Bounded(io.RawIOBase):
+    """What unpacking `content` gives, up to 1,000 times the bytes of `file` that were read for it, or 256 MiB."""
+
+    def __init__(self, content: Any, file: BinaryIO, path: Path) -> None:
+        self._content, self._file, self._path = content, file, path
+        self._given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read = self._content.read(len(buffer))
+        buffer[: len(read)] = read
+        self._given += len(read)
+        if self._given > max(_ANY_RATIO_BYTES, _LARGEST_RATIO * self._file.tell()):
+            raise DataError(
+                f"{self._path} unpacks to more than {_LARGEST_RATIO:,} times its size, which no text does; if it is "
+                "meant, unpack it first and name the unpacked file"
+            )
+        return len(read)
+
+    def close(self) -> None:
+        self._content.close()
+        super().close()
 
 
 def _without_blank(pieces: Iterator[Piece]) -> Iterator[Piece]:
     starts = True
     for piece in pieces:
-        whole = starts and piece.ends_document
+        whole = starts and piece.ends_document and not piece.is_null
         if not (whole and (not piece.text or piece.text.isspace())):
             yield piece
         starts = piece.ends_document
@@ -134,6 +173,8 @@ def _lines(content: BinaryIO, path: Path) -> Iterator[str]:
         except UnicodeDecodeError as problem:
             left_over = len(problem.object) - len(chunk)
             raise _not_utf8(path, offset - left_over + problem.start) from None
+        if offset == 0:
+            text = text.removeprefix(_BYTE_ORDER_MARK)
         if text:
             yield text
         if not chunk:
@@ -142,14 +183,21 @@ def _lines(content: BinaryIO, path: Path) -> Iterator[str]:
 
 
 def _json_pieces(content: BinaryIO, path: Path, text_field: str) -> Iterator[Piece]:
-    offset = 0
-    for number, line in enumerate(content, start=1):
+    offset = number = 0
+    while line := content.readline(_ROW_BYTES + 1):
+        number += 1
+        place = f"{path}:{number}"
+        if len(line) > _ROW_BYTES:
+            raise _too_long(place)
         if not line.isspace():
-            yield from split_document(_json_text(line, f"{path}:{number}", path, offset, text_field))
+            text = _json_text(line, place, path, offset, text_field)
+            yield from [_NULL] if text is None else split_document(text)
         offset += len(line)
 
 
-def _json_text(line: bytes, place: str, path: Path, offset: int, text_field: str) -> str:
+def _json_text(line: bytes, place: str, path: Path, offset: int, text_field: str) -> str | None:
+    if offset == 0:
+        line = line.removeprefix(_BYTE_ORDER_MARK.encode())
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as problem:
@@ -163,6 +211,8 @@ def _json_text(line: bytes, place: str, path: Path, offset: int, text_field: str
             f"{place} has no field {quoted(text_field)}, only {quoted(sorted(row))}; set data.text_field to one of them"
         )
     text = _string(row[text_field], place, text_field)
+    if text is None:
+        return None
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -174,34 +224,68 @@ def _json_text(line: bytes, place: str, path: Path, offset: int, text_field: str
 
 def _parquet_pieces(content: BinaryIO, path: Path, text_field: str, compressed: bool) -> Iterator[Piece]:
     from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
 
     with tempfile.TemporaryFile() as unpacked:
         if compressed:  # Parquet is read from its end, which a compressed stream cannot do
             shutil.copyfileobj(content, unpacked)
             unpacked.seek(0)
         try:
-            table = ParquetFile(unpacked if compressed else content)
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise DataError(
-                    f"{path} has no column {quoted(text_field)}, only {quoted(names)}; "
-                    f"set data.text_field to one of them"
-                )
-            row = 0
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
-                    yield from split_document(_string(value, f"{path} row {row}", text_field))
-                    row += 1
+            for row, value in enumerate(_parquet_values(unpacked if compressed else content, path, text_field)):
+                text = _string(value, f"{path} row {row}", text_field)
+                yield from [_NULL] if text is None else split_document(text)
         except (ArrowException, UnicodeDecodeError) as problem:
-            raise DataError(f"{path} is not a readable Parquet file: {problem}; it is incomplete or damaged") from None
+            raise DataError(
+                f"{path} is not a readable Parquet file: {quoted(str(problem), 200)}; it is incomplete or damaged"
+            ) from None
 
 
-def _string(value: object, place: str, text_field: str) -> str:
-    if not isinstance(value, str):
+def _parquet_values(content: Any, path: Path, text_field: str) -> Iterator[object]:
+    from pyarrow.parquet import ParquetFile
+
+    table = ParquetFile(content)
+    names = table.schema_arrow.names
+    if text_field not in names:
+        raise DataError(
+            f"{path} has no column {quoted(text_field)}, only {quoted(names)}; set data.text_field to one of them"
+        )
+    for number in range(table.num_row_groups):
+        rows = _rows_at_once(table, number, path, text_field)
+        for batch in table.iter_batches(rows, row_groups=[number], columns=[text_field]):
+            yield from batch.column(0).to_pylist()
+
+
+def _rows_at_once(table: Any, number: int, path: Path, text_field: str) -> int:
+    """Rows to read together of a row group; DataError where its metadata promise more than may be read."""
+    group = table.metadata.row_group(number)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    own = [column for column in columns if column.path_in_schema.split(".")[0] == text_field]
+    size = sum(column.total_uncompressed_size for column in own)
+    if size > _CHUNK_BYTES:
+        raise DataError(
+            f"{path} holds {size:,} bytes of {quoted(text_field)} in one row group, but at most {_CHUNK_BYTES:,} are "
+            "read; write it with smaller row groups"
+        )
+    # Each row may be the longest entry of a dictionary, however few bytes the rows have in the file.
+    return max(1, min(_PARQUET_ROWS, _BATCH_BYTES // max(1, size)))
+
+
+def _string(value: object, place: str, text_field: str) -> str | None:
+    if value is not None and not isinstance(value, str):
         raise DataError(f"{place} holds {type(value).__name__} in {quoted(text_field)}, but text must be a string")
+    if value is not None and len(value) > _ROW_BYTES:
+        raise _too_long(place)
     return value
+
+
+def _too_long(place: str) -> DataError:
+    return DataError(
+        f"{place} is longer than {_ROW_BYTES:,} bytes, the most that one document of a table may have; put such a text "
+        "into a .txt file of its own, which is read piece by piece"
+    )
 
 
 def _not_utf8(path: Path, offset: int) -> DataError:
     return DataError(f"{path} is not UTF-8 text: byte {offset} does not fit; convert the file to UTF-8")
+
+
+_NULL = Piece("", ends_document=True, is_null=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from questlm.config import DataConfig
-from questlm.data.cache import file_digest, remember, value_hash
+from questlm.data.cache import TOKENS_KIND, TOKENS_VERSION, check_sealed, file_digest, remember, value_hash
 from questlm.data.readers import (
     ALLOWED,
     Piece,
@@ -21,6 +21,7 @@ from questlm.data.readers import (
     split_document,
 )
 from questlm.errors import DataError, MissingDependencyError, cleaned, quoted
+from questlm.files import MANIFEST_NAME, read_json
 from questlm.progress import progress
 
 __all__ = ["Files", "Hub", "Shards", "Source", "locate", "resolve", "source_exists"]
@@ -103,11 +104,15 @@ class Hub:
         rows = iter(self._load()[self.split])
         number = characters = 0
         while (row := self._call(next, rows, None)) is not None:
+            if self.text_field in row and row[self.text_field] is None:
+                number += 1
+                yield Piece("", ends_document=True, is_null=True)
+                continue
             if not isinstance(text := row.get(self.text_field), str):
                 raise DataError(
                     f"row {number} of the data set {quoted(self.name, 200)} holds no text in "
                     f"{quoted(self.text_field)}, only the columns {quoted(sorted(row))}; "
-                    f"set data.text_field to one that holds strings"
+                    "set data.text_field to one that holds strings"
                 )
             number += 1
             characters += len(text)
@@ -225,11 +230,18 @@ def _open(source: str, text_field: str) -> Source:
 def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
     """Files that `source` names and we can read, sorted, and the folder that they are below."""
     path = Path(source).expanduser()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(
+            f"{quoted(source, 200)} is neither a plain file nor a folder; write what it gives into a file first"
+        )
     if path.is_file():
         found, root = [path], path.parent
     elif path.is_dir():
         # Hidden files are no part of a corpus: .git, .ipynb_checkpoints, our own temporary files.
+        # Hidden files are no part of a corpus: .git, .ipynb_checkpoints, our own temporary files.
         found = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        if _is_prepared(path):
+            found = [path / name for name in check_sealed(path, TOKENS_KIND, TOKENS_VERSION).files]
         root = path
     elif glob.has_magic(source):
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
@@ -248,6 +260,15 @@ def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
             f"allowed: {ALLOWED}"
         )
     return root, tuple(readable)
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether `folder` is an entry of the cache, whose manifest says which files belong to it."""
+    try:
+        manifest = read_json(folder / MANIFEST_NAME, DataError)
+    except DataError:  # there is none, or one of another program
+        return False
+    return isinstance(manifest, dict) and manifest.get("kind") == TOKENS_KIND
 
 
 def _standard_library() -> Files:

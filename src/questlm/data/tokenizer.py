@@ -7,13 +7,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questlm.errors import DataError
-from questlm.vocabulary import END_OF_TEXT, END_OF_TEXT_NAMES, parse_tokenizer, read_tokenizer_text
+from questlm.errors import DataError, quoted
+from questlm.files import read_json
+from questlm.vocabulary import (
+    END_OF_TEXT,
+    END_OF_TEXT_NAMES,
+    LARGEST_VOCABULARY,
+    parse_tokenizer,
+    read_tokenizer_text,
+    usual_end_of_text,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["end_of_text_id", "load_tokenizer", "sample", "tokenizer_hash", "tokenizer_size", "train_tokenizer"]
+__all__ = [
+    "end_of_text_id",
+    "load_tokenizer",
+    "sample",
+    "stated_end_of_text",
+    "tokenizer_hash",
+    "tokenizer_size",
+    "train_tokenizer",
+]
 
 _SAMPLE_CHARACTERS = 16 * 2**20
 _BLOCK_CHARACTERS = 8192
@@ -68,13 +84,52 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return parse_tokenizer(read_tokenizer_text(path, DataError), str(path), DataError)
 
 
-def end_of_text_id(tokenizer: Tokenizer) -> int:
-    """Id of the token that ends a document; DataError when the tokenizer has none under a usual name."""
-    for name in END_OF_TEXT_NAMES:
-        token = tokenizer.token_to_id(name)
-        if token is not None:
-            return token
-    raise DataError(f"the tokenizer has no token that ends a document; add one of {', '.join(END_OF_TEXT_NAMES)} to it")
+def end_of_text_id(tokenizer: Tokenizer, name: str | None = None) -> int:
+    """Id of the token that ends a document: the one called `name`, else one of a usual name; DataError without one."""
+    token = usual_end_of_text(tokenizer) if name is None else tokenizer.token_to_id(name)
+    if token is not None:
+        return token
+    if name is not None:
+        raise DataError(f"data.end_of_text is {quoted(name)}, but the tokenizer has no such token")
+    raise DataError(
+        f"the tokenizer has no token that ends a document under a usual name ({', '.join(END_OF_TEXT_NAMES)}); name "
+        "one of its tokens with --set data.end_of_text=TOKEN"
+    )
+
+
+def stated_end_of_text(tokenizer: Tokenizer, folder: Path) -> str | None:
+    """The token that the files of a Hugging Face model in `folder` say ends a document, or None.
+
+    Not asked where the tokenizer has a token of a usual name: a model tuned to chat names the end of a turn there.
+    """
+    if usual_end_of_text(tokenizer) is not None:
+        return None
+    for file, key in _STATEMENTS:
+        if not (folder / file).is_file():
+            continue
+        content = read_json(folder / file, DataError)
+        stated = content.get(key) if isinstance(content, dict) else None
+        stated = stated[0] if isinstance(stated, list) and stated else stated
+        stated = stated.get("content") if isinstance(stated, dict) else stated
+        name = _token_name(tokenizer, stated)
+        if name is not None:
+            return name
+    return None
+
+
+_STATEMENTS = (
+    ("config.json", "eos_token_id"),
+    ("generation_config.json", "eos_token_id"),
+    ("tokenizer_config.json", "eos_token"),
+)
+
+
+def _token_name(tokenizer: Tokenizer, stated: object) -> str | None:
+    if isinstance(stated, str):
+        return stated if tokenizer.token_to_id(stated) is not None else None
+    if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < LARGEST_VOCABULARY:
+        return tokenizer.id_to_token(stated)
+    return None
 
 
 def tokenizer_size(tokenizer: Tokenizer) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,14 +30,18 @@ class Evaluation:
     Attributes:
         loss: mean cross-entropy, nats a predicted token.
         perplexity: exp(loss).
-        bits_per_byte: total cross-entropy in bits over the true UTF-8 bytes of the text; None where they are unknown.
+        bits_per_byte: total cross-entropy in bits over the UTF-8 bytes of the text; None where they are unknown. The
+            tokens that end a document count among the bits, though they have no bytes: to know where a text ends is
+            part of knowing it.
         tokens: number of predicted tokens.
+        text_bits_per_byte: the same without the bits of the tokens that end a document.
     """
 
     loss: float
     perplexity: float
     bits_per_byte: float | None
     tokens: int
+    text_bits_per_byte: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
         """For records."""
@@ -49,6 +54,7 @@ def evaluate(
     stream: TokenStream,
     seq_len: int,
     text_bytes: int | None = None,
+    end_of_text: int | None = None,
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
@@ -61,29 +67,36 @@ def evaluate(
         text_bytes: UTF-8 bytes of the whole stream's text, for bits per byte. (The first token's are among them though
             nothing predicts it, which is too little to see beyond some thousand tokens.) Not used with `max_tokens`,
             because a part of the stream has other bytes.
+        end_of_text: id of the token that ends a document, None where there is none.
         max_tokens: read only the first windows, at most this many tokens; None: everything.
         ranks: the processes that share the work; all call it, and all get the result.
     """
     batch_size = max(1, _TOKENS_PER_BATCH // seq_len)
-    total = torch.zeros(2, dtype=torch.float64, device=device)  # nats, tokens
+    total = torch.zeros(3, dtype=torch.float64, device=device)  # nats, tokens, nats of ends of documents
     expected = min(len(stream) - 1, max_tokens or len(stream))
     with progress("evaluating", expected, show=show_progress and ranks.leads) as update:
         count = calls = 0
         for batch in windows(stream, seq_len, batch_size, max_tokens, ranks.rank, ranks.size):
             inputs, targets = (torch.from_numpy(part).to(device) for part in batch)
             flat = targets.flatten()
-            nats = F.cross_entropy(logits(inputs).flatten(0, 1).float(), flat, reduction="sum").double()
+            scores = logits(inputs).flatten(0, 1).float()
+            nats = F.cross_entropy(scores, flat, reduction="sum").double()
+            # Found on the CPU, where the targets come from, so that a GPU does not wait.
+            ends = torch.from_numpy(np.flatnonzero(batch[1].ravel() == end_of_text)).to(device)
+            of_ends = F.cross_entropy(scores[ends], flat[ends], reduction="sum").double()
             count += flat.numel()
-            total += torch.stack((nats, torch.full_like(nats, flat.numel())))
+            total += torch.stack((nats, torch.full_like(nats, flat.numel()), of_ends))
             calls += 1
             update(count * ranks.size)
     if calls < -(-batch_count(stream, seq_len, batch_size, max_tokens) // ranks.size):
         # For the others' sake, who have a batch more: of a model that is cut, a pass needs all processes.
         logits(torch.zeros(1, 1, dtype=torch.int64, device=device))
-    nats, tokens = ranks.sum(total).tolist()
+    nats, tokens, of_ends = ranks.sum(total).tolist()
     count = round(tokens)
     if count == 0:
         raise DataError("the text to evaluate on has no token to predict; use more text")
     loss = nats / count
-    per_byte = nats / math.log(2) / text_bytes if text_bytes and max_tokens is None else None
-    return Evaluation(loss, math.exp(min(loss, 700.0)), per_byte, count)
+    per_byte = text_per_byte = None
+    if text_bytes and max_tokens is None:
+        per_byte, text_per_byte = (bits / math.log(2) / text_bytes for bits in (nats, nats - of_ends))
+    return Evaluation(loss, math.exp(min(loss, 700.0)), per_byte, count, text_per_byte)

@@ -16,7 +16,6 @@ from questlm.export.load import Artifact
 from questlm.export.operands import matrix_tensors, narrow_operand, weight_operand
 from questlm.files import atomic_folder, write_json
 from questlm.models import names
-from questlm.vocabulary import usual_end_of_text
 
 __all__ = ["dense_state_dict", "to_hugging_face"]
 
@@ -76,18 +75,17 @@ def _dense_weight(artifact: Artifact, name: str) -> Tensor:
 
 
 def _config(artifact: Artifact) -> dict[str, Any]:
-    end = usual_end_of_text(artifact.tokenizer) if artifact.tokenizer else None
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "float32",
         "bos_token_id": None,
-        "eos_token_id": end,
+        "eos_token_id": artifact.end_of_text,
         **names.hugging_face_config(artifact.config.model),
     }
 
 
 def _tokenizer_config(artifact: Artifact) -> dict[str, Any]:
-    end = usual_end_of_text(artifact.tokenizer) if artifact.tokenizer else None
+    end = artifact.end_of_text
     eos = artifact.tokenizer.id_to_token(end) if artifact.tokenizer and end is not None else None
     return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "eos_token": eos}

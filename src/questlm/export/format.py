@@ -187,12 +187,17 @@ class ArtifactConfig(Section):
     version: Literal[2]
     model: ModelConfig
     quantization_config: QuantizationConfig
+    eos_token_id: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="id of the token that ends a document; None: by the tokenizer's usual names"
+    )
     training: dict[str, Any] = Field(description="where the model came from: any JSON")
 
     @model_validator(mode="after")
     def _fits(self) -> ArtifactConfig:
         if self.model.vocab_size is None:
             raise ValueError("model.vocab_size is missing")
+        if self.eos_token_id is not None and self.eos_token_id >= self.model.vocab_size:
+            raise ValueError(f"eos_token_id {self.eos_token_id} is none of the {self.model.vocab_size} ids")
         low, high = _ROPE_THETA_LIMITS
         if not low <= self.model.rope_theta <= high:
             raise ValueError(f"model.rope_theta {self.model.rope_theta} is outside {low} to {high}")

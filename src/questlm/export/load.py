@@ -33,7 +33,7 @@ from questlm.export.format import (
 from questlm.export.operands import check_codes, matrix_tensors
 from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, verify
 from questlm.ops.reference.storage import from_int8_rows
-from questlm.vocabulary import parse_tokenizer, read_tokenizer_text
+from questlm.vocabulary import parse_tokenizer, read_tokenizer_text, usual_end_of_text
 
 __all__ = ["Artifact", "load_artifact", "require_known_ids"]
 
@@ -61,6 +61,13 @@ class Artifact:
     tokenizer_json: str | None
     details: dict[str, Any]
     bytes: int
+
+    @property
+    def end_of_text(self) -> int | None:
+        """Id of the token that ends a document, or None where nothing says one."""
+        if self.config.eos_token_id is not None or self.tokenizer is None:
+            return self.config.eos_token_id
+        return usual_end_of_text(self.tokenizer)
 
     def stored_weight(self, name: str) -> Tensor:
         """A matrix stored as float32, bf16 or int8: (out, in) float32."""

@@ -46,7 +46,7 @@ from questlm.quant import (
     quantized_layers,
 )
 from questlm.quant.quantizers import SparseQuantizer
-from questlm.vocabulary import parse_tokenizer
+from questlm.vocabulary import parse_tokenizer, usual_end_of_text
 
 __all__ = ["PackReport", "pack"]
 
@@ -84,6 +84,7 @@ def pack(
     out: str | Path,
     *,
     tokenizer: str | bytes | None = None,
+    end_of_text: str | None = None,
     training: Mapping[str, Any] | None = None,
     embeddings: Literal["bf16", "int8"] | None = None,
 ) -> PackReport:
@@ -96,6 +97,7 @@ def pack(
         model: a Llama after `questlm.prepare`, with float32 parameters, on any device.
         out: must not exist.
         tokenizer: content of a tokenizer.json.
+        end_of_text: name of its token that ends a document; None: one of a usual name, if it has one.
         training: JSON to record: validation loss, data, sequence length.
         embeddings: form of embedding and head; None: the form they were trained in, or bf16 if that was float (the
             artifact then differs from the model by that rounding).
@@ -109,10 +111,12 @@ def pack(
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
     _check_model(model)
-    config = _describe(model, dict(training or {}), embeddings)
+    text = None if tokenizer is None else _text(tokenizer)
+    eos = None if text is None else _end_of_text(text, end_of_text, model.config.vocab_size or 0)
+    config = _describe(model, dict(training or {}), embeddings, eos)
     files = {CONFIG_NAME: _config_bytes(config)}
-    if tokenizer is not None:
-        files[TOKENIZER_NAME] = _tokenizer_bytes(tokenizer, config.model.vocab_size or 0)
+    if text is not None:
+        files[TOKENIZER_NAME] = text.encode()
     try:
         with atomic_folder(out) as folder:
             tensors = _tensors(model, config)
@@ -161,7 +165,7 @@ def _check_model(model: Llama) -> None:
             )
 
 
-def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | None) -> ArtifactConfig:
+def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | None, eos: int | None) -> ArtifactConfig:
     forms = {name: _format(model.get_submodule(name), name, embeddings) for name in matrix_shapes(model.config)}
     distinct = tuple(dict.fromkeys(forms.values()))
     specs = Counter(layer.spec for layer in quantized_layers(model).values())
@@ -174,7 +178,12 @@ def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | N
         layers={name: distinct.index(form) for name, form in forms.items()},
     )
     return ArtifactConfig(
-        format=FORMAT, version=VERSION, model=model.config, quantization_config=quantization, training=training
+        format=FORMAT,
+        version=VERSION,
+        model=model.config,
+        quantization_config=quantization,
+        eos_token_id=eos,
+        training=training,
     )
 
 
@@ -220,13 +229,26 @@ def _config_bytes(config: ArtifactConfig) -> bytes:
         raise ConfigError(f"training cannot be recorded, because it is not plain JSON: {problem}") from None
 
 
-def _tokenizer_bytes(tokenizer: str | bytes, vocab_size: int) -> bytes:
+def _text(tokenizer: str | bytes) -> str:
     try:
-        text = tokenizer if isinstance(tokenizer, str) else tokenizer.decode()
-        require_known_ids(parse_tokenizer(text, TOKENIZER_NAME, ArtifactError), vocab_size)
-        return text.encode()
-    except (ArtifactError, UnicodeError) as problem:
+        return tokenizer if isinstance(tokenizer, str) else tokenizer.decode()
+    except UnicodeError as problem:
         raise ConfigError(f"the tokenizer cannot be packed: {problem}") from None
+
+
+def _end_of_text(tokenizer_json: str, name: str | None, vocab_size: int) -> int | None:
+    """Id of the token that ends a document; ConfigError for a tokenizer that a model of `vocab_size` cannot use."""
+    try:
+        tokenizer = parse_tokenizer(tokenizer_json, TOKENIZER_NAME, ArtifactError)
+        require_known_ids(tokenizer, vocab_size)
+    except ArtifactError as problem:
+        raise ConfigError(f"the tokenizer cannot be packed: {problem}") from None
+    if name is None:
+        return usual_end_of_text(tokenizer)
+    token: int | None = tokenizer.token_to_id(name)
+    if token is None:
+        raise ConfigError(f"end_of_text is {quoted(name)}, but the tokenizer has no such token")
+    return token
 
 
 def _tensors(model: Llama, config: ArtifactConfig) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from questlm.inference.linear import packed_layer
 from questlm.inference.sampling import Sampling, sample
 from questlm.inference.text import decode_stream
 from questlm.models import KVCache, Llama
-from questlm.vocabulary import library_failures, usual_end_of_text
+from questlm.vocabulary import library_failures
 
 __all__ = ["PackedModel", "load"]
 
@@ -58,6 +58,7 @@ class PackedModel:
         config: shape of the model.
         artifact: the content of its config.json: the format of every matrix.
         tokenizer: of the `tokenizers` library, or None.
+        end_of_text: id of the token that ends a document, or None.
         training: what was recorded about its training.
         bytes: size of the artifact's files.
         device, dtype: where and in what it computes.
@@ -67,6 +68,7 @@ class PackedModel:
         self.config: ModelConfig = artifact.config.model
         self.artifact: ArtifactConfig = artifact.config
         self.tokenizer = artifact.tokenizer
+        self.end_of_text = artifact.end_of_text
         self.training: dict[str, Any] = artifact.config.training
         self.bytes = artifact.bytes
         self.device, self.dtype = device, dtype
@@ -153,7 +155,7 @@ class PackedModel:
             raise ConfigError(f"max_new_tokens = {quoted(max_new_tokens)}; it must be at least 1")
         if seed is not None and not 0 <= seed < 2**63:
             raise ConfigError(f"seed = {quoted(seed)}; it must be from 0 to 2**63 - 1, or None")
-        end = usual_end_of_text(self.tokenizer) if self.tokenizer is not None and stop_at_end else None
+        end = self.end_of_text if stop_at_end else None
         return self._decode(self._start(prompt), max_new_tokens, how, seed, end)
 
     def _decode(
@@ -202,10 +204,9 @@ class PackedModel:
                 raise ConfigError(f"the prompt holds the token id {quoted(token)}; ids go from 0 to {vocabulary - 1}")
         if ids:
             return ids
-        end = None if self.tokenizer is None else usual_end_of_text(self.tokenizer)
-        if end is None:
+        if self.end_of_text is None:
             raise ConfigError("the prompt is empty and the tokenizer has no end-of-text token to start from; give text")
-        return [end]
+        return [self.end_of_text]
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -49,12 +49,14 @@ class InitialModel:
         shape: of the model.
         places: of each weight, by our name; of a tied head too where the folder holds one.
         tokenizer: path of its tokenizer.json, or None.
+        end_of_text: the name of the token that ends a document, where a run's settings give one.
     """
 
     folder: Path
     shape: ModelConfig
     places: Mapping[str, _Place]
     tokenizer: Path | None
+    end_of_text: str | None = None
 
     @torch.no_grad()
     def copy_into(self, model: Llama) -> None:
@@ -167,7 +169,8 @@ def _from_run(path: Path) -> InitialModel:
             )
     places = {name: place for name, place in places.items() if name in expected}
     _check(places, expected, path)
-    return InitialModel(path, config.model, places, run.tokenizer_file if run.tokenizer_file.is_file() else None)
+    tokenizer = run.tokenizer_file if run.tokenizer_file.is_file() else None
+    return InitialModel(path, config.model, places, tokenizer, config.data.end_of_text)
 
 
 # -- a Hugging Face folder ---------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from questlm.parallel import (
     reporting_lost_peers,
     whole,
 )
-from questlm.progress import progress
+from questlm.progress import progress, tell
 from questlm.quant import StatefulQuantizer, held_weights, set_quantization_strength
 from questlm.records import RunRecord, package_versions
 from questlm.terminal import command_text
@@ -92,6 +92,10 @@ def train(config: RunConfig, out: Path) -> RunRecord:
         initial = ranks.together(lambda: find_initial(config))
         if initial is not None:
             config = adopt_shape(config, initial.shape, initial.folder)
+            if config.data.end_of_text is None and config.data.tokenizer == "train":
+                config = config.model_copy(
+                    update={"data": config.data.model_copy(update={"end_of_text": initial.end_of_text})}
+                )
         data, config = ranks.in_turn(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
         trainer = Trainer(config, folder, data, initial, ranks)
         tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
@@ -170,7 +174,7 @@ def _prepare_again(
     data, resolved = _prepare_data(reachable, tokenizer)
     if Origin.read(folder.path).data_hash not in (None, data.data_hash):
         raise _other_data(folder.path, config)
-    filled = {"max_tokens": resolved.data.max_tokens}
+    filled = {"max_tokens": resolved.data.max_tokens, "end_of_text": resolved.data.end_of_text}
     return data, resolved.model_copy(update={"data": config.data.model_copy(update=filled)})
 
 
@@ -212,6 +216,10 @@ def _prepare_data(config: RunConfig, tokenizer: Path | None = None) -> tuple[Pre
         config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": tokens})})
     source = config.data if tokenizer is None else config.data.model_copy(update={"tokenizer": str(tokenizer)})
     data = prepare(source, config.model.vocab_size)
+    if data.end_of_text_name is not None:  # in the settings, because the run's copy of the tokenizer does not say it
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"end_of_text": data.end_of_text_name})}
+        )
     require_window(data.train, config.train.seq_len, "training")
     require_window(data.val, 1, "validation")
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or data.vocab_size})
@@ -230,6 +238,8 @@ class Trainer:
         ranks: Ranks = _ALONE,
     ) -> None:
         self.config, self.folder, self.data, self.ranks = config, folder, data, ranks
+        for note in data.notes if ranks.leads else ():
+            tell(note)
         train = config.train
         self.device = pick_device(train.device, ranks)
         if self.device.index is not None:  # where CUDA graphs are recorded; without a number it is that one already
@@ -462,7 +472,7 @@ class Trainer:
         with uncompiled(), held_weights(model):
             result = evaluate(
                 model, self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
-                device=self.device, ranks=self.ranks,
+                end_of_text=self.data.end_of_text, device=self.device, ranks=self.ranks,
             )  # fmt: skip
         return self._save_record(result)
 
@@ -498,6 +508,7 @@ class Trainer:
                 "train_tokens": len(self.data.train),
                 "val_tokens": len(self.data.val),
                 "val_bytes": self.data.val_bytes,
+                "notes": list(self.data.notes),
             },
             parameters={"all": self.config.model.parameters, "non_embedding": self.config.model.block_parameters},
             curve=state.curve,

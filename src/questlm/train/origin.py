@@ -86,6 +86,9 @@ def continued(config: RunConfig, saved: RunConfig, folder: Path) -> RunConfig:
     now, then = _absolute(config, Path.cwd()), _absolute(saved, folder)
     same = {name for name in given if given[name] == own[name] or now[name] == then[name]}
     now["init_from"] = given["init_from"]
+    if config.data.end_of_text is None:  # filled in from the files beside the tokenizer when the run began
+        data = config.data.model_copy(update={"end_of_text": saved.data.end_of_text})
+        config = config.model_copy(update={"data": data})
     return _with_paths(config, {name: own[name] if name in same else now[name] for name in given})
 
 

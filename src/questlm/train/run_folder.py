@@ -179,7 +179,10 @@ class RunFolder:
             CheckpointError: this is not a run folder, or its origin is damaged.
         """
         config = self.read_config()
-        data = located(config.data, self.started_in(config)) if other is None else DataConfig(source=other)
+        if other is None:
+            data = located(config.data, self.started_in(config))
+        else:
+            data = DataConfig(source=other, end_of_text=config.data.end_of_text)
         if not self.tokenizer_file.exists():
             return data
         # Not one trained again on what the source holds now.

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,6 @@ def test_invalid_utf8_names_the_byte(monkeypatch: pytest.MonkeyPatch, line_bytes
         (b'"text"', r"a\.jsonl:2 is not a JSON object"),
         (b'{"body": "b", "a": 1}', r"a\.jsonl:2 has no field 'text', only \['a', 'body'\]"),
         (b'{"text": 5}', r"a\.jsonl:2 holds int in 'text'"),
-        (b'{"text": null}', r"a\.jsonl:2 holds NoneType in 'text'"),
         (b'{"text": "\\ud800"}', r"a\.jsonl:2 holds half of a surrogate pair"),
         (b'{"text": "\xff"}', r"a\.jsonl is not UTF-8 text: byte 24 "),
     ],
@@ -158,8 +158,67 @@ def test_bad_parquet() -> None:
         pieces_of(table, "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet row 0 holds int in 'b'"):
         pieces_of(table, "a.parquet", "b")
-    with pytest.raises(DataError, match=r"row 1 holds NoneType"):
-        pieces_of(parquet_bytes({"text": ["x", None]}), "a.parquet")
+    assert [piece.is_null for piece in pieces_of(parquet_bytes({"text": ["x", None]}), "a.parquet")] == [False, True]
     for bad in (table[:-5], b"nonsense", b""):
         with pytest.raises(DataError, match="incomplete or damaged"):
             pieces_of(bad, "a.parquet")
+
+
+# Bounds
+
+
+def test_a_line_of_json_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_ROW_BYTES", 100)
+    longest = b'{"text": "' + b"a" * 87 + b'"}\n'
+    assert len(longest) == 100
+    assert texts_of(longest, "a.jsonl") == ["a" * 87]
+    for line in (b'{"text": "' + b"a" * 88 + b'"}\n', b"a" * 10_000):
+        with pytest.raises(
+            DataError, match=r"a\.jsonl:2 is longer than 100 bytes.*; put such a text into a \.txt file"
+        ):
+            pieces_of(b'{"text": "b"}\n' + line, "a.jsonl")
+
+
+def test_a_line_of_gigabytes_in_a_small_file_is_refused_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "one-line.jsonl.zst"
+    with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+        file.write(b'{"text": "')
+        for _ in range(6):
+            file.write(b"a" * (1 << 24))
+    tracemalloc.start()
+    with path.open("rb") as opened, pytest.raises(DataError, match=r"one-line\.jsonl\.zst:1 is longer than 67,108,864"):
+        list(read_pieces(opened, path, "text"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 2**26
+
+
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", [".txt", ".parquet"])
+def test_what_unpacks_without_end_is_refused(compression: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_ANY_RATIO_BYTES", 2**16)
+    monkeypatch.setattr(readers, "_LARGEST_RATIO", 100)
+    packed = COMPRESS[compression](b"a line\n" * 10**6)
+    with pytest.raises(DataError, match=rf"a{kind}{compression} unpacks to more than 100 times its size"):
+        pieces_of(packed, f"a{kind}{compression}")
+    words = "".join(chr(97 + i * i % 26) for i in range(30_000)).encode()
+    monkeypatch.setattr(readers, "_ANY_RATIO_BYTES", 2**20)
+    assert texts_of(COMPRESS[compression](words), f"a.txt{compression}") == [words.decode()]
+
+
+def test_a_row_of_parquet_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_ROW_BYTES", 100)
+    assert texts_of(parquet_bytes({"text": ["a" * 100]}), "a.parquet") == ["a" * 100]
+    with pytest.raises(DataError, match=r"a\.parquet row 1 is longer than 100 bytes"):
+        pieces_of(parquet_bytes({"text": ["a", "b" * 101]}), "a.parquet")
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", 50)
+    with pytest.raises(DataError, match="in one row group, but at most 50 are read; write it with smaller row groups"):
+        pieces_of(parquet_bytes({"text": ["b" * 101]}), "a.parquet")
+
+
+def test_rows_of_a_large_dictionary_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_BATCH_BYTES", 10_000)
+    rows = ["a" * 1000, "b"] * 40
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), sink, row_group_size=80)
+    assert texts_of(sink.getvalue(), "a.parquet") == rows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 
 from questlm.data import end_of_text_id, load_tokenizer, tokenizer, tokenizer_hash, train_tokenizer
-from questlm.data.tokenizer import sample, tokenizer_size
+from questlm.data.tokenizer import sample, stated_end_of_text, tokenizer_size
 from questlm.errors import DataError
 
 
@@ -100,3 +100,34 @@ def test_other_names_for_the_end(name: str) -> None:
         end_of_text_id(other)
     other.add_special_tokens(["<pad>", AddedToken(name)])
     assert end_of_text_id(other) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"config.json": {"eos_token_id": 5}}, "%"),
+        ({"config.json": {"eos_token_id": [5, 6]}}, "%"),
+        ({"config.json": {"eos_token_id": None}, "generation_config.json": {"eos_token_id": 5}}, "%"),
+        ({"config.json": {"eos_token_id": 10**9}, "tokenizer_config.json": {"eos_token": "%"}}, "%"),
+        ({"tokenizer_config.json": {"eos_token": {"content": "%", "special": True}}}, "%"),
+        ({"config.json": {"eos_token_id": True}, "tokenizer_config.json": {"eos_token": "absent"}}, None),
+        ({"config.json": []}, None),
+        ({}, None),
+    ],
+)
+def test_the_end_that_files_beside_the_tokenizer_state(
+    small: Tokenizer, tmp_path: Path, files: dict[str, object], name: str | None
+) -> None:
+    for file, content in files.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    nameless = Tokenizer.from_str(small.to_str().replace("<|endoftext|>", "<|stop|>"))
+    assert nameless.id_to_token(5) == "%"
+    assert stated_end_of_text(nameless, tmp_path) == name
+    assert stated_end_of_text(small, tmp_path) is None  # it has one of a usual name
+    if name is None:
+        with pytest.raises(DataError, match=r"name one of its tokens with --set data\.end_of_text=TOKEN"):
+            end_of_text_id(nameless, name)
+    else:
+        assert end_of_text_id(nameless, name) == 5
+    with pytest.raises(DataError, match=r"data\.end_of_text is 'absent', but the tokenizer has no such token"):
+        end_of_text_id(nameless, "absent")

@@ -90,4 +90,10 @@ def test_no_gradient_is_recorded() -> None:
 
 def test_a_result_is_a_plain_dictionary_for_records() -> None:
     result = Evaluation(loss=1.0, perplexity=math.e, bits_per_byte=None, tokens=5)
-    assert result.as_dict() == {"loss": 1.0, "perplexity": math.e, "bits_per_byte": None, "tokens": 5}
+    assert result.as_dict() == {
+        "loss": 1.0,
+        "perplexity": math.e,
+        "bits_per_byte": None,
+        "tokens": 5,
+        "text_bits_per_byte": None,
+    }

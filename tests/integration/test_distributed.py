@@ -212,6 +212,18 @@ def test_two_processes_train_as_one_does(name: str, by_two: dict[str, Path], alo
     assert not list(path.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
+def test_muon_shares_the_matrices_among_processes(settings: RunConfig, tmp_path: Path) -> None:
+    """Three processes: neither the matrices of a shape nor their rows are a multiple of that."""
+    muon = settings.model_copy(update={"train": settings.train.model_copy(update={"optimizer": "muon"})})
+    batch = muon.train.model_copy(update={"batch_size": 6, "micro_batch_size": 1, "eval_every": None})
+    muon = muon.model_copy(update={"train": batch, "budget": Budget(tokens=6 * 6 * 32)})
+    train(muon, tmp_path / "alone")
+    run(3, Job(tmp_path / "ddp", "ddp", muon), Job(tmp_path / "fsdp", "fsdp", muon))
+    for name in ("ddp", "fsdp"):
+        assert_same_course(tmp_path / name, tmp_path / "alone")
+
+
 def test_a_cut_model_is_saved_in_pieces_without_pickles(by_two: dict[str, Path]) -> None:
     newest = latest_checkpoint(by_two["fsdp"] / "checkpoints")
     assert newest is not None

@@ -324,7 +324,23 @@ class TrainConfig(Section):
         default=None,
         description="sequences per forward pass of a process; None: its whole share. The rest is gradient accumulation",
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="'muon' moves the blocks' matrices by Muon and everything else by AdamW",
+    )
     lr: Annotated[float, Field(gt=0)] = 1.2e-3
+    muon_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="peak rate of the matrices that Muon moves; None: lr"
+    )
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    schedule: Literal["cosine", "linear"] = Field(
+        default="cosine",
+        description="how the learning rate falls after the warm-up: along half a cosine, or at its peak until the last "
+        "`decay` share and then along a line",
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1 / 3, description="share of the budget over which the schedule 'linear' falls"
+    )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="share of the budget spent warming up")
     warmup_start: Annotated[float, Field(gt=0, le=1)] = Field(default=0.01, description="first lr / lr")
     final_lr: Annotated[float, Field(ge=0, le=1)] = Field(default=0.1, description="last lr / lr")
@@ -376,6 +392,8 @@ class TrainConfig(Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
+        if self.schedule == "linear" and self.warmup + self.decay > 1 + 1e-9:
+            raise ValueError(f"warmup {self.warmup} and decay {self.decay} are more than the whole budget")
         return self
 
     @property

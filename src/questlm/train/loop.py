@@ -54,7 +54,7 @@ from questlm.train.device import autocast, device_name, peak_memory, pick_device
 from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, find_initial
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
-from questlm.train.optim import empty_state, make_optimizer, optimizer_tensors
+from questlm.train.optim import Optimizers, make_optimizer
 from questlm.train.origin import DATA_PATHS, Origin, continued, initial_located, located
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
@@ -247,7 +247,7 @@ class Trainer:
         self.engine = pick_engine(train.parallel, ranks)
         self.loader = WindowLoader(data.train, train.seq_len, train.batch_size, config.seed, ranks.rank, ranks.size)
         self.model: Llama = build_model(config, initial).to(self.device)  # whole, until `_distribute`
-        self.optimizer: torch.optim.Optimizer
+        self.optimizer: Optimizers
         self.step: TrainStep
         self.state = Progress(initial_weights=initial.weights_hash() if initial is not None else None)
         self._restored: Path | None = None
@@ -316,20 +316,20 @@ class Trainer:
         Until here it was whole, because quantisers take their first steps from it, and the check what is right.
         """
         train = self.config.train
-        record = should_record(train, self.model, self.engine, self.device)
         recompute(self.model, train.recompute)
         if should_compile(train, self.device):
             compile_blocks(self.model)
         module = distribute(self.model, self.engine, self.device)
-        self.optimizer = make_optimizer(self.model, train)
+        self.optimizer = make_optimizer(self.model, train, self.ranks)
+        record = should_record(train, self.model, self.optimizer, self.engine, self.device)
         self.step = TrainStep(self.model, module, self.optimizer, train, self.device, self.engine, record)
         if self._restored is not None and self.state.step:
             path = self._restored
-            empty_state(self.optimizer)
+            self.optimizer.make_state()
             self.ranks.together(lambda: fill_tensors(path, "optimizer", self._optimizer_tensors()))
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        return optimizer_tensors(self.optimizer, self.model)
+        return self.optimizer.tensors(self.model)
 
     @torch.no_grad()
     def _initialize_quantizers(self, batch: tuple[Tensor, Tensor]) -> None:

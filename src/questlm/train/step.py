@@ -20,7 +20,7 @@ from questlm.models import Llama
 from questlm.parallel import Engine, clip_gradients, gradient_exchange, holding_weights
 from questlm.quant import FakeQuantLinear, Quantizer, quantized_layers
 from questlm.train.device import autocast
-from questlm.train.optim import set_learning_rate
+from questlm.train.optim import Optimizers
 
 __all__ = ["TrainStep", "should_record"]
 
@@ -31,7 +31,9 @@ _PLAIN_STEPS = 3
 """Steps before one is recorded, by which everything is compiled and allocated that will be."""
 
 
-def should_record(train: TrainConfig, model: Llama, engine: Engine, device: torch.device) -> bool:
+def should_record(
+    train: TrainConfig, model: Llama, optimizer: Optimizers, engine: Engine, device: torch.device
+) -> bool:
     """Whether to play steps back from a CUDA graph.
 
     Raises:
@@ -45,6 +47,8 @@ def should_record(train: TrainConfig, model: Llama, engine: Engine, device: torc
         obstacle = "there are several processes"
     elif fades:
         obstacle = "quantisation is faded in, so that steps are not alike"
+    elif not optimizer.recordable:
+        obstacle = f"a step of the optimizer {train.optimizer!r} cannot be recorded"
     if train.cuda_graphs == "on" and obstacle:
         raise ConfigError(f"train.cuda_graphs is 'on', but {obstacle}; use 'auto' or 'off'")
     # Code of a quantiser's own may look at its tensors from the CPU, which a graph cannot record.
@@ -70,7 +74,7 @@ class TrainStep:
         self,
         model: Llama,
         module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         train: TrainConfig,
         device: torch.device,
         engine: Engine = "none",
@@ -81,8 +85,7 @@ class TrainStep:
         self._plain_steps = _PLAIN_STEPS if record else -1
         self._recorded: _Recorded | None = None
         if record:
-            for group in optimizer.param_groups:
-                group["capturable"], group["lr"] = True, torch.tensor(float(group["lr"]), device=device)
+            optimizer.prepare_recording(device)
 
     def __call__(self, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """Learn from inputs and targets, (sequences, tokens) int64 each, at learning rate `lr`.
@@ -90,7 +93,7 @@ class TrainStep:
         Returns:
             Mean loss of this process's sequences in nats, and the norm of all gradients before clipping; on the device.
         """
-        set_learning_rate(self.optimizer, lr)
+        self.optimizer.set_learning_rate(lr)
         if self._plain_steps == 0:
             self._recorded = self._recorded or _Recorded(self._step, inputs, targets, self.device)
             return self._recorded(inputs, targets)
@@ -124,7 +127,7 @@ class TrainStep:
                 total += loss.detach()
         norm = clip_gradients(self.model, self.train.grad_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return total, norm
 
 

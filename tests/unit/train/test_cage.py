@@ -10,7 +10,7 @@ from questlm import QuantSpec, prepare
 from questlm.config import TrainConfig
 from questlm.quant import METHODS, fake_quantize, quantized_layers
 from questlm.train.cage import cage_strength, pull_to_grid
-from questlm.train.optim import make_optimizer, set_learning_rate
+from questlm.train.optim import make_optimizer
 
 
 @pytest.mark.parametrize(("done", "expected"), [(0, 0), (0.8, 0), (0.85, 2.5), (0.9, 5), (1, 10)])
@@ -50,6 +50,6 @@ def test_what_quantisers_learn_is_a_group_of_its_own():
     model = nn.ModuleDict({"layers": nn.Sequential(nn.Linear(32, 32, bias=False), nn.RMSNorm(32))})
     prepare(model, QuantSpec(method="lsq"))
     optimizer = make_optimizer(model, TrainConfig(lr=1e-3, quantizer_lr=1e-4, quantizer_weight_decay=0.5))
-    set_learning_rate(optimizer, 5e-4)
-    groups = [(tuple(g["params"][0].shape), g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+    optimizer.set_learning_rate(5e-4)
+    groups = [(tuple(g["params"][0].shape), g["lr"], g["weight_decay"]) for g in optimizer.groups]
     assert groups == [((32, 32), 5e-4, 0.1), ((32,), 5e-4, 0.0), ((1, 1), pytest.approx(5e-5), 0.5)]

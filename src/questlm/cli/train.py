@@ -13,7 +13,7 @@ from questlm.cli.options import fresh_folder, parse_bits, parse_count, print_tab
 from questlm.config import PRESETS, RunConfig, load_config
 from questlm.config import preset as preset_settings
 from questlm.config.load import merge
-from questlm.errors import ConfigError, QuestError
+from questlm.errors import ConfigError, QuestError, quoted
 from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def _report(record: RunRecord, out: Path) -> None:
         ("trained on", f"{record.tokens:,} tokens in {record.seconds:.1f} s ({speed}, {record.device})"),
         ("parameters", f"{record.parameters['all']:,} ({record.parameters['non_embedding']:,} in blocks)"),
     ]
+    skipped = record.checks.get("skipped_layers") or {}
+    rows += [("not quantised", f"{quoted(name)}: {reason}") for name, reason in skipped.items()]
     print_table(f"run {out}", rows)
 
 

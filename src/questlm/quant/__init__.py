@@ -10,6 +10,7 @@ from questlm.quant.learned import StatefulQuantizer
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.methods import METHODS, Method, find_method, make_quantizer
 from questlm.quant.quantizers import Quantizer
+from questlm.quant.skipped import skipped_layers
 from questlm.quant.stored import StoredEmbedding, StoredLinear
 from questlm.quant.swap import dense, learned_parameters, prepare, quantized_layers, restore
 
@@ -40,4 +41,5 @@ __all__ = [
     "quantized_layers",
     "restore",
     "set_quantization_strength",
+    "skipped_layers",
 ]

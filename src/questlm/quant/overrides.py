@@ -11,7 +11,7 @@ from torch import nn
 from questlm.config import LayerOverride, QuantSpec
 from questlm.errors import ConfigError, nearest_name, quoted
 
-__all__ = ["FilterFn", "layer_specs"]
+__all__ = ["FilterFn", "layer_specs", "plain_name"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 """(module, its dotted name) -> whether to quantise this linear layer."""
@@ -33,7 +33,7 @@ def layer_specs(
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
     def by_default(linear: nn.Module, name: str) -> bool:
-        return name.rpartition(".")[2] != "lm_head" and id(linear.weight) not in embeddings
+        return plain_name(name).rpartition(".")[2] != "lm_head" and id(linear.weight) not in embeddings
 
     chosen = filter_fn or by_default
     specs = {}
@@ -63,7 +63,13 @@ def _override(name: str, spec: QuantSpec) -> LayerOverride | None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+    names = (name, plain_name(name))
+    return any(fnmatchcase(each, pattern) or fnmatchcase(each, f"*.{pattern}") for each in names)
+
+
+def plain_name(name: str) -> str:
+    """The name of a layer in its model, where an adapter has wrapped it as `base_layer`."""
+    return name.removesuffix(".base_layer")
 
 
 def _require_matches(linears: Mapping[str, nn.Linear], spec: QuantSpec) -> None:

@@ -15,8 +15,9 @@ from questlm.quant.branches import BranchedLinear, branch_axis
 from questlm.quant.fused import QuantizedNorm, QuantizedSwiGLU, fusions
 from questlm.quant.linear import FakeQuantLinear
 from questlm.quant.methods import find_method
-from questlm.quant.overrides import FilterFn, layer_specs
+from questlm.quant.overrides import FilterFn, layer_specs, plain_name
 from questlm.quant.quantizers import Quantizer
+from questlm.quant.skipped import adapter_modules, is_plain_linear, skipped_layers
 from questlm.quant.stored import StoredEmbedding, StoredLinear
 
 __all__ = ["FilterFn", "dense", "learned_parameters", "prepare", "quantized_layers", "restore", "unfused"]
@@ -26,6 +27,9 @@ M = TypeVar("M", bound=nn.Module)
 
 def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
     """Quantise the linear layers of `model`, in place. Its parameters stay; those that the method learns are added.
+
+    Layers that are no plain `nn.Linear` (subclasses, weights computed by `torch.nn.utils.parametrize`) and adapters
+    stay as they are: `questlm.quant.skipped_layers(model)` lists them with the reasons.
 
     Args:
         model: any module with `nn.Linear` layers, on any device, meta included.
@@ -56,7 +60,12 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             "be quantised there; call torch.backends.mha.set_fastpath_enabled(False) first"
         )
     # Subclasses of nn.Linear may be used by others through their weight alone, as in nn.MultiheadAttention.
-    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    adapters = adapter_modules(model)
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and is_plain_linear(module) and module not in adapters
+    }
     specs = layer_specs(model, linears, spec, filter_fn)
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
@@ -70,7 +79,11 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
         elif type(module) is nn.Embedding and spec.embeddings != "float":
             replacements[module] = StoredEmbedding.from_embedding(module, spec.embeddings)
     if spec.enabled and not specs:
-        raise ConfigError("nothing to quantise: the model has no nn.Linear layer that filter_fn accepts")
+        skipped = "".join(f"; {quoted(name)} is left out: {why}" for name, why in [*skipped_layers(model).items()][:1])
+        raise ConfigError(
+            f"nothing to quantise: no plain nn.Linear layer is chosen by filter_fn, or by default (all but the output "
+            f"head){skipped}"
+        )
     prepared = _replace(model, replacements)
     return _replace(prepared, dict(fusions(prepared)))
 
@@ -128,7 +141,7 @@ def _switched_off(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Itera
 
 
 def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:
-    axis = branch_axis(spec, name)
+    axis = branch_axis(spec, plain_name(name))
     return FakeQuantLinear.from_linear(linear, spec) if axis is None else BranchedLinear.cut(linear, spec, axis)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.errors import TrainingError, quoted
 from questlm.parallel import whole
-from questlm.quant import FakeQuantLinear, dense, quantized_layers
+from questlm.quant import FakeQuantLinear, dense, quantized_layers, skipped_layers
 
 __all__ = ["Expected", "check_quantization", "compute_plainly"]
 
@@ -46,6 +46,7 @@ class Expected:
         logits, dense_logits: of each sequence's last token.
         differences: relative distance of each quantised layer's product from the plain product, by name; NaN where
             both are zero.
+        skipped: layers that are not quantised though they might be, and why (`questlm.quant.skipped_layers`).
         without_gradient: names of the quantised layers whose weights get no gradient in the dense model either.
     """
 
@@ -55,6 +56,7 @@ class Expected:
     dense_logits: Tensor
     differences: dict[str, float]
     without_gradient: frozenset[str]
+    skipped: dict[str, str]
 
 
 def compute_plainly(model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Tensor]) -> Expected:
@@ -69,7 +71,8 @@ def compute_plainly(model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Ten
     with torch.no_grad(), dense(model):
         dense_loss, plain = loss_fn(*batch)
     reached = _reached_by_gradient(model, layers, loss_fn, batch)
-    return Expected(float(loss), float(dense_loss), logits, plain, differences, frozenset(layers.keys() - reached))
+    silent = frozenset(layers.keys() - reached)
+    return Expected(float(loss), float(dense_loss), logits, plain, differences, silent, skipped_layers(model))
 
 
 def _reached_by_gradient(
@@ -125,7 +128,7 @@ def check_quantization(
         loss.backward()
     if not layers:
         model.zero_grad(set_to_none=True)
-        return {"quantized_layers": 0}
+        return {"quantized_layers": 0, "skipped_layers": expected.skipped}
     with torch.no_grad(), ops.using_backend("reference"):
         silent = [name for name, layer in layers.items() if not _has_gradient(layer)]
         leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items() if name not in silent}
@@ -154,6 +157,7 @@ def check_quantization(
         )
     return {
         "quantized_layers": len(layers),
+        "skipped_layers": expected.skipped,
         "loss": float(loss.detach()),
         "loss_eager": expected.loss,
         "loss_dense": expected.dense_loss,

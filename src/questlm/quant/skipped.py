@@ -1,0 +1,80 @@
+"""Which layers `prepare` leaves as they are though they multiply by a matrix, and why.
+
+Only a plain `nn.Linear` whose weight is a parameter is known to be used as x W^T and nothing else. Adapters (LoRA and
+its relatives) are small products beside a layer that stays; they are trained in full precision and merged in the end.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.stored import StoredEmbedding, StoredLinear
+
+__all__ = ["adapter_modules", "is_plain_linear", "skipped_layers"]
+
+_ADAPTERS = {"lora_a", "lora_b"}
+"""What LoRA's factors are called where a library does not say which parts are adapters (torchtune, for one)."""
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether `module` is an `nn.Linear`, no subclass, whose weight is a parameter and not computed from others."""
+    return type(module) is nn.Linear and module._parameters.get("weight") is not None
+
+
+def adapter_modules(model: nn.Module) -> set[nn.Module]:
+    """All modules inside adapters.
+
+    PEFT's layers (https://github.com/huggingface/peft, tuners_utils.BaseTunerLayer) wrap the layer that they adapt as
+    `base_layer` and list in `adapter_layer_names` which of their attributes hold adapters.
+    """
+    found: set[nn.Module] = set()
+    for owner in model.modules():
+        named = {str(name) for name in getattr(owner, "adapter_layer_names", ())}
+        for name, child in owner.named_children():
+            if name in named or name.lower() in _ADAPTERS:
+                found.update(child.modules())
+    return found
+
+
+def skipped_layers(model: nn.Module) -> dict[str, str]:
+    """The layers that are not quantised, in a prepared model or one to be prepared, by dotted name, with the reason.
+
+    Every module is looked at that has a matrix of its own, or is a linear layer; not listed are embeddings, and plain
+    linear layers, which only the caller leaves out: by `filter_fn`, by an override, or as the output head.
+    """
+    adapters = adapter_modules(model)
+    reasons = {}
+    for name, module in model.named_modules():
+        if "parametrizations" in name.split(".") or isinstance(
+            module, FakeQuantLinear | StoredEmbedding | StoredLinear | nn.Embedding
+        ):
+            continue
+        reason = _adapter(module) if module in adapters else _reason(module)
+        if reason is not None:
+            reasons[name] = reason
+    return reasons
+
+
+def _adapter(module: nn.Module) -> str | None:
+    return "it is part of an adapter, which is trained as it is" if isinstance(module, nn.Linear) else None
+
+
+def _reason(module: nn.Module) -> str | None:
+    if is_plain_linear(module):
+        return None
+    kind = type(module).__name__
+    if isinstance(module, nn.Linear):
+        if parametrize.is_parametrized(module):
+            return (
+                "its weight is computed by torch.nn.utils.parametrize; call remove_parametrizations(layer, 'weight') "
+                "before prepare"
+            )
+        if "weight" not in module._parameters:
+            sources = ", ".join(name for name in module._parameters if name.startswith("weight"))
+            return f"its weight is computed from {sources} before each call; make it a parameter before prepare"
+        return f"it is a {kind}, a subclass of nn.Linear, which may use its weight otherwise"
+    if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False)):
+        return f"it is a {kind}; only nn.Linear is quantised"
+    return None

@@ -104,13 +104,14 @@ def read_plain_file(path: Path, limit: int, error: type[QuestError]) -> bytes:
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise error(f"{path} cannot be read: it is not a plain file")
-            content = file.read(limit + 1)
+            is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(limit + 1) if is_plain else b""
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except (OSError, ValueError) as problem:  # ValueError: a path that no file system has
         raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if not is_plain:
+        raise error(f"{path} cannot be read: it is not a plain file")
     if len(content) > limit:
         raise error(f"{path} is larger than {limit} bytes, the most that is read of such a file")
     return content

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from questlm.errors import cleaned
 from questlm.readable import duration_text
 
 __all__ = ["progress", "tell"]
@@ -30,6 +31,7 @@ def progress(description: str, total: float | None = None, show: bool = True) ->
     behind the bar, such as the loss. With `show` false nothing is printed. Everything goes to stderr, so that stdout
     stays clean for results.
     """
+    description = cleaned(description)  # it may hold the name of a file
     if not show:
         yield lambda completed, info="": None
     elif sys.stderr.isatty():

@@ -55,7 +55,7 @@ def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run `quest ...`, check that it refuses as it should, and return the sentence."""
 
-    def run(*words: object, may_write: bool = False) -> str:
+    def run(*words: object, may_write: bool = False, limit: int = 600) -> str:
         before = _content(place)
         monkeypatch.setattr(sys, "argv", ["quest", *map(str, words)])
         capsys.readouterr()
@@ -68,17 +68,17 @@ def refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         assert not list(place.rglob(".tmp-*"))
         assert not list(Path(os.environ["QUESTLM_CACHE"]).rglob(".tmp-*"))
         assert out == ""
-        return sentence(err)
+        return sentence(err, limit)
 
     return run
 
 
-def sentence(errors: str) -> str:
+def sentence(errors: str, limit: int = 600) -> str:
     """The text of the one error line that `errors`, all of stderr, must be."""
     assert "Traceback" not in errors
     assert errors.startswith("quest: error: ")
     assert errors.count("\n") == 1
-    assert len(errors) < 600
+    assert len(errors) < limit
     return errors.removeprefix("quest: error: ").strip()
 
 
@@ -652,3 +652,35 @@ def test_generating_without_a_tokenizer(place: Path, refused: Any) -> None:
 
 def test_a_prompt_that_is_not_unicode(refused: Any) -> None:
     assert "not valid Unicode" in refused("generate", "model", "--prompt", "\udcff")
+
+
+# -- what is printed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval {0}",
+        "generate {0}",
+        "pack {0} --out packed",
+        "fit {0}",
+        "report {0}",
+        "diagnose {0}",
+        "plan --from-fit {0} --memory 1MB --tokens 1M",
+        "sweep {0}",
+        "train --config {0}",
+        "train --preset {0}",
+        "train --method {0}",
+        "train --data {0}",
+        "train --tokens {0}",
+        "train --set train.device={0}",
+        "train --init-from {0}",
+        "train --resume {0}",
+        "{0}",
+    ],
+)
+@pytest.mark.parametrize("name", ["\x1b[31m\u202e[bold]:fire:", "x" * 5000], ids=["codes", "long"])
+def test_no_name_controls_the_terminal_or_fills_it(command: str, name: str, refused: Any) -> None:
+    message = refused(*(word.format(name) for word in command.split()), limit=1_100)
+    assert message.isprintable()
+    assert "\\x1b[31m\\u202e[bold]:fire:" in message or "xxx" in message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from questlm import files
-from questlm.errors import ArtifactError, CheckpointError
+from questlm.errors import ArtifactError, CheckpointError, ConfigError
 from questlm.files import (
     MANIFEST_NAME,
     atomic_folder,
@@ -477,9 +478,10 @@ def test_a_plain_file_is_read_up_to_its_limit(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="pipes and devices of POSIX")
 def test_a_pipe_or_device_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ArtifactError, match="not a plain file"):
-            read_plain_file(path, 100, ArtifactError)
+    for path, error in itertools.product((tmp_path / "pipe", Path("/dev/zero")), (ArtifactError, ConfigError)):
+        with pytest.raises(error) as caught:
+            read_plain_file(path, 100, error)
+        assert str(caught.value) == f"{path} cannot be read: it is not a plain file"
 
 
 @pytest.mark.parametrize(

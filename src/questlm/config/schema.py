@@ -67,12 +67,13 @@ class Section(BaseModel):
                 raise ValueError(f"{name} = {quoted(value)} cannot be used: a number or a word is expected")
         return values
 
-    @field_validator("*")
+    @model_validator(mode="before")
     @classmethod
-    def _text_that_files_can_hold(cls, value: Any) -> Any:
-        if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
-            raise ValueError(f"{quoted(value)} cannot be used: it holds a NUL or half a character (a lone surrogate)")
-        return value
+    def _only_text_that_files_can_hold(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, str) and any(each == "\0" or "\ud800" <= each <= "\udfff" for each in value):
+                raise ValueError(f"{name} = {quoted(value)} cannot be used: no file can hold such a character")
+        return values
 
 
 class RopeScaling(Section):

@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
-            raise _refusal(event, f"the tag {quoted(event.tag)} is not read here; leave it away")
+            raise _refusal(event, f"the tag {quoted(event.tag.replace(_CORE, '!!'))} is not read here; leave it away")
         self.depth += 1
         self.nodes += 1
         _check_amount(event, self.depth, self.nodes)

@@ -300,7 +300,7 @@ def test_a_copy_knows_what_was_set():
 
 @pytest.mark.parametrize("text", ["a\0b", "half \ud800 a pair"])
 def test_text_that_no_file_can_hold_is_refused(text):
-    with pytest.raises(ConfigError, match=r"source: 'a\\x00b'|source: 'half \\ud800 a pair'"):
+    with pytest.raises(ConfigError, match=r"source = 'a\\x00b'|source = 'half \\ud800 a pair'"):
         DataConfig(source=text)
 
 

@@ -101,8 +101,9 @@ def spread(half: Array, kept: Array, group: int) -> Array:
 
 def hadamard(x: Array, block_size: int) -> Array:
     """Transform each block of the last dimension."""
-    row, column = np.indices((block_size, block_size))
-    matrix = (-1.0) ** np.bitwise_count(row & column) / math.sqrt(block_size)
+    number = range(block_size)
+    signs = [[(-1.0) ** (row & column).bit_count() for column in number] for row in number]
+    matrix = np.array(signs) / math.sqrt(block_size)
     return (x.reshape(-1, block_size) @ matrix).reshape(x.shape)
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from questlm.config import ModelConfig
+from questlm.errors import ConfigError
+from questlm.readable import bytes_text
 
 __all__ = ["KVCache"]
 
 
 class KVCache:
-    """Room for `capacity` tokens of `batch` sequences: keys and values (batch, kv_heads, capacity, width) a layer."""
+    """Room for `capacity` tokens of `batch` sequences: keys and values (batch, kv_heads, capacity, width) a layer.
+
+    Raises:
+        ConfigError: here or from `reserve`, where the device has no memory for so many tokens.
+    """
 
     def __init__(
         self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (config.layers, 2, batch, config.key_value_heads, capacity, config.head_width)
-        self._entries = torch.zeros(shape, dtype=dtype, device=device)
+        self._entries = _zeros(shape, dtype, torch.device(device))
         self.length = 0
 
     @property
@@ -28,9 +36,9 @@ class KVCache:
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` tokens in all, at least doubling what there was, so that growing stays cheap."""
         if capacity > self.capacity:
-            shape = list(self._entries.shape)
-            shape[-2] = max(capacity, 2 * self.capacity)
-            grown = self._entries.new_zeros(shape)
+            *outer, before, width = self._entries.shape
+            shape = (*outer, max(capacity, 2 * before), width)
+            grown = _zeros(shape, self._entries.dtype, self._entries.device)
             grown[..., : self.length, :] = self._entries[..., : self.length, :]
             self._entries = grown
 
@@ -52,3 +60,14 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as seen."""
         self.length += tokens
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    except RuntimeError:  # also what torch raises where a GPU has no memory left
+        needed = bytes_text(math.prod(shape) * dtype.itemsize)
+        raise ConfigError(
+            f"keys and values of {shape[-2]:,} tokens need {needed}, which {device} does not have; "
+            "give a shorter prompt or ask for fewer tokens"
+        ) from None

@@ -71,11 +71,12 @@ class RunRecord:
         config: resolved settings, as `RunConfig.model_dump(mode="json")`.
         versions: Python, packages and the git commit of the source, where there is one.
         device: name of the processor or GPU trained on, of the first process.
-        data: description, hash, hash of the validation tokens, and sizes in tokens and bytes.
+        data: description, hash, hash of the validation tokens, sizes in tokens and bytes, and notes, one a line.
         parameters: {"all": ..., "non_embedding": ...}.
         curve: [{"step", "tokens", "loss", "lr", "grad_norm"}]; loss in nats a token, mean since the last entry.
         validations: [{"step", "tokens", "loss"}], on part of the validation split, during training.
-        final: {"loss", "perplexity", "bits_per_byte", "tokens"}, on all of it, in float32, or None until the end.
+        final: {"loss", "perplexity", "bits_per_byte", "text_bits_per_byte", "tokens"}, on all of it, in float32, or
+            None until the end.
         steps, tokens, seconds: trained so far; seconds of training loop, validations and checkpoints included.
         tokens_per_second: tokens / seconds spent in training steps alone.
         peak_memory_bytes: of the device (CUDA) or the process (CPU); of several, the most.

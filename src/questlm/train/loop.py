@@ -508,7 +508,7 @@ class Trainer:
                 "train_tokens": len(self.data.train),
                 "val_tokens": len(self.data.val),
                 "val_bytes": self.data.val_bytes,
-                "notes": list(self.data.notes),
+                "notes": "\n".join(self.data.notes),
             },
             parameters={"all": self.config.model.parameters, "non_embedding": self.config.model.block_parameters},
             curve=state.curve,

@@ -51,6 +51,7 @@ from questlm.train.checkpoint import (
 from questlm.train.checks import check_quantization, compute_plainly
 from questlm.train.compiling import compile_kernels, uncompiled, without_advice
 from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
+from questlm.train.extension import require_same_budget
 from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, find_initial
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
@@ -126,7 +127,9 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
         config = adopt_shape(config, saved.model, folder.path)
     started_in = folder.started_in(saved)
     chosen = continued(config or saved, saved, started_in)
-    require_same_config(saved.model_dump(mode="json"), chosen, folder.config_file, DATA_PATHS)
+    alike = chosen.model_copy(update={"budget": saved.budget})
+    require_same_config(saved.model_dump(mode="json"), alike, folder.config_file, DATA_PATHS)
+    require_same_budget(folder, saved, chosen.budget)
     with _together(chosen.train, out) as ranks, ExitStack() as lock:
         ranks.first(lambda: lock.enter_context(folder.locked()))
         ranks.first(folder.remove_leftovers)

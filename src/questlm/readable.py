@@ -15,7 +15,7 @@ def count_text(value: float) -> str:
 
 def bytes_text(count: float) -> str:
     """Three digits and a unit of 1000s: 512 bytes, 401 kB, 15.6 MB, 4.76 GB."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for size, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.3g} bytes"

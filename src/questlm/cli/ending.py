@@ -1,4 +1,4 @@
-"""How a command ends early without a traceback: Ctrl-C, and a reader of its output that has left."""
+"""How a command ends early without a traceback: Ctrl-C, a reader of its output that has left, no memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 
 from rich.console import Console
 
-__all__ = ["closed_pipes_raise", "interruptible", "silence_output"]
+__all__ = ["closed_pipes_raise", "first_sentence", "interruptible", "is_out_of_memory", "silence_output"]
 
 _IMPORT_MACHINERY = "<frozen importlib._bootstrap>"
 
@@ -72,3 +72,15 @@ def silence_output() -> None:
             stream.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that memory cannot be had: of Python, NumPy, or torch on a CPU or GPU."""
+    kinds = [kind.__name__ for kind in type(problem).__mro__]
+    return "MemoryError" in kinds or "OutOfMemoryError" in kinds or "DefaultCPUAllocator" in str(problem)
+
+
+def first_sentence(problem: BaseException) -> str:
+    """What a library says of missing memory, without its position in the source and its advice."""
+    text = " ".join(str(problem).split()).rpartition("DefaultCPUAllocator: ")[2]
+    return text.split(". ")[0][:200].rstrip(".") or "the allocation failed"

@@ -9,7 +9,7 @@ import typer
 
 from questlm import __version__
 from questlm.cli import demo, diagnose, doctor, evaluate, fit, generate, methods, pack, plan, report, sweep, train
-from questlm.cli.ending import closed_pipes_raise, interruptible, silence_output
+from questlm.cli.ending import closed_pipes_raise, first_sentence, interruptible, is_out_of_memory, silence_output
 from questlm.errors import QuestError, cleaned
 
 __all__ = ["app", "main"]
@@ -83,6 +83,10 @@ def _run(words: list[str]) -> int:
         return _refuse(f"{problem.format_message().rstrip('.')}; see: quest --help")
     except QuestError as problem:
         return _refuse(str(problem))
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        return _refuse(f"there is not enough memory: {first_sentence(problem)}; take a smaller model or batch")
     except BrokenPipeError:
         raise
     except OSError as problem:  # such as a folder that another process made in the meantime

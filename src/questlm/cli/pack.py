@@ -39,9 +39,13 @@ def pack(
 def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = None) -> PackReport:
     """Pack the newest checkpoint of `run` into `out`."""
     from questlm.export.pack import pack as write_artifact
+    from questlm.memory import host_memory, require_memory
     from questlm.records import RunRecord
+    from questlm.scaling.memory import packing_memory
     from questlm.train import RunFolder, load_run
 
+    needed = packing_memory(RunFolder(run).read_config().model)
+    require_memory(needed, host_memory(), f"packing {run}", "use a machine that has more memory")
     loaded = load_run(run)
     record = RunRecord.load(run)
     tokenizer = RunFolder(run).tokenizer_file

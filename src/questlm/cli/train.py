@@ -24,6 +24,9 @@ __all__ = ["metric_rows", "run_training", "train"]
 _HEAD_START = 2.0
 """Seconds that the first process has to say what is wrong before the others say it too."""
 
+_LONGEST_UNASKED = 3600.0
+"""Seconds of training that need no budget given: what takes longer is refused, and a budget asked for."""
+
 _HELP = f"""Train a quantised Llama and write a run folder (settings, checkpoints, record).
 
 Examples:
@@ -81,10 +84,11 @@ def train(
         return
     fresh = "init_from" not in flags and not any(text.startswith("init_from=") for text in set_ or [])
     default = "nano" if config is None and fresh else None  # an initial model brings its own shape
-    settings = _with_usual_bits(load_config(preset or default, config, flags, set_ or []))
+    loaded = load_config(preset or default, config, flags, set_ or [])
+    settings = _with_usual_bits(loaded)
     name = preset or default or (config.stem if config else Path(settings.init_from or "").resolve().name)
     run = out or fresh_folder(f"{name}-{settings.quant.label}")
-    run_training(settings, run)
+    run_training(settings, run, longest=None if "budget" in loaded.model_fields_set else _LONGEST_UNASKED)
     if _speaks():
         _say_next(run)
 
@@ -92,11 +96,11 @@ def train(
 train.__doc__ = _HELP
 
 
-def run_training(config: RunConfig, out: Path) -> RunRecord:
-    """Train and print the result."""
+def run_training(config: RunConfig, out: Path, longest: float | None = None) -> RunRecord:
+    """Train and print the result. A budget in tokens that takes more than `longest` seconds is refused."""
     from questlm.train import train as train_run
 
-    record: RunRecord = _stoppable(lambda: train_run(config, out))
+    record: RunRecord = _stoppable(lambda: train_run(config, out, longest))
     if _speaks():
         _report(record, out)
     return record

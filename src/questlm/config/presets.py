@@ -19,7 +19,10 @@ __all__ = ["PRESETS", "preset"]
 
 
 def _published(layers: int, hidden: int, heads: int, lr: float) -> dict[str, Any]:
-    return {"model": {"layers": layers, "hidden": hidden, "heads": heads}, "train": {"lr": lr}}
+    return {
+        "model": {"layers": layers, "hidden": hidden, "heads": heads},
+        "train": {"lr": lr, "seq_len": 512, "batch_size": 512},
+    }
 
 
 def _nano() -> dict[str, Any]:

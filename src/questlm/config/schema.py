@@ -318,12 +318,15 @@ class TrainConfig(Section):
     """The published protocol by default: AdamW, cosine schedule, 10 % warm-up."""
 
     seq_len: Annotated[int, Field(ge=2, le=1_048_576)] = 512
-    batch_size: Annotated[int, Field(ge=1)] = Field(
-        default=512, description="sequences per optimizer step, of all processes together"
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="sequences per optimizer step, of all processes together; None: by the model's size and the "
+        "budget, when a run begins",
     )
     micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="sequences per forward pass of a process; None: its whole share. The rest is gradient accumulation",
+        description="sequences per forward pass of a process; None: what fits its memory, when a run begins. The rest "
+        "is gradient accumulation",
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
@@ -389,7 +392,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+        if self.micro_batch_size and (self.batch_size or 0) % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
@@ -399,7 +402,9 @@ class TrainConfig(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step learns from."""
+        """Tokens that one optimizer step learns from. Needs `batch_size`."""
+        if self.batch_size is None:
+            raise ConfigError("the number of tokens per step needs train.batch_size, which is not set yet")
         return self.batch_size * self.seq_len
 
 

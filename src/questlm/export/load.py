@@ -32,7 +32,9 @@ from questlm.export.format import (
 )
 from questlm.export.operands import check_codes, matrix_tensors
 from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, verify
+from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
+from questlm.scaling.memory import artifact_memory
 from questlm.vocabulary import parse_tokenizer, read_tokenizer_text, usual_end_of_text
 
 __all__ = ["Artifact", "load_artifact", "require_known_ids"]
@@ -112,6 +114,8 @@ def _load(folder: Path) -> Artifact:
         if name not in files:
             raise ArtifactError(f"{folder} has no {name} in its manifest; it is not complete")
     config = _read_config(folder / CONFIG_NAME)
+    needed = artifact_memory((folder / TENSORS_NAME).stat().st_size)
+    require_memory(needed, host_memory(), f"the packed model {folder}", "use a machine that has more memory")
     tensors = _read_tensors(folder / TENSORS_NAME, expected_tensors(config))
     _check_values(config, tensors)
     # A tokenizer.json that the manifest does not list has not been verified, so it is not read.

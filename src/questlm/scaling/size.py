@@ -9,12 +9,12 @@ from __future__ import annotations
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
 
-__all__ = ["packed_bytes"]
+__all__ = ["LEARNED", "packed_bytes"]
 
 _NUMBER = 4  # bytes of a row's step, of a learned number, of a norm's entry
 _STORED = {"float": 2, "bf16": 2, "int8": 1}  # bytes an entry of what is not quantised; "float" is packed as bf16
 _TERNARY_PER_BYTE = 5
-_LEARNED = {"lsq": 1, "lsq-row": 1, "seq": 1, "pact": 1, "lsq+": 2}  # numbers a layer for its activations
+LEARNED = {"lsq": 1, "lsq-row": 1, "seq": 1, "pact": 1, "lsq+": 2}  # numbers a layer for its activations
 _NORMED = {"bitnet", "extra-rmsnorm"}  # a norm before each layer
 _UNKNOWN = {"adabin", "pquant"}
 
@@ -47,7 +47,7 @@ def _matrix(rows: int, columns: int, quant: QuantSpec) -> int:
         return rows * (columns + -(-columns // 8))
     if quant.weight_bits == 16:
         return 4 * rows * columns  # beside quantised activations they are float32
-    more = _NUMBER * (_LEARNED.get(quant.method, 0) + (columns if quant.method in _NORMED else 0))
+    more = _NUMBER * (LEARNED.get(quant.method, 0) + (columns if quant.method in _NORMED else 0))
     if quant.format == "int-2:4":
         return rows * (_codes(columns // 2, quant) + -(-columns // 16) + _NUMBER) + more  # pairs: a bit says which
     return rows * (_codes(columns, quant) + _NUMBER) + more

@@ -13,6 +13,7 @@ from questlm.errors import CheckpointError
 from questlm.records import RECORD_NAME, RunRecord
 from questlm.sweep.grid import Cell
 from questlm.train import RunFolder
+from questlm.train.batches import keep_batches
 from questlm.train.origin import continued
 from questlm.train.run_folder import require_same_config
 
@@ -60,13 +61,13 @@ def is_finished(cell: Cell, out: Path) -> bool:
 
 
 def _resolved(config: RunConfig, saved: RunConfig) -> RunConfig:
-    """`config` with what a run fills in from its data when it begins."""
+    """`config` with what a run fills in when it begins, from its data and by the memory there is."""
     model, data = config.model, config.data
     if model.vocab_size is None:
         model = model.model_copy(update={"vocab_size": saved.model.vocab_size})
     if data.source.startswith("hf:") and data.max_tokens is None:
         data = data.model_copy(update={"max_tokens": saved.data.max_tokens})
-    return config.model_copy(update={"model": model, "data": data})
+    return keep_batches(config.model_copy(update={"model": model, "data": data}), saved)
 
 
 def is_held(cell: Cell, out: Path) -> bool:

@@ -11,9 +11,10 @@ import torch
 
 from questlm.config import TrainConfig
 from questlm.errors import ConfigError, quoted
+from questlm.memory import Memory
 from questlm.parallel import Ranks
 
-__all__ = ["autocast", "device_name", "peak_memory", "pick_device", "should_compile"]
+__all__ = ["autocast", "device_name", "free_memory", "peak_memory", "pick_device", "should_compile"]
 
 _ALONE = Ranks()
 
@@ -80,3 +81,10 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory(device: torch.device) -> Memory:
+    """Memory of a GPU; what this process has reserved and does not use counts as free."""
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return Memory(free + unused, total, "GPU memory")

@@ -39,6 +39,8 @@ from questlm.progress import progress, tell
 from questlm.quant import StatefulQuantizer, held_weights, set_quantization_strength
 from questlm.records import RunRecord, package_versions
 from questlm.terminal import command_text
+from questlm.train.batches import choose_batch, choose_micro_batch, keep_batches, require_training_memory
+from questlm.train.budget import budget_text, chosen_text, require_short
 from questlm.train.cage import cage_strength, pull_to_grid
 from questlm.train.checkpoint import (
     fill_tensors,
@@ -76,14 +78,18 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
         self.signal_number, self.run = signal_number, run
 
 
-def train(config: RunConfig, out: Path) -> RunRecord:
+def train(config: RunConfig, out: Path, longest: float | None = None) -> RunRecord:
     """Train a new run in the folder `out`. Of several processes each calls it.
 
     `out` must not exist, or be empty, or hold a run that ended before its first checkpoint. If training fails before
     its first checkpoint, the folder is removed again.
 
+    Args:
+        longest: refuse a budget in tokens that takes more seconds than this, estimated before the first step.
+
     Raises:
-        ConfigError, DataError: bad settings or data; nothing is written then.
+        ConfigError, DataError: bad settings or data, a model that does not fit the memory, or a budget that takes too
+            long; nothing is written then.
         CheckpointError: the model to begin from is damaged; likewise.
         TrainingError: a non-finite loss, quantisation not in effect, or another process that ended.
         Interrupted: SIGINT or SIGTERM; the run is saved.
@@ -98,10 +104,15 @@ def train(config: RunConfig, out: Path) -> RunRecord:
                     update={"data": config.data.model_copy(update={"end_of_text": initial.end_of_text})}
                 )
         data, config = ranks.in_turn(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
+        asked = config
+        config = choose_micro_batch(choose_batch(config, ranks.size), ranks, pick_device(config.train.device, ranks))
         trainer = Trainer(config, folder, data, initial, ranks)
+        trainer.prepare(asked)
+        if longest is not None:
+            trainer.require_short(longest)
         tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
         origin = Origin.here(folder.path, data.data_hash)
-        ranks.first(lambda: held.enter_context(folder.begun(config, tokenizer, origin)))
+        ranks.first(lambda: held.enter_context(folder.begun(trainer.config, tokenizer, origin)))
         return trainer.run()
 
 
@@ -125,6 +136,8 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
         config = config.model_copy(update={"model": model})
     if config is not None and config.init_from is not None:  # likewise
         config = adopt_shape(config, saved.model, folder.path)
+    if config is not None:
+        config = keep_batches(config, saved)
     started_in = folder.started_in(saved)
     chosen = continued(config or saved, saved, started_in)
     alike = chosen.model_copy(update={"budget": saved.budget})
@@ -141,8 +154,10 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
             ranks.first(lambda: _keep_data_settings(folder, saved, chosen))
             return RunRecord.load(out)
         initial = ranks.together(lambda: _initial_again(initial_located(chosen, started_in), folder))
+        require_training_memory(chosen, ranks, pick_device(chosen.train.device, ranks))
         trainer = Trainer(chosen, folder, data, initial, ranks)
         trainer.restore()
+        trainer.prepare()
         ranks.first(lambda: _keep_data_settings(folder, saved, chosen))
         return trainer.run()
 
@@ -248,31 +263,64 @@ class Trainer:
         if self.device.index is not None:  # where CUDA graphs are recorded; without a number it is that one already
             torch.cuda.set_device(self.device)
         self.engine = pick_engine(train.parallel, ranks)
-        self.loader = WindowLoader(data.train, train.seq_len, train.batch_size, config.seed, ranks.rank, ranks.size)
+        self.loader = self._loader()
         self.model: Llama = build_model(config, initial).to(self.device)  # whole, until `_distribute`
         self.optimizer: Optimizers
         self.step: TrainStep
         self.state = Progress(initial_weights=initial.weights_hash() if initial is not None else None)
+        self._step_seconds = 0.0  # of a step, estimated before the first
         self._restored: Path | None = None
         self._pending: list[Tensor] = []  # losses of steps whose value nobody has looked at yet
         self._grad_norm: Tensor = torch.zeros((), device=self.device)
 
+    def _loader(self) -> WindowLoader:
+        train, ranks = self.config.train, self.ranks
+        batch_size = train.tokens_per_step // train.seq_len
+        return WindowLoader(self.data.train, train.seq_len, batch_size, self.config.seed, ranks.rank, ranks.size)
+
     @without_advice()
+    def prepare(self, asked: RunConfig | None = None) -> None:
+        """Compile what is compiled, check that quantisation is on, measure how fast it is, and say what is to come.
+
+        Args:
+            asked: the settings before batch sizes were chosen, of a new run; a batch chosen for a budget in seconds
+                is made smaller here if that pays for few steps.
+        """
+        batch = self._first_micro_batch()
+        set_quantization_strength(self.model, 1.0)  # what is checked is the whole of it, also half-way through
+        self._initialize_quantizers(batch)
+        if asked is not None and asked.train.batch_size is None and self.config.budget.seconds is not None:
+            self._choose_batch_again(asked, self.config.budget.seconds)
+            batch = self._first_micro_batch()
+        expected = compute_plainly(self.model, self._plain_loss, batch)
+        self._distribute()
+        compile_kernels(self.model, self.step, self.engine, batch, self.device)
+        checks = self.ranks.together(
+            lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
+        )
+        self.state.checks = self.state.checks or checks  # of a resumed run those of its beginning
+        self._step_seconds = self._time_step(batch)
+        if self.ranks.leads:
+            if asked is not None and (text := chosen_text(self.config, asked)):
+                tell(text)
+            tell(budget_text(self.config, self._step_seconds, self._share_done()))
+
+    def require_short(self, longest: float) -> None:
+        """Refuse a budget that takes more than `longest` seconds.
+
+        Raises:
+            ConfigError: it does. Not where steps are recorded as a CUDA graph, which makes them several times faster
+                than the passes that were timed.
+        """
+        if not self.step.records:
+            require_short(self.config, self._step_seconds, longest)
+
     def run(self) -> RunRecord:
         """Train until the budget is spent, validate on the whole split in float32, and return the record."""
         with ExitStack() as stack:
             loggers = self.config.train.loggers if self.ranks.leads else ()
             log = open_loggers(loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
-            batch = self._first_micro_batch()
-            set_quantization_strength(self.model, 1.0)  # what is checked is the whole of it, also half-way through
-            self._initialize_quantizers(batch)
-            expected = compute_plainly(self.model, self._plain_loss, batch)
-            self._distribute()
-            compile_kernels(self.model, self.step, self.engine, batch, self.device)
-            checks = self.ranks.together(
-                lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
-            )
-            self.state.checks = self.state.checks or checks  # of a resumed run those of its beginning
+            stack.enter_context(without_advice())
             interrupt = stack.enter_context(Interrupt(_STOPPING if self.ranks.leads else ""))
             with progress("training", 1.0, show=self.ranks.leads) as update:
                 self._loop(log, interrupt, update)
@@ -280,6 +328,35 @@ class Trainer:
             if (number := self._stopped_by(interrupt)) is not None:
                 raise Interrupted(number, self.folder.path)
         return self._finish()
+
+    def _choose_batch_again(self, asked: RunConfig, seconds: float) -> None:
+        """Make a batch that was chosen smaller, where `seconds` would pay for few steps of it."""
+        inputs, targets = (part[:1] for part in self._first_micro_batch())
+        took = [self._time(lambda: self._plain_loss(inputs, targets)[0].backward()) for _ in range(2)][-1]
+        tokens = seconds / self.ranks.largest(took)[0] * inputs.numel() * self.ranks.size
+        config = self.config.model_copy(update={"train": asked.train})
+        self.config = choose_micro_batch(choose_batch(config, self.ranks.size, tokens), self.ranks, self.device)
+        self.loader = self._loader()
+
+    def _time_step(self, batch: tuple[Tensor, Tensor]) -> float:
+        """Seconds of a step, from one pass over a micro-batch; the optimizer's part, which is short, is left out."""
+
+        def work() -> None:
+            with self.step.holding_weights():
+                self.step.loss(*batch)[0].backward()
+
+        passes = self.config.train.tokens_per_step / (batch[0].numel() * self.ranks.size)
+        return self.ranks.largest(passes * self._time(work))[0]
+
+    def _time(self, work: Callable[[], None]) -> float:
+        """Seconds that a forward and a backward pass take; their gradients are dropped."""
+        started = time.monotonic()
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.monotonic() - started
+        self.model.zero_grad(set_to_none=True)
+        return seconds
 
     def restore(self) -> None:
         """Take up the newest checkpoint; a run killed before its first one starts over.

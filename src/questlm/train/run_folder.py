@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from questlm.config import DataConfig, RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError, QuestError, quoted
 from questlm.files import atomic_folder, explain_failed_write, file_lock, remove_folder, remove_leftovers
+from questlm.memory import host_memory, require_memory
 from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.records import RECORD_NAME, RunRecord
+from questlm.scaling.memory import loading_memory
 from questlm.terminal import command_text
-from questlm.train.checkpoint import latest_checkpoint, load_model_tensors, read_checkpoint, verify_checkpoint
+from questlm.train.checkpoint import fill_tensors, latest_checkpoint, model_tensors, verify_checkpoint
 from questlm.train.origin import DATA_PATHS, ORIGIN_NAME, Origin, located
+from questlm.train.state import read_state
 
 if TYPE_CHECKING:
     from questlm.train.initial import InitialModel
@@ -301,12 +304,18 @@ def load_run(path: Path) -> LoadedRun:
 
     Raises:
         CheckpointError: not a run folder, no checkpoint, or a damaged one.
+        ConfigError: the model does not fit the memory.
     """
     folder = RunFolder(path)
     config = folder.read_config()
     checkpoint = folder.latest_checkpoint()
-    tensors, state = read_checkpoint(checkpoint)
+    require_memory(
+        loading_memory(config.model), host_memory(), f"the model of {path}", "use a machine that has more memory"
+    )
+    verify_checkpoint(checkpoint)
+    state = read_state(checkpoint)
     require_same_config(state.config, config, checkpoint, DATA_PATHS)
     model = build_model(config)
-    load_model_tensors(model, tensors.get("model", {}), checkpoint)
+    fill_tensors(checkpoint, "model", model_tensors(model))
+    model.load_state_dict(model.state_dict())  # by which quantisers notice what they now hold
     return LoadedRun(model, config, state.progress.step, state.progress.tokens)

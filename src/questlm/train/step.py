@@ -81,7 +81,7 @@ class TrainStep:
         record: bool = False,
     ) -> None:
         self.model, self.module, self.optimizer = model, module, optimizer
-        self.train, self.device, self.engine = train, device, engine
+        self.train, self.device, self.engine, self.records = train, device, engine, record
         self._plain_steps = _PLAIN_STEPS if record else -1
         self._recorded: _Recorded | None = None
         if record:

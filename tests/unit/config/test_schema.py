@@ -147,7 +147,7 @@ def test_a_block_size_is_a_power_of_two(block_size):
 
 def test_a_micro_batch_divides_the_batch():
     with pytest.raises(ConfigError, match="batch_size 512 is not a multiple of micro_batch_size 100"):
-        TrainConfig(micro_batch_size=100)
+        TrainConfig(batch_size=512, micro_batch_size=100)
     assert TrainConfig(batch_size=12, micro_batch_size=4).micro_batch_size == 4
 
 

@@ -1,0 +1,109 @@
+"""How much memory a machine has left, for what is about to be built. Linux knows exactly; elsewhere it is the total."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from questlm.errors import ConfigError
+from questlm.readable import bytes_text
+
+__all__ = ["Memory", "host_memory", "require_memory"]
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one kind of memory.
+
+    Attributes:
+        free: what can be taken now without swapping, caches that the system would give up included.
+        total: all of it.
+        kind: for messages, such as "memory" or "GPU memory".
+    """
+
+    free: int
+    total: int
+    kind: str = "memory"
+
+
+def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory | None:
+    """Memory of this machine or of the container (cgroup) that this process is in; None where nothing is known."""
+    machine = _of_the_machine(proc)
+    if machine is None:
+        return None
+    limits = [limit for folder in _groups(proc, cgroup) if (limit := _of_the_group(folder)) is not None]
+    return Memory(
+        min([machine.free, *(limit.free for limit in limits)]), min([machine.total, *(limit.total for limit in limits)])
+    )
+
+
+def require_memory(needed: float, memory: Memory | None, what: str, advice: str) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        needed: bytes.
+        memory: what there is; None: not known, so that nothing is refused.
+        what: what needs it, to begin the message.
+        advice: what to do about it, to end it.
+
+    Raises:
+        ConfigError: it needs more than is free.
+    """
+    if memory is not None and needed > memory.free:
+        raise ConfigError(
+            f"{what} needs about {bytes_text(needed)} of {memory.kind}, but {bytes_text(memory.free)} of "
+            f"{bytes_text(memory.total)} are free; {advice}"
+        )
+
+
+def _of_the_machine(proc: Path) -> Memory | None:
+    try:
+        lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        return Memory(1024 * kilobytes["MemAvailable"], 1024 * kilobytes["MemTotal"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return _of_sysconf()
+
+
+def _of_sysconf() -> Memory | None:
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not POSIX, or without these names
+        return None
+    return Memory(total, total) if total > 0 else None
+
+
+def _groups(proc: Path, cgroup: Path) -> list[Path]:
+    """Folders of the control groups that this process is in, and of all that these are in."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
+        if not controllers or "memory" in controllers.split(","):
+            root = cgroup / "memory" if controllers else cgroup
+            inner = root / path.lstrip("/")
+            folders += [inner, *(parent for parent in inner.parents if parent == root or root in parent.parents)]
+    return folders
+
+
+def _of_the_group(folder: Path) -> Memory | None:
+    """Of a group with a limit, in version 2 or 1 of the interface; pages of files that are not in use count as free."""
+    for limit_name, used_name, idle_name in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = int((folder / limit_name).read_text())  # the word "max" is no limit
+            used = int((folder / used_name).read_text())
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return Memory(max(0, limit - used + int(statistics.get(idle_name, 0))), limit)
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,91 @@
+"""The estimate of memory against measurements: of real steps on this machine's CPU, and of the records made on GPUs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from questlm.config import load_config
+from questlm.scaling.memory import artifact_memory, loading_memory, packing_memory, training_memory
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+SHAPES = [(4, 256, 512, 1, 16), (2, 64, 300, 32, 128)]  # layers, hidden, vocabulary, batch
+PROGRAM = """
+import json, resource, sys
+import torch
+from questlm.config import RunConfig
+from questlm.train.optim import make_optimizer
+from questlm.train.run_folder import build_model
+from questlm.train.step import TrainStep
+
+def step(layers, hidden, vocabulary, sequences, tokens):
+    shape = {"layers": layers, "hidden": hidden, "heads": 2, "vocab_size": vocabulary}
+    config = RunConfig(model=shape, train={"batch_size": sequences, "seq_len": tokens})
+    model = build_model(config)
+    optimizer = make_optimizer(model, config.train)
+    work = TrainStep(model, model, optimizer, config.train, torch.device("cpu"))
+    ids = torch.randint(0, vocabulary, (sequences, tokens))
+    for _ in range(2):
+        work(ids, ids, 1e-3)
+
+step(1, 32, 300, 1, 16)  # libraries load what they load
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+step(*json.loads(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_estimate_is_near_the_peak_memory_of_real_steps(shape: tuple[int, ...]) -> None:
+    layers, hidden, vocabulary, sequences, tokens = shape
+    config = load_config(
+        None,
+        flags={
+            "model": {"layers": layers, "hidden": hidden, "heads": 2, "vocab_size": vocabulary},
+            "train": {"batch_size": sequences, "seq_len": tokens},
+        },
+    )
+    memory = training_memory(config.model, config.quant, config.train, gpu=False, compiled=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(shape)], capture_output=True, text=True, check=True
+    )
+    assert memory.total(sequences) == pytest.approx(int(done.stdout), rel=0.5)
+
+
+@pytest.mark.parametrize("name", ["30m", "100m", "800m"])
+@pytest.mark.parametrize("bits", [4, 16])
+def test_the_estimate_is_near_what_was_recorded_on_a_gpu(name: str, bits: int) -> None:
+    record = json.loads((RESULTS / f"train_step-{name}-h100.json").read_text())
+    config = load_config(name, flags={"model": {"vocab_size": 32_000}, "quant": {"weight_bits": bits}})
+    memory = training_memory(config.model, config.quant, config.train, gpu=True, compiled=True)
+    measured = record["results"]["bf16" if bits == 16 else "w4a4"]["peak_memory_bytes"]
+    estimate = memory.total(record["tokens_per_step"] // config.train.seq_len)
+    assert estimate == pytest.approx(measured, rel=0.15)
+
+
+def test_what_decides_memory_is_seen() -> None:
+    config = load_config("30m", flags={"model": {"vocab_size": 1024}})
+
+    def total(**train: str) -> float:
+        changed = config.train.model_copy(update=train)
+        return training_memory(config.model, config.quant, changed, gpu=True, compiled=True, processes=4).total(4)
+
+    assert total(recompute="block") < total(recompute="mlp") < total()
+    assert total(parallel="fsdp") < total(parallel="ddp")
+    parameters = config.model.parameters
+    assert loading_memory(config.model) > 4 * parameters
+    assert packing_memory(config.model) == 8 * parameters
+    assert artifact_memory(10**6) == 3e6
+
+
+def test_the_most_sequences_are_those_that_fit() -> None:
+    config = load_config("nano", flags={"model": {"vocab_size": 1024}})
+    memory = training_memory(config.model, config.quant, config.train, gpu=False, compiled=False)
+    assert memory.most_sequences(memory.total(7) + 1) == 7
+    assert memory.most_sequences(memory.total(7) - 1) == 6
+    assert memory.most_sequences(memory.model - 1) == 0

@@ -1,0 +1,80 @@
+"""How much memory there is, by the files of a machine and of a container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from questlm.errors import ConfigError
+from questlm.memory import Memory, host_memory, require_memory
+
+MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Path:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text(MEMINFO)
+    return tmp_path
+
+
+def _read(system: Path) -> Memory | None:
+    return host_memory(system / "proc", system / "cgroup")
+
+
+def _group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_a_machine_without_groups_has_what_the_kernel_calls_available(system: Path) -> None:
+    assert _read(system) == Memory(8_000_000 * 1024, 16_000_000 * 1024)
+
+
+@pytest.mark.parametrize("path", ["/", "/system.slice/job.scope", "/not/mounted/here"])
+def test_the_limit_of_a_container_counts_wherever_it_stands(system: Path, path: str) -> None:
+    (system / "proc" / "self" / "cgroup").write_text(f"0::{path}\n")
+    stat = "anon 5\ninactive_file 100\n"
+    _group(system / "cgroup", memory__max="1000", memory__current="700", memory__stat=stat)
+    _group(system / "cgroup" / "system.slice" / "job.scope", memory__max="max", memory__current="1", memory__stat=stat)
+    assert _read(system) == Memory(400, 1000)
+
+
+def test_the_limit_of_the_innermost_group_counts(system: Path) -> None:
+    (system / "proc" / "self" / "cgroup").write_text("0::/outer/inner\n")
+    _group(system / "cgroup" / "outer", memory__max="5000", memory__current="10", memory__stat="")
+    _group(system / "cgroup" / "outer" / "inner", memory__max="900", memory__current="1000", memory__stat="")
+    assert _read(system) == Memory(0, 900)
+
+
+def test_the_first_version_of_control_groups_is_read(system: Path) -> None:
+    (system / "proc" / "self" / "cgroup").write_text("3:cpu,cpuacct:/job\n2:memory:/job\n")
+    _group(
+        system / "cgroup" / "memory" / "job",
+        memory__limit_in_bytes="1000",
+        memory__usage_in_bytes="800",
+        memory__stat="total_inactive_file 50\n",
+    )
+    assert _read(system) == Memory(250, 1000)
+
+
+def test_without_those_files_the_total_is_all_that_is_known(tmp_path: Path) -> None:
+    memory = _read(tmp_path)
+    assert memory is None or memory.free == memory.total > 0
+
+
+def test_this_machine_has_memory() -> None:
+    memory = host_memory()
+    assert memory is None or 0 < memory.free <= memory.total
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ConfigError) as refused:
+        require_memory(3e9, Memory(2 * 10**9, 16 * 10**9), "the model", "take a smaller one")
+    assert str(refused.value) == (
+        "the model needs about 3 GB of memory, but 2 GB of 16 GB are free; take a smaller one"
+    )
+    require_memory(3e9, Memory(3 * 10**9, 16 * 10**9), "the model", "")
+    require_memory(3e30, None, "the model", "")

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, FailFast, Field, PlainValidator, TypeAdapte
 from questlm.errors import CheckpointError
 from questlm.files import read_json, validated, write_json
 
-__all__ = ["RECORD_NAME", "Count", "Number", "Points", "RunRecord", "Text", "Values", "package_versions"]
+__all__ = ["RECORD_NAME", "Checks", "Count", "Number", "Points", "RunRecord", "Text", "Values", "package_versions"]
 
 RECORD_NAME = "record.json"
 _FORMAT = 1
@@ -41,6 +41,14 @@ def _scalar(value: Any) -> Any:
     return _number(value)
 
 
+def _check(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return _scalar(value)
+    if len(value) > 10_000 or not all(isinstance(text, str) for item in value.items() for text in item):
+        raise ValueError("it must be a number, a text, or texts by name")
+    return {name: _scalar(each) for name, each in value.items()}
+
+
 def _final(values: dict[str, float | None]) -> dict[str, float | None]:
     if any(values.get(name) is None for name in _MEASURED):
         raise ValueError(f"it must hold numbers for {', '.join(_MEASURED)}")
@@ -58,6 +66,9 @@ Text = Annotated[str, Field(strict=True, max_length=10_000)]
 
 Values = Annotated[dict[str, Annotated[Any, PlainValidator(_scalar)]], Field(max_length=1_000)]
 """Numbers and texts by name, likewise."""
+
+Checks = Annotated[dict[str, Annotated[Any, PlainValidator(_check)]], Field(max_length=1_000)]
+"""What the quantisation check measured, likewise: numbers and texts, and texts by the name of a layer."""
 
 Points = Annotated[list[dict[str, Number]], FailFast()]
 """Points of a curve, likewise, each a value by name."""
@@ -99,7 +110,7 @@ class RunRecord:
     seconds: Number = 0.0
     tokens_per_second: Number | None = None
     peak_memory_bytes: Count | None = None
-    checks: Values = field(default_factory=dict)
+    checks: Checks = field(default_factory=dict)
     initial_weights: Text | None = None
     processes: Count = 1
     parallel: Text = "none"

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from questlm.errors import CheckpointError
 from questlm.files import canonical_json, read_json, validated
-from questlm.records import Count, Number, Points, Text, Values
+from questlm.records import Checks, Count, Number, Points, Text
 
 __all__ = ["STATE_NAME", "CheckpointState", "Progress", "read_state"]
 
@@ -43,7 +43,7 @@ class Progress:
     curve: Points = field(default_factory=list)
     validations: Points = field(default_factory=list)
     initial_weights: Text | None = None
-    checks: Values = field(default_factory=dict)
+    checks: Checks = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,40 @@ def _outcome(run: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[
     return tensors, record.curve, record.final
 
 
-def _start(config_file: Path, run: Path, *, fresh: bool) -> subprocess.Popen[bytes]:
+_KILLED_IN = """
+import os, signal, sys
+from pathlib import Path
+from questlm import files
+from questlm.cli import main
+from questlm.train import checkpoint
+
+moment, *words = sys.argv[1:]
+sys.argv = ["quest", *words]
+
+def kill(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def killing(original, chosen):
+    return lambda *arguments, **options: kill() if chosen(*arguments) else original(*arguments, **options)
+
+if moment == "config.yaml":
+    Path.write_text = killing(Path.write_text, lambda path, *rest: path.name == moment)
+elif moment == "model.safetensors":
+    saved = []
+    checkpoint.save_file = killing(checkpoint.save_file, lambda tensors, path: saved.append(path) or len(saved) > 3)
+else:
+    Path.replace = killing(Path.replace, lambda path, target: target.name == "record.json" and target.exists())
+main()
+"""
+
+
+def _start(config_file: Path, run: Path, *, fresh: bool, killed_in: str = "") -> subprocess.Popen[bytes]:
     # Once the run folder exists, going on is `--resume`.
     how = ["--config", str(config_file), "--out", str(run)] if fresh else ["--resume", str(run)]
+    program = ["-c", _KILLED_IN, killed_in] if killed_in else ["-m", "questlm"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "questlm", "train", *how],
+        [sys.executable, *program, "train", *how],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -67,23 +95,66 @@ def test_killed_at_random_moments_it_ends_bit_identical(
 ) -> None:
     draw, run = random.Random(seed), tmp_path / "run"
     (tmp_path / "settings.yaml").write_text(to_yaml(long_settings))
-    kills = 0
-    while True:
+    richest: RunRecord | None = None
+    for kills in range(3):
         process = _start(tmp_path / "settings.yaml", run, fresh=not (run / "config.yaml").exists())
-        if kills < 3:
-            deadline = time.monotonic() + 60
-            target = draw.randrange(kills * 40 + 1, kills * 40 + 40)
-            while process.poll() is None and time.monotonic() < deadline and _steps_saved(run) < target:
-                time.sleep(draw.uniform(0.0, 0.02))
-            process.kill()
-            process.communicate()
-            kills += 1
-            continue
-        output = process.communicate(timeout=200)
-        assert process.returncode == 0, output
-        break
+        deadline = time.monotonic() + 60
+        target = draw.randrange(kills * 40 + 1, kills * 40 + 40)
+        while process.poll() is None and time.monotonic() < deadline and _steps_saved(run) < target:
+            time.sleep(draw.uniform(0.0, 0.02))
+        process.kill()
+        process.communicate()
+        richest = _require_no_poorer(run, richest)
+    process = _start(tmp_path / "settings.yaml", run, fresh=not (run / "config.yaml").exists())
+    output = process.communicate(timeout=200)
+    assert process.returncode == 0, output
     assert _outcome(run) == _outcome(uninterrupted)
-    assert not list(run.rglob(".tmp-*"))
+    _require_tidy(tmp_path)
+
+    record = (run / "record.json").read_bytes()
+    process = _start(tmp_path / "settings.yaml", run, fresh=False)  # of the finished run
+    time.sleep(draw.uniform(0.0, 5.0))
+    process.kill()
+    process.communicate()
+    assert (run / "record.json").read_bytes() == record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["config.yaml", "model.safetensors", "record"])
+def test_what_a_kill_leaves_half_written_is_gone_after_the_next_start(
+    moment: str, long_settings: RunConfig, tmp_path: Path
+) -> None:
+    """Killed while it makes the run folder, writes its second checkpoint, or replaces its record."""
+    run = tmp_path / "run"
+    (tmp_path / "settings.yaml").write_text(to_yaml(long_settings))
+    process = _start(tmp_path / "settings.yaml", run, fresh=True, killed_in=moment)
+    output = process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGKILL, output
+    assert list(tmp_path.rglob(".tmp-*"))
+    process = _start(tmp_path / "settings.yaml", run, fresh=not (run / "config.yaml").exists())
+    output = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    _require_tidy(tmp_path)
+
+
+def _require_no_poorer(run: Path, richest: RunRecord | None) -> RunRecord | None:
+    """The record of a run, which must not be poorer than the richest so far."""
+    if not (run / "record.json").exists():
+        assert richest is None
+        return None
+    record = RunRecord.load(run)
+    assert richest is None or not record.is_poorer_than(richest)
+    return record
+
+
+def _require_tidy(folder: Path) -> None:
+    """No temporary files, in the cache neither, and permissions as the umask gives them."""
+    cache = Path(os.environ["QUESTLM_CACHE"])
+    assert not [path for place in (folder, cache) for path in place.rglob(".tmp-*")]
+    (folder / "probe").touch()
+    ordinary = (folder / "probe").stat().st_mode
+    odd = {path: path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert set(odd.values()) == {ordinary}, odd
 
 
 def _steps_saved(run: Path) -> int:

@@ -113,7 +113,7 @@ def test_a_damaged_record_is_refused(damage: Any, expected: str, record: RunReco
         ("device", 5),
         ("device", "x" * 100_000),
         ("config", "none"),
-        ("checks", {"loss": {"deep": 1}}),
+        ("checks", {"loss": {"deep": {"deeper": 1}}}),
         ("initial_weights", {}),
         ("processes", "2"),
     ],

@@ -7,15 +7,29 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter
 
 from questlm.config import DataConfig
 from questlm.data.shards import largest_id
 from questlm.errors import DataError, quoted
-from questlm.files import MANIFEST_NAME, Manifest, canonical_json, read_json, read_manifest, sha256_file, write_json
+from questlm.files import (
+    MANIFEST_NAME,
+    Manifest,
+    canonical_json,
+    read_json,
+    read_manifest,
+    sha256_file,
+    validated,
+    write_json,
+)
 
 __all__ = [
+    "COUNT",
     "FACTS",
+    "HASH",
+    "NAMES",
     "TOKENS_KIND",
     "TOKENS_VERSION",
     "cache_folder",
@@ -25,6 +39,14 @@ __all__ = [
     "remember",
     "value_hash",
 ]
+
+T = TypeVar("T")
+
+_Whole = Annotated[int, Field(strict=True, ge=-1, lt=2**63)]
+COUNT = TypeAdapter(Annotated[int, Field(strict=True, ge=0, lt=2**63)])
+HASH = TypeAdapter(Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")])
+NAMES = TypeAdapter(list[Annotated[str, Field(strict=True)]])
+_LARGEST_ID = TypeAdapter(tuple[_Whole, _Whole])
 
 FACTS = "facts"
 """Folder in the cache for what `remember` keeps."""
@@ -48,13 +70,16 @@ def value_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def remember(cache: Path, key: list[Any], compute: Callable[[], Any]) -> Any:
-    """The JSON value that `compute()` gives, kept in `cache` under the JSON list `key` from the first call on."""
+def remember(cache: Path, key: list[Any], compute: Callable[[], T], kind: TypeAdapter[T]) -> T:
+    """The JSON value that `compute()` gives, kept in `cache` under the JSON list `key` from the first call on.
+
+    What is kept there is used only if it is of the `kind`; else it is computed again.
+    """
     path = cache / FACTS / f"{value_hash(key)}.json"
     with suppress(DataError):
         fact = read_json(path, DataError)
         if isinstance(fact, dict) and fact.get("key") == key and "value" in fact:
-            return fact["value"]
+            return validated(kind, fact["value"], path, DataError)
     value = compute()
     with suppress(OSError):  # a cache that cannot be written costs time, not the run
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,20 +89,19 @@ def remember(cache: Path, key: list[Any], compute: Callable[[], Any]) -> Any:
 
 def file_digest(path: Path, cache: Path) -> str:
     """Hex SHA-256 of a file; that of a large one is remembered until its size or time of change differ."""
-    return str(_of_file("sha256", path, cache, lambda: sha256_file(path)))
+    return _of_file("sha256", path, cache, lambda: sha256_file(path), HASH)
 
 
 def largest_id_of(path: Path, cache: Path) -> tuple[int, int]:
     """`shards.largest_id`, remembered like `file_digest`."""
-    largest, position = _of_file("largest id", path, cache, lambda: list(largest_id(path)))
-    return largest, position
+    return _of_file("largest id", path, cache, lambda: largest_id(path), _LARGEST_ID)
 
 
-def _of_file(fact: str, path: Path, cache: Path, compute: Callable[[], Any]) -> Any:
+def _of_file(fact: str, path: Path, cache: Path, compute: Callable[[], T], kind: TypeAdapter[T]) -> T:
     status = path.stat()
     if status.st_size <= _SMALL_BYTES:
         return compute()
-    return remember(cache, [fact, str(path.resolve()), status.st_size, status.st_mtime_ns], compute)
+    return remember(cache, [fact, str(path.resolve()), status.st_size, status.st_mtime_ns], compute, kind)
 
 
 def check_sealed(folder: Path, kind: str, version: int) -> Manifest:

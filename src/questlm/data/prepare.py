@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from questlm.config import DataConfig
 from questlm.data.byte_count import count_bytes
-from questlm.data.cache import FACTS, cache_folder, largest_id_of, remember, value_hash
+from questlm.data.cache import COUNT, FACTS, HASH, cache_folder, largest_id_of, remember, value_hash
 from questlm.data.corpus import prepare_text
 from questlm.data.holdout import tail_start
 from questlm.data.prepared import PreparedData, require_fit, stream_hash
@@ -118,14 +118,14 @@ def _prepare_shards(
 
     # As everywhere, what decides the tokens: a limit and a held-out tail do, the size of the model does not.
     source = [train.content_hash(cache), val.content_hash(cache) if val else config.val_fraction, limit]
-    val_hash = remember(cache, ["val_hash", source], lambda: stream_hash(val_stream))
+    val_hash = remember(cache, ["val_hash", source], lambda: stream_hash(val_stream), HASH)
     val_bytes = end = None
     if tokenizer:
         coder = tokenizer
         named = config.end_of_text is not None
         end = end_of_text_id(tokenizer, config.end_of_text) if named else usual_end_of_text(tokenizer)
         key = ["val_bytes", source, tokenizer_hash(tokenizer), end]
-        val_bytes = remember(cache, key, lambda: count_bytes(coder, val_stream, end))
+        val_bytes = remember(cache, key, lambda: count_bytes(coder, val_stream, end), COUNT)
     return PreparedData(
         train=train_stream,
         val=val_stream,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from questlm.config import DataConfig
-from questlm.data.cache import TOKENS_KIND, TOKENS_VERSION, check_sealed, file_digest, remember, value_hash
+from questlm.data.cache import NAMES, TOKENS_KIND, TOKENS_VERSION, check_sealed, file_digest, remember, value_hash
 from questlm.data.readers import (
     ALLOWED,
     Piece,
@@ -85,8 +85,7 @@ class Hub:
         """Names of the splits; those of a remote data set are remembered, so that prepared data opens offline."""
         if self._folder.is_dir():
             return sorted(self._load())
-        names: list[str] = remember(cache, ["splits", self.name, self.configuration], lambda: sorted(self._load()))
-        return names
+        return remember(cache, ["splits", self.name, self.configuration], lambda: sorted(self._load()), NAMES)
 
     def content_hash(self, cache: Path) -> str:
         """SHA-256 over configuration, split, and the files of a folder or the name of a remote data set.

@@ -30,7 +30,11 @@ STATE = CheckpointState(
         step_seconds=1,
         recent_losses=[3.25],
         curve=[{"step": 3, "tokens": 384, "loss": 4.0, "lr": 1e-3, "grad_norm": 1.0}],
-        checks={"quantized_layers": 7, "largest_gradient_outside_mask": None},
+        checks={
+            "quantized_layers": 7,
+            "skipped_layers": {"lm_head": "not asked for"},
+            "largest_gradient_outside_mask": None,
+        },
     ),
 )
 

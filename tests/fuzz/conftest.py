@@ -1,0 +1,6 @@
+"""Lets tests here, and the processes that they start, import the package `fuzzing` beside them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

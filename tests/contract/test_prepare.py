@@ -203,7 +203,7 @@ def test_a_failing_prepare_names_the_layer_and_leaves_the_model_unchanged(spec):
 
 def test_the_layer_without_a_block_is_named_and_can_be_left_out():
     model = nn.Sequential(nn.Linear(16, 16), nn.ModuleDict({"odd": nn.Linear(40, 16)}))
-    with pytest.raises(ConfigError, match=r"'1\.odd'.*40.*filter_fn"):
+    with pytest.raises(ConfigError, match=r"'1\.odd'.*40.*a block_size of 1.*--set quant\.block_size=N"):
         prepare(model, QuantSpec())
     prepare(model, QuantSpec(), lambda module, name: module.in_features % 16 == 0)
     assert set(quantized_layers(model)) == {"0"}

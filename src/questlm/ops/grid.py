@@ -97,5 +97,5 @@ def fit_block_size(dimension: int, block_size: int = _DEFAULT_BLOCK_SIZE) -> int
         raise ValueError(f"block_size {block_size} does not divide the dimension {dimension}; use {largest} or less")
     raise ValueError(
         f"no Hadamard block of at least {MIN_BLOCK_SIZE} divides the dimension {dimension}; "
-        f"use a multiple of {MIN_BLOCK_SIZE}, or leave this layer out with filter_fn"
+        f"use a multiple of {MIN_BLOCK_SIZE}, or a block_size of 1, which is no transform"
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant.linear import FakeQuantLinear
-from questlm.quant.quantizers import MaskedRounding
+from questlm.quant.quantizers import MaskedRounding, refuse_transforms
 from questlm.quant.rows import Pending, Rows, norm_rows, swiglu_rows
 
 __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
@@ -49,6 +49,7 @@ class QuantizedNorm(ResidualNorm):
         """r = x + delta, and its norm as rows for quantised layers, or as it is where those are dense."""
         if not self.quantized:
             return super().forward(x, delta)
+        refuse_transforms()
         assert self.eps is not None
         dtype = ops.autocast_dtype(x) or self.weight.dtype
         return norm_rows(x, delta, self.weight, self.eps, self.rounding, dtype)

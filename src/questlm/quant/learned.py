@@ -85,6 +85,13 @@ class StatefulQuantizer(LearningQuantizer):
         """
         if self._ready or x.is_meta or x.numel() == 0:
             return
+        self._take_first_values(x)
+
+    @torch.compiler.disable(
+        reason="a quantiser takes its first values from the first batch, outside of a graph; run the model on one "
+        "batch before it is compiled with fullgraph=True"
+    )
+    def _take_first_values(self, x: Tensor) -> None:
         if not bool(self.initialized):
             usable = torch.tensor(self.initialize(x.detach()), device=x.device)
             if dist.is_available() and dist.is_initialized():

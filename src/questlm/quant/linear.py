@@ -19,7 +19,7 @@ from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.ops import LinearFormat, Operand, without_autocast
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
-from questlm.quant.quantizers import Quantizer
+from questlm.quant.quantizers import Quantizer, refuse_transforms
 from questlm.quant.rows import Pending, Rows, encode_rows, product
 
 __all__ = ["FakeQuantLinear", "HeldWeight"]
@@ -142,6 +142,7 @@ class FakeQuantLinear(nn.Linear):
             input = ops.rms_norm(input, self.input_norm.weight, self.input_norm.eps)
         if not self.quantized:
             return self._dense(input)
+        refuse_transforms()
         dtype = ops.autocast_dtype(input) or self.weight.dtype
         if self.act_quantizer is not None and self.act_quantizer.rounding is not None:
             input = input.to(dtype)  # as a plain linear layer rounds its input; those that learn see all of it

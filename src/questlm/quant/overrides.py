@@ -45,7 +45,7 @@ def layer_specs(
         if override is not None and id(linear.weight) in embeddings:
             raise ConfigError(
                 f"quant.overrides: {quoted(name)} shares the embedding's weight, which is not quantised by a method; "
-                f"leave it out, or untie it with model.tied_head = false"
+                f"leave it out, or give the model a head of its own (in settings model.tied_head = false)"
             )
         specs[name] = own
     return specs

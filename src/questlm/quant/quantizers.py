@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from questlm import ops
-from questlm.errors import CheckpointError, quoted
+from questlm.errors import CheckpointError, ConfigError, quoted
 from questlm.ops import Grid, Operand
 from questlm.ops.reference.storage import stored_form
 
@@ -25,7 +25,17 @@ __all__ = [
     "MaskedRounding",
     "Quantizer",
     "SparseQuantizer",
+    "refuse_transforms",
 ]
+
+
+def refuse_transforms() -> None:
+    """Raise ConfigError under a transform of torch.func: kernels and their gradients have no rule for one."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise ConfigError(
+            "quantised layers do not run under torch.func (vmap, grad, jvp, ...); loop over the inputs, take gradients "
+            "with torch.autograd, or run the model with its plain products inside questlm.quant.dense(model)"
+        )
 
 
 class MaskedRounding(NamedTuple):
@@ -85,6 +95,7 @@ class Quantizer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., K)."""
+        refuse_transforms()
         rows = x.reshape(-1, x.shape[-1])
         return self.values(rows, self.operand(rows)).reshape(x.shape)
 

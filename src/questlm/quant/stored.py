@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from questlm.ops.reference.storage import stored_form
+from questlm.quant.quantizers import refuse_transforms
 
 __all__ = ["StoredEmbedding", "StoredLinear"]
 
@@ -53,6 +54,7 @@ class StoredEmbedding(nn.Embedding):
         return plain.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        refuse_transforms()
         # The stored form is made row by row, so it may as well be applied to the rows looked up.
         rows: Tensor = _StoredForm.apply(super().forward(input), self.form)
         return rows
@@ -77,5 +79,6 @@ class StoredLinear(nn.Linear):
         return plain.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        refuse_transforms()
         weight: Tensor = _StoredForm.apply(self.weight, self.form)
         return nn.functional.linear(input, weight, self.bias)

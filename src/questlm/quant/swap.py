@@ -81,8 +81,8 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
     if spec.enabled and not specs:
         skipped = "".join(f"; {quoted(name)} is left out: {why}" for name, why in [*skipped_layers(model).items()][:1])
         raise ConfigError(
-            f"nothing to quantise: no plain nn.Linear layer is chosen by filter_fn, or by default (all but the output "
-            f"head){skipped}"
+            f"nothing to quantise: no plain nn.Linear layer but the output head, or none that filter_fn and "
+            f"quant.overrides choose{skipped}"
         )
     prepared = _replace(model, replacements)
     return _replace(prepared, dict(fusions(prepared)))

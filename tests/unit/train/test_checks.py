@@ -112,3 +112,15 @@ def test_an_estimator_that_lets_nothing_pass_is_refused_by_the_name_of_a_layer(
     named = "attention.o" if factor == "weight_quantizer" else "attention.q"
     with pytest.raises(TrainingError, match=rf"'layers.0.{named}' receives no gradient, though it does in the dense"):
         train(tiny_settings(), tmp_path / "run")
+
+
+def test_the_advice_for_a_width_without_a_block_works_on_the_command_line(
+    corpus: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = ["train", "--data", corpus, "--out", "run", "--tokens", 256]
+    settings = {"model.layers": 1, "model.hidden": 40, "model.heads": 2, "model.mlp_hidden": 64, "data.vocab_size": 300}
+    settings |= {"train.seq_len": 32, "train.batch_size": 4}
+    words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    code, _, err = command(*words)
+    assert code == 2 and "--set quant.block_size=N" in err and "a block_size of 1" in err
+    assert command(*words, "--set", "quant.block_size=1")[0] == 0

@@ -154,7 +154,7 @@ def _block_size(method: Method, in_features: int, block_size: int) -> int:
     try:
         return fit_block_size(in_features, block_size) if method.rotates else 1
     except ValueError as problem:
-        raise ConfigError(str(problem)) from None
+        raise ConfigError(f"{problem} (on the command line --set quant.block_size=N)") from None
 
 
 def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) -> None:

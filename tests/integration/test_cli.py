@@ -215,6 +215,39 @@ def test_training_writes_results_to_stdout_only(
     )
 
 
+def test_without_a_budget_a_long_run_is_refused_and_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = yaml.safe_load((here / "tiny.yaml").read_text())
+    del settings["budget"], settings["train"]["batch_size"]
+    (here / "endless.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(importlib.import_module("questlm.cli.train"), "_LONGEST_UNASKED", 1e-6)
+    monkeypatch.setattr(sys, "argv", ["quest", "train", "--config", "endless.yaml", "--out", "endless"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert re.search(r"no budget was given, and the usual one .* would take about .* --seconds 600, --tokens", message)
+    assert not (here / "endless").exists()
+
+
+@pytest.mark.parametrize(("budget", "least"), [("--tokens 200", 192), ("--seconds 0.5", 1)])
+def test_a_step_fits_a_small_budget_and_the_settings_record_it(budget: str, least: int, here: Path) -> None:
+    settings = yaml.safe_load((here / "tiny.yaml").read_text())
+    del settings["budget"], settings["train"]["batch_size"]
+    (here / "small.yaml").write_text(yaml.safe_dump(settings))
+    run = here / f"small-{least}"
+    command = ["quest", "train", "--config", "small.yaml", "--out", str(run), *budget.split()]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, "argv", command)
+        main()
+    assert stop.value.code == 0
+    record = RunRecord.load(run)
+    assert 1 <= record.config["train"]["batch_size"] <= 32
+    assert least <= record.tokens
+    assert record.steps > 1
+
+
 # -- generating --------------------------------------------------------------------------------------------------------
 
 

@@ -162,6 +162,10 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
         return trainer.run()
 
 
+def _verify(checkpoint: Path) -> None:
+    verify_checkpoint(checkpoint)  # its result is no JSON, which the first process could tell the others
+
+
 @contextmanager
 def _together(train: TrainConfig, out: Path) -> Iterator[Ranks]:
     """The processes that train, connected; alone, this one."""
@@ -367,7 +371,7 @@ class Trainer:
         path = latest_checkpoint(self.folder.checkpoints)
         if path is None:
             return
-        self.ranks.first(lambda: verify_checkpoint(path))
+        self.ranks.first(lambda: _verify(path))
         self.ranks.together(lambda: self._restore(path))
 
     def _restore(self, path: Path) -> None:

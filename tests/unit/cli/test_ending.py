@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
+import typer
 
-from questlm.cli.ending import interruptible
+from questlm.cli.ending import first_sentence, interruptible, is_out_of_memory
 
 
 def _start(*words: str) -> subprocess.Popen[bytes]:
@@ -86,3 +89,29 @@ def test_the_handler_that_was_there_before_comes_back() -> None:
 def test_importing_questlm_imports_nothing_else() -> None:
     program = "import sys; import questlm; print([m for m in ('torch', 'pydantic', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"
+
+
+def test_missing_memory_is_known_by_what_python_and_torch_say() -> None:
+    cpu = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4398046511104 bytes. Error code 12 (Cannot allocate memory)"
+    )
+    gpu = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 4.00 TiB. GPU 0 has ...")
+    assert first_sentence(cpu) == "can't allocate memory: you tried to allocate 4398046511104 bytes"
+    assert first_sentence(gpu) == "CUDA out of memory"
+    assert first_sentence(MemoryError()) == "the allocation failed"
+    assert all(is_out_of_memory(problem) for problem in (cpu, gpu, MemoryError()))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_an_allocation_that_fails_nevertheless_is_one_sentence(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("questlm.cli.main")
+    taken = typer.Typer()
+    taken.command("take")(lambda: bytearray(10**18))
+    taken.command("other")(lambda: None)
+    monkeypatch.setattr(module, "app", taken)
+    code, out, err = command("take")
+    assert (code, out) == (2, "")
+    assert err == ("quest: error: there is not enough memory: the allocation failed; take a smaller model or batch\n")

@@ -103,11 +103,11 @@ def _fork(processes: int, job: dict[str, Any]) -> None:
             os._exit(0)  # at once: gloo's threads can keep an interpreter from its ordinary end
         children.append(child)
     for _ in children:
-        if status := os.wait()[1]:
+        if os.wait()[1]:
             for child in children:
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
-            sys.exit(status)
+            sys.exit(1)  # not the status, of which the low byte is zero when a child exits with 1
 
 
 def _work(job: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +70,7 @@ class CheckpointState:
 
 
 _STATE = TypeAdapter(CheckpointState)
+_COUNTERS = {item.name for item in fields(Progress)} - {"checks"}  # which the first checkpoints did not have
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
@@ -79,4 +80,9 @@ def read_state(checkpoint: Path) -> CheckpointState:
         CheckpointError: damaged, or a value of another type than it must be.
     """
     path = checkpoint / STATE_NAME
-    return validated(_STATE, read_json(path, CheckpointError), path, CheckpointError)
+    content = read_json(path, CheckpointError)
+    state = validated(_STATE, content, path, CheckpointError)
+    lacking = _COUNTERS - set(content["progress"])
+    if lacking:  # what a run begins with, `Progress()`, is not what a checkpoint may leave out
+        raise CheckpointError(f"{path} lacks progress.{min(lacking)}; it is damaged")
+    return state

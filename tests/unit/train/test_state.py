@@ -102,6 +102,15 @@ def test_whatever_stands_in_a_state_it_is_of_the_right_type_or_refused(
     assert all(abs(value) < 1e301 for point in progress.curve for value in point.values())
 
 
+@pytest.mark.parametrize("name", ["step", "curve", "recent_losses"])
+def test_a_counter_that_is_left_out_is_missed(name: str, tmp_path: Path) -> None:
+    content = json.loads(STATE.to_json())
+    del content["progress"][name]
+    (tmp_path / STATE_NAME).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"state\.json lacks progress\.{name}; it is damaged"):
+        read_state(tmp_path)
+
+
 @pytest.mark.parametrize("change", ["lacking", "not-an-object"])
 def test_what_is_no_state_is_refused(change: str, tmp_path: Path) -> None:
     content = json.loads(STATE.to_json())

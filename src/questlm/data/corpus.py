@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from questlm.config import DataConfig
-from questlm.data.cache import TOKENS_KIND, TOKENS_VERSION, check_sealed, value_hash
+from questlm.data.cache import TOKENS_KIND, TOKENS_VERSION, check_sealed, largest_id_of, value_hash
 from questlm.data.holdout import choose_documents, tail_start
 from questlm.data.lost_text import describe_lost_text
 from questlm.data.prepared import PreparedData, require_fit, stream_hash
 from questlm.data.readers import Piece
-from questlm.data.shards import open_shards, write_shards
+from questlm.data.shards import check_vocabulary, open_shards, write_shards
 from questlm.data.sources import Files, Hub
 from questlm.data.stream import TokenStream
 from questlm.data.tokenise import Documents, cut_behind, tokenise
@@ -111,10 +112,14 @@ def _open(entry: Path, config: DataConfig, vocab_size: int | None) -> PreparedDa
         manifest = check_sealed(entry, TOKENS_KIND, TOKENS_VERSION)
         details = validated(_DETAILS, manifest.details, entry / MANIFEST_NAME, DataError)
         tokenizer = load_tokenizer(entry / "tokenizer.json")
-        train, val = (
-            open_shards([entry / name for name in sorted(manifest.files) if name.startswith(stem)])
+        train_shards, val_shards = (
+            [entry / name for name in sorted(manifest.files) if name.startswith(stem)]
             for stem in ("tokens_train_", "tokens_val_")
         )
+        # An id that the tokenizer does not have would end training with an index out of range.
+        scan = partial(largest_id_of, cache=entry.parent)
+        check_vocabulary([*train_shards, *val_shards], tokenizer_size(tokenizer), scan)
+        train, val = open_shards(train_shards), open_shards(val_shards)
     except DataError as problem:
         raise _DamagedError(str(problem)) from problem
     require_fit(tokenizer, vocab_size)

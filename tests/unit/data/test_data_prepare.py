@@ -265,6 +265,18 @@ def test_a_manifest_with_other_details_is_made_again(
         assert_same(first, prepare(make_config(corpus_file)))
 
 
+def test_an_entry_with_ids_that_its_tokenizer_lacks_is_made_again(
+    make_config: MakeConfig, corpus_file: Path, tmp_path: Path
+) -> None:
+    first = prepare(make_config(corpus_file))
+    entry = tmp_path / "cache" / first.data_hash
+    details = json.loads((entry / "MANIFEST.json").read_text())["details"]
+    write_shards(entry, "tokens_train", [np.full(100, first.vocab_size)], first.vocab_size + 1)
+    (entry / "MANIFEST.json").unlink()
+    seal(entry, "questlm tokens", 2, details)
+    assert_same(first, prepare(make_config(corpus_file)))
+
+
 def test_an_entry_holds_public_shards(make_config: MakeConfig, corpus_file: Path, tmp_path: Path) -> None:
     text = prepare(make_config(corpus_file))
     folder = tmp_path / "cache" / text.data_hash

@@ -160,6 +160,14 @@ def test_a_checkpoint_renamed_to_a_later_step_is_refused(run: Path) -> None:
             read(run)
 
 
+@pytest.mark.parametrize("step", [{"8": 8}, [8], "8", None])
+def test_a_manifest_whose_step_is_no_number_is_refused(step: Any, run: Path) -> None:
+    newest = run / "checkpoints" / "step-00000008"
+    seal(newest, "questlm-checkpoint", 1, {"step": step})
+    with pytest.raises(CheckpointError, match="is of step 8 by its name"):
+        verify_checkpoint(newest)
+
+
 def test_only_well_formed_names_count_and_steps_are_numbers(tmp_path: Path) -> None:
     for name in ("step-00000012", "step-99999999", "step-100000000"):
         (tmp_path / name).mkdir()

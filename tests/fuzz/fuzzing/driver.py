@@ -22,7 +22,7 @@ from fuzzing import limits
 from fuzzing.formats import FORMATS, Format, WrongError
 from questlm.errors import QuestError
 
-__all__ = ["Fault", "Tally", "build_samples", "fuzz", "replay"]
+__all__ = ["Fault", "Tally", "build_samples", "fuzz", "replay", "server"]
 
 _GRACE = 60.0  # for a process to begin
 # One thread each, and no arenas of memory for threads: limits are then those of the readers.
@@ -80,7 +80,7 @@ def build_samples(name: str, folder: Path) -> Path:
 def fuzz(name: str, samples: Path, seed: int, inputs: range, most_seconds: float | None = None) -> Tally:
     """Read `inputs` of a format; stop early after `most_seconds`."""
     tally, begun = Tally(name), time.monotonic()
-    context = _server()
+    context = server()
     next_input = inputs.start
     while next_input < inputs.stop and (most_seconds is None or time.monotonic() - begun < most_seconds):
         deadline = None if most_seconds is None else begun + most_seconds
@@ -89,7 +89,7 @@ def fuzz(name: str, samples: Path, seed: int, inputs: range, most_seconds: float
     return tally
 
 
-def _server() -> Any:
+def server() -> Any:
     """What makes processes: forks of one that has imported every format."""
     here = str(Path(__file__).parents[1])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)

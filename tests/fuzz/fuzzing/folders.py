@@ -81,9 +81,8 @@ class Folder:
 
 def reseal(folder: Path) -> None:
     """Let the manifest of a sealed folder say what its files are now. As `questlm.files.seal`, but without syncing."""
-    path = folder / MANIFEST_NAME
-    manifest = json.loads(path.read_bytes())
-    manifest.pop("digest", None)
+    manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+    del manifest["digest"]
     for name in manifest["files"]:
         file = folder / name
         if file.is_file() and not str(file.resolve()).startswith("/dev/"):

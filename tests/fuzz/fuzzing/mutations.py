@@ -82,7 +82,7 @@ def _tweak(draw: random.Random, parent: Any, key: Any, _: list[Any]) -> None:
     if isinstance(old, bool) or old is None:
         parent[key] = not old
     elif isinstance(old, int):
-        parent[key] = draw.choice((old + 1, old - 1, -old, old * 2, old // 2, old * 10**6, float(old), old + 0.5))
+        parent[key] = draw.choice((old + 1, old - 1, -old, old * 2, old // 2, old * 10**6, old + 10**400))
     elif isinstance(old, float):
         parent[key] = draw.choice((old * 1.0001, -old, old * 1e6, old * 1e-6, old * 1e200, int(min(abs(old), 1e9))))
     elif isinstance(old, str):

@@ -81,8 +81,8 @@ class Artifacts(FolderFormat):
         name = f"a/{name}"
         old, folder = self.folder.files[name], self.folder.path / "a"
         if draw.random() < 0.05:
-            what = self.folder.displace(draw, name)
-        elif draw.random() < 0.1:
+            return self.folder.displace(draw, name)
+        if draw.random() < 0.1:
             new, what = mutated_bytes(draw, old)
             self.folder.write(name, new)
         elif name.endswith(MANIFEST_NAME):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import sys
 import tempfile
 import time
 import traceback
 import warnings
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -77,31 +79,34 @@ def build_samples(name: str, folder: Path) -> Path:
     return samples
 
 
-def fuzz(name: str, samples: Path, seed: int, inputs: range, most_seconds: float | None = None) -> Tally:
-    """Read `inputs` of a format; stop early after `most_seconds`."""
-    tally, begun = Tally(name), time.monotonic()
+def fuzz(name: str, samples: Path, seed: int, inputs: range) -> Tally:
+    """Read `inputs` of a format."""
     context = server()
+    tally, begun = Tally(name), time.monotonic()
     next_input = inputs.start
-    while next_input < inputs.stop and (most_seconds is None or time.monotonic() - begun < most_seconds):
-        deadline = None if most_seconds is None else begun + most_seconds
-        next_input = _one_process(context, tally, samples, seed, range(next_input, inputs.stop), deadline)
+    while next_input < inputs.stop:
+        next_input = _one_process(context, tally, samples, seed, range(next_input, inputs.stop))
     tally.seconds = time.monotonic() - begun
     return tally
 
 
 def server() -> Any:
     """What makes processes: forks of one that has imported every format."""
-    here = str(Path(__file__).parents[1])
-    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if here not in path:  # which Python 3.11 does not tell the server of in another way
-        os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, path)])
-    os.environ |= _ENVIRONMENT
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fuzzing.formats"])
+    kept = dict(os.environ)
+    # Python 3.11 does not tell the server of `sys.path` in another way.
+    path = [str(Path(__file__).parents[1]), *filter(None, [kept.get("PYTHONPATH")])]
+    os.environ |= _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ |= kept
     return context
 
 
-def _one_process(context: Any, tally: Tally, samples: Path, seed: int, inputs: range, deadline: float | None) -> int:
+def _one_process(context: Any, tally: Tally, samples: Path, seed: int, inputs: range) -> int:
     """Let a process work through `inputs` until all are done or it ends; return the next input."""
     with tempfile.TemporaryDirectory() as scratch:
         receiver, sender = context.Pipe(duplex=False)
@@ -112,7 +117,7 @@ def _one_process(context: Any, tally: Tally, samples: Path, seed: int, inputs: r
         done = inputs.start
         patience = _GRACE
         try:
-            while done < inputs.stop and (deadline is None or time.monotonic() < deadline):
+            while done < inputs.stop:
                 if not receiver.poll(patience):
                     _count(tally, seed, done, ("fault", "hang", "it had to be killed", "?", 0))
                     return done + 1
@@ -175,7 +180,8 @@ def _silence() -> None:
 
 
 def _ready(name: str, samples: Path, scratch: Path) -> Format:
-    warnings.simplefilter("error")  # a user would see it, and no sentence
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", module=r"questlm(\.|$)")  # a user would see it, and no sentence
     form = FORMATS[name]()
     form.open(samples, scratch)
     limits.stop_when_late()
@@ -197,6 +203,7 @@ def _try(form: Format, seed: int, index: int) -> tuple[str, str, str, str]:
     except limits.TooSlow:
         return "fault", "hang", _where(), mutation
     except BaseException as problem:  # some libraries raise what is no Exception
+        traceback.print_exc()  # for `replay`
         return "fault", f"{type(problem).__name__} in {_where()}", repr(str(problem)[:200]), mutation
     else:
         return "accepted", "", "", mutation
@@ -206,8 +213,6 @@ def _try(form: Format, seed: int, index: int) -> tuple[str, str, str, str]:
 
 def _where() -> str:
     """The innermost lines of questlm in the traceback being handled."""
-    import sys
-
     frames = traceback.extract_tb(sys.exc_info()[2])
     ours = [frame for frame in frames if "questlm" in Path(frame.filename).parts]
     return " < ".join(f"{Path(f.filename).name}:{f.name}" for f in reversed(ours[-3:])) or "outside questlm"

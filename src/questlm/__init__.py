@@ -29,6 +29,9 @@ _LAZY = {
     "prepare": "questlm.quant",
     "restore": "questlm.quant",
 }
+_PACKAGES = {
+    "artifact", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "quant", "train",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -36,7 +39,7 @@ def __getattr__(name: str) -> Any:
 
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in {"ops", "quant", "models", "data", "export", "inference", "diagnostics", "evaluation", "train"}:
+    if name in _PACKAGES:
         return importlib.import_module(f"questlm.{name}")
     raise AttributeError(f"module 'questlm' has no attribute {name!r}")
 

@@ -26,8 +26,8 @@ from artifact_reader import Reader, level_of
 from packed_models import IDS, SHAPE, specs, trained
 
 import questlm
+from questlm.artifact.format import FORMAT, VERSION, expected_tensors
 from questlm.config import ModelConfig, QuantSpec, RopeScaling
-from questlm.export.format import FORMAT, VERSION, expected_tensors
 from questlm.export.pack import pack
 from questlm.files import seal
 from questlm.inference import PackedModel

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from questlm import Llama, QuantSpec, prepare
+from questlm.artifact.format import expected_tensors
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
-from questlm.export.format import expected_tensors
 from questlm.export.pack import _describe
 from questlm.scaling.size import packed_bytes
 
@@ -32,7 +32,7 @@ def test_the_count_is_that_of_the_artifact(spec: QuantSpec, tied: bool) -> None:
     )
     model = prepare(Llama(config).initialize(0), spec)
     model(torch.zeros(1, 4, dtype=torch.int64))  # by which quantisers that learn take their first steps
-    written = sum(tensor.bytes for tensor in expected_tensors(_describe(model, {}, None)).values())
+    written = sum(tensor.bytes for tensor in expected_tensors(_describe(model, {}, None, None)).values())
     assert packed_bytes(config, spec) == written
 
 

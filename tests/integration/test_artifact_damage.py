@@ -18,11 +18,11 @@ import torch
 from tokenizers import Tokenizer, models
 
 import questlm
+from questlm.artifact.format import FORMAT as FORMAT_NAME
+from questlm.artifact.format import VERSION
+from questlm.artifact.read import load_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError
-from questlm.export.format import FORMAT as FORMAT_NAME
-from questlm.export.format import VERSION
-from questlm.export.load import load_artifact
 from questlm.export.pack import pack
 from questlm.files import canonical_json, seal
 from questlm.models import Llama

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from questlm.artifact.format import FORMAT, VERSION
 from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
-from questlm.export.format import FORMAT, VERSION
 from questlm.files import canonical_json, seal, sha256_file
 
 TRAIN = ("train", "--config", "tiny.yaml", "--out", "new")

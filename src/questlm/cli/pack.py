@@ -11,7 +11,7 @@ from questlm.cli.options import print_table, size
 from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
-    from questlm.export.pack import PackReport
+    from questlm.artifact.write import PackReport
 
 __all__ = ["pack", "pack_run", "report_rows"]
 

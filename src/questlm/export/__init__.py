@@ -1,9 +1,7 @@
-"""The artifact: what a trained model becomes to be kept, sent and run.
+"""Models in the packed format and in other people's formats.
 
-    questlm.export.pack    pack(model, folder)            the only part that knows the training layers
-    questlm.export.load    load_artifact(folder)          checks everything, then reads
-    questlm.export.dense   to_hugging_face(artifact, ..)  dequantised weights for other programs
-    questlm.export.format  what config.json and model.safetensors may hold
+    questlm.export.pack          pack(model, folder): a trained model as an artifact
+    questlm.export.hugging_face  to_hugging_face(artifact, folder): a plain Llama for transformers
 
-Import from these modules: a packed model must run without the training code, so nothing is imported here.
+Import from these modules: `pack` needs the training layers, and nothing else here does.
 """

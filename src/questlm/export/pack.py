@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from questlm.config import QuantSpec
-from questlm.errors import ArtifactError, ConfigError, quoted
-from questlm.export.format import (
-    CONFIG_NAME,
+from questlm.artifact.format import (
     FORMAT,
-    TENSORS_NAME,
     TOKENIZER_NAME,
     VERSION,
     ArtifactConfig,
@@ -27,13 +21,14 @@ from questlm.export.format import (
     QuantizationConfig,
     StoredForm,
     WeightFormat,
-    expected_tensors,
     matrix_shapes,
     norm_names,
 )
-from questlm.export.load import Artifact, load_artifact, require_known_ids
-from questlm.export.operands import matrix_tensors, narrow_operand, operand_tensors, weight_operand
-from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, explain_failed_write, seal
+from questlm.artifact.matrices import matrix_tensors, narrow_operand, operand_tensors, weight_operand
+from questlm.artifact.read import Artifact, require_known_ids
+from questlm.artifact.write import PackReport, write_artifact
+from questlm.config import QuantSpec
+from questlm.errors import ArtifactError, ConfigError, quoted
 from questlm.models import Llama
 from questlm.ops import Grid
 from questlm.ops.reference.storage import to_int8_rows
@@ -48,35 +43,7 @@ from questlm.quant import (
 from questlm.quant.quantizers import SparseQuantizer
 from questlm.vocabulary import parse_tokenizer, usual_end_of_text
 
-__all__ = ["PackReport", "pack"]
-
-
-@dataclass(frozen=True)
-class PackReport:
-    """What packing gave.
-
-    Attributes:
-        path: the artifact's folder.
-        bytes: size of all its files.
-        bytes_by_part: of codes, steps, weights, embedding, head, norms, config, tokenizer, header and manifest; they
-            add up to `bytes`.
-        parameters: all parameters of the model.
-    """
-
-    path: Path
-    bytes: int
-    bytes_by_part: dict[str, int]
-    parameters: int
-
-    @property
-    def bf16_bytes(self) -> int:
-        """What the weights alone take in a BF16 checkpoint."""
-        return 2 * self.parameters
-
-    @property
-    def bits_per_parameter(self) -> float:
-        """Of the whole folder, tokenizer included."""
-        return 8 * self.bytes / self.parameters
+__all__ = ["pack"]
 
 
 def pack(
@@ -114,24 +81,7 @@ def pack(
     text = None if tokenizer is None else _text(tokenizer)
     eos = None if text is None else _end_of_text(text, end_of_text, model.config.vocab_size or 0)
     config = _describe(model, dict(training or {}), embeddings, eos)
-    files = {CONFIG_NAME: _config_bytes(config)}
-    if text is not None:
-        files[TOKENIZER_NAME] = text.encode()
-    try:
-        with atomic_folder(out) as folder:
-            tensors = _tensors(model, config)
-            save_file(tensors, folder / TENSORS_NAME)
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-            parts = _bytes_by_part(config, folder)
-            seal(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
-            parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
-            _check_codes(model, load_artifact(folder))
-    except (OSError, SafetensorError) as problem:
-        raise ArtifactError(
-            f"cannot write the artifact {out}: {explain_failed_write(problem)}, or name another folder"
-        ) from None
-    return PackReport(out, sum(parts.values()), parts, config.model.parameters)
+    return write_artifact(out, config, _tensors(model, config), text, lambda written: _check_codes(model, written))
 
 
 def _check_model(model: Llama) -> None:
@@ -222,13 +172,6 @@ def _grid(grid: Grid | None) -> GridConfig | None:
     return None if grid is None else GridConfig(**asdict(grid))
 
 
-def _config_bytes(config: ArtifactConfig) -> bytes:
-    try:
-        return canonical_json(config.model_dump(mode="python")).encode()
-    except (RecursionError, TypeError, ValueError) as problem:
-        raise ConfigError(f"training cannot be recorded, because it is not plain JSON: {problem}") from None
-
-
 def _text(tokenizer: str | bytes) -> str:
     try:
         return tokenizer if isinstance(tokenizer, str) else tokenizer.decode()
@@ -281,17 +224,6 @@ def _quantized_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
     learned = {"act_step": act.step_per_scale(), "act_offset": act.offset()} if act is not None else {}
     tensors |= {kind: tensor for kind, tensor in learned.items() if tensor is not None}
     return tensors if layer.input_norm is None else tensors | {"input_norm": layer.input_norm.weight}
-
-
-def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
-    parts: Counter[str] = Counter()
-    for spec in expected_tensors(config).values():
-        parts[spec.part] += spec.bytes
-    parts["header"] = (folder / TENSORS_NAME).stat().st_size - parts.total()
-    for part, name in (("config", CONFIG_NAME), ("tokenizer", TOKENIZER_NAME)):
-        if (folder / name).exists():
-            parts[part] = (folder / name).stat().st_size
-    return dict(parts)
 
 
 def _check_codes(model: Llama, artifact: Artifact) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_names
+from questlm.artifact.matrices import matrix_tensors
+from questlm.artifact.read import Artifact, load_artifact
 from questlm.config import ModelConfig
 from questlm.errors import ArtifactError, ConfigError, quoted
-from questlm.export.format import ArtifactConfig, matrix_shapes, norm_names
-from questlm.export.load import Artifact, load_artifact
-from questlm.export.operands import matrix_tensors
 from questlm.inference.linear import packed_layer
 from questlm.inference.sampling import Sampling, sample
 from questlm.inference.text import decode_stream

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.export.format import WeightFormat
-from questlm.export.operands import narrow_operand, weight_operand
+from questlm.artifact.format import WeightFormat
+from questlm.artifact.matrices import narrow_operand, weight_operand
 from questlm.ops import Operand
 
 __all__ = ["InputNorm", "PackedBranches", "PackedLinear", "packed_layer"]
@@ -27,7 +27,7 @@ class PackedLinear(nn.Module):
     time takes many times as long as the product for one token.
 
     Args:
-        tensors: of this matrix by kind, as `questlm.export.format` lists them, without a narrow branch's.
+        tensors: of this matrix by kind, as `questlm.artifact.format` lists them, without a narrow branch's.
         in_features: K, the length of a row.
         form: how they are stored and multiplied.
         narrow: whether this is the narrow branch.

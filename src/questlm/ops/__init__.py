@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from questlm.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
 from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, compile_ahead, unavailable, using_backend
 from questlm.ops.encode import (
     Encoded,
@@ -27,7 +28,6 @@ from questlm.ops.encode import (
     swiglu_encode,
     swiglu_encode_backward,
 )
-from questlm.ops.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
 from questlm.ops.modules import ResidualNorm, SwiGLU
 from questlm.ops.product import operand_gradient, scaled_matmul
 from questlm.ops.reference import packing as _packing

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from questlm.grid import Grid
 from questlm.ops.dispatch import backend_for, float8_products, int8_products
-from questlm.ops.grid import Grid
 from questlm.ops.reference import fused as _fused
 from questlm.ops.reference import hadamard as _hadamard
 from questlm.ops.reference import quantize as _quantize

@@ -29,7 +29,7 @@ from functools import cache
 from itertools import pairwise
 
 from questlm.errors import ConfigError, quoted
-from questlm.ops.grid import Grid
+from questlm.grid import Grid
 
 __all__ = ["fp4_grid", "gaussian_grid", "gaussian_mse", "gaussian_scale", "grid_mse", "level_count", "lloydmax_grid"]
 

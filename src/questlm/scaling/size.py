@@ -1,6 +1,6 @@
 """Bytes of a packed model, known before it is trained. No torch.
 
-The same count as `questlm.export.format.expected_tensors` makes of an artifact: a test holds the two together. On top
+The same count as `questlm.artifact.format.expected_tensors` makes of an artifact: a test holds the two together. On top
 come a few kilobytes of names and manifest, and the tokenizer.
 """
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from questlm.grid import Grid
 from questlm.ops.cpu import native
 from questlm.ops.cpu.native import unavailable
-from questlm.ops.grid import Grid
 from questlm.ops.library import register
 
 __all__ = ["masked_hadamard", "quantize", "unavailable"]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from questlm.ops.grid import Grid
+from questlm.grid import Grid
 from questlm.ops.reference.hadamard import as_dtype, without_autocast
 from questlm.ops.reference.quantize import levels
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from questlm.ops.grid import Grid
+from questlm.grid import Grid
 from questlm.ops.reference.hadamard import hadamard
 from questlm.ops.reference.packing import pack
 
@@ -61,7 +61,7 @@ def quantize(
 
 
 def row_scale(rotated: Tensor, grid: Grid) -> Tensor:
-    """What each row's step is a multiple of, (rows, 1): see `questlm.ops.grid.Scale`. Not finite for such a row."""
+    """What each row's step is a multiple of, (rows, 1): see `questlm.grid.Scale`. Not finite for such a row."""
     if grid.scale == "rms":
         unit = power_of_two(rotated)
         return (rotated / unit).square().mean(dim=-1, keepdim=True).sqrt() * unit

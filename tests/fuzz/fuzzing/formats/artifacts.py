@@ -14,11 +14,11 @@ import questlm
 from fuzzing.folders import Folder, reseal, write_manifest
 from fuzzing.formats.base import FolderFormat, require
 from fuzzing.mutations import mutated_bytes, mutated_json, mutated_tensors
+from questlm.artifact.read import load_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.data import TokenStream
 from questlm.errors import ArtifactError
 from questlm.evaluation import evaluate
-from questlm.export.load import load_artifact
 from questlm.export.pack import pack
 from questlm.files import MANIFEST_NAME
 from questlm.inference.engine import PackedModel

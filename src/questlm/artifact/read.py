@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from questlm.errors import ArtifactError, quoted
-from questlm.export.format import (
+from questlm.artifact.format import (
     CONFIG_NAME,
     FORMAT,
     TENSORS_NAME,
@@ -30,7 +29,8 @@ from questlm.export.format import (
     expected_tensors,
     matrix_shapes,
 )
-from questlm.export.operands import check_codes, matrix_tensors
+from questlm.artifact.matrices import check_codes, matrix_tensors
+from questlm.errors import ArtifactError, quoted
 from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, verify
 from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
@@ -50,7 +50,7 @@ class Artifact:
 
     Attributes:
         config: shape, formats and provenance.
-        tensors: by name, as `questlm.export.format` lists them, on the CPU.
+        tensors: by name, as `questlm.artifact.format` lists them, on the CPU.
         tokenizer: with truncation and padding off, or None.
         tokenizer_json: its file, unchanged.
         details: what the manifest records beside hashes: bytes by part.

@@ -5,9 +5,9 @@ import torch
 from tokenizers import Tokenizer
 
 from questlm import ops
+from questlm.artifact.matrices import _on_grid
+from questlm.artifact.read import require_known_ids
 from questlm.errors import ArtifactError
-from questlm.export.load import require_known_ids
-from questlm.export.operands import _on_grid
 from questlm.vocabulary import parse_tokenizer, usual_end_of_text
 
 

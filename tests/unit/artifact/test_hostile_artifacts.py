@@ -17,11 +17,11 @@ from packed_models import IDS, trained
 from safetensors.torch import load_file, save_file
 
 import questlm
+from questlm.artifact.format import FORMAT, VERSION
+from questlm.artifact.read import load_artifact
 from questlm.cli.evaluate import evaluate_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError
-from questlm.export.format import FORMAT, VERSION
-from questlm.export.load import load_artifact
 from questlm.export.pack import pack
 from questlm.files import seal
 from questlm.models import Llama

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from questlm import ops
+from questlm.artifact.format import GridConfig, StoredForm, WeightFormat
 from questlm.errors import ArtifactError
-from questlm.export.format import GridConfig, StoredForm, WeightFormat
 from questlm.ops import Operand
 
 __all__ = ["check_codes", "matrix_tensors", "narrow_operand", "operand_tensors", "weight_operand"]

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 import questlm
 from questlm import ops
+from questlm.artifact.format import ArtifactConfig, expected_tensors, matrix_shapes, norm_names
+from questlm.artifact.read import load_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError, ConfigError
-from questlm.export.format import ArtifactConfig, expected_tensors, matrix_shapes, norm_names
-from questlm.export.load import load_artifact
 from questlm.export.pack import pack
 from questlm.models import Llama
 from questlm.quant import quantized_layers

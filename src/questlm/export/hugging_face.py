@@ -1,36 +1,20 @@
-"""The artifact's weights as plain matrices, for programs that know nothing of codes."""
+"""An artifact as a Hugging Face folder with plain weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from questlm import ops
+from questlm.artifact.dense import dense_state_dict
+from questlm.artifact.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME
+from questlm.artifact.read import Artifact
 from questlm.errors import ConfigError
-from questlm.export.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME, matrix_shapes, norm_names
-from questlm.export.load import Artifact
-from questlm.export.operands import matrix_tensors, narrow_operand, weight_operand
 from questlm.files import atomic_folder, write_json
 from questlm.models import names
 
-__all__ = ["dense_state_dict", "to_hugging_face"]
-
-
-def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
-    """Weights of a plain `questlm.models.Llama`, all float32: quantised ones as W = IHT(w_q).
-
-    A tied head is listed too, as the same tensor as the embedding.
-    """
-    config = artifact.config
-    weights = {f"{name}.weight": _dense_weight(artifact, name) for name in matrix_shapes(config.model)}
-    weights |= {f"{name}.weight": artifact.tensors[f"{name}.weight"] for name in norm_names(config.model)}
-    if config.model.tied_head:
-        weights["lm_head.weight"] = weights["embed.weight"]
-    return weights
+__all__ = ["to_hugging_face"]
 
 
 def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
@@ -59,19 +43,6 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
         if artifact.tokenizer_json is not None:
             (folder / TOKENIZER_NAME).write_text(artifact.tokenizer_json, encoding="utf-8", newline="")
             write_json(folder / "tokenizer_config.json", _tokenizer_config(artifact))
-
-
-def _dense_weight(artifact: Artifact, name: str) -> Tensor:
-    form, shape = artifact.config.weight_format(name), matrix_shapes(artifact.config.model)[name]
-    if isinstance(form.weight, str) and form.weight != "bf16-2:4":
-        return artifact.stored_weight(name)
-    tensors, columns = matrix_tensors(artifact.tensors, name), form.wide_shape(shape)[1]
-    weight = ops.hadamard(ops.operand_values(weight_operand(tensors, form, columns)), form.block_size)
-    if form.narrow is None:
-        return weight
-    by_rows = form.narrow.axis == "rows"
-    narrow = narrow_operand(tensors, form, columns if by_rows else form.narrow.width)
-    return torch.cat((weight, ops.operand_values(narrow)), dim=0 if by_rows else 1)
 
 
 def _config(artifact: Artifact) -> dict[str, Any]:

@@ -5,10 +5,11 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import questlm
+from questlm.artifact.dense import dense_state_dict
+from questlm.artifact.read import load_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
-from questlm.export.dense import dense_state_dict, to_hugging_face
-from questlm.export.load import load_artifact
+from questlm.export.hugging_face import to_hugging_face
 from questlm.export.pack import pack
 from questlm.models import Llama
 

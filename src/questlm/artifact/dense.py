@@ -1,0 +1,39 @@
+"""The artifact's weights as plain matrices, for programs that know nothing of codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questlm import ops
+from questlm.artifact.format import matrix_shapes, norm_names
+from questlm.artifact.matrices import matrix_tensors, narrow_operand, weight_operand
+from questlm.artifact.read import Artifact
+
+__all__ = ["dense_state_dict"]
+
+
+def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
+    """Weights of a plain `questlm.models.Llama`, all float32: quantised ones as W = IHT(w_q).
+
+    A tied head is listed too, as the same tensor as the embedding.
+    """
+    config = artifact.config
+    weights = {f"{name}.weight": _dense_weight(artifact, name) for name in matrix_shapes(config.model)}
+    weights |= {f"{name}.weight": artifact.tensors[f"{name}.weight"] for name in norm_names(config.model)}
+    if config.model.tied_head:
+        weights["lm_head.weight"] = weights["embed.weight"]
+    return weights
+
+
+def _dense_weight(artifact: Artifact, name: str) -> Tensor:
+    form, shape = artifact.config.weight_format(name), matrix_shapes(artifact.config.model)[name]
+    if isinstance(form.weight, str) and form.weight != "bf16-2:4":
+        return artifact.stored_weight(name)
+    tensors, columns = matrix_tensors(artifact.tensors, name), form.wide_shape(shape)[1]
+    weight = ops.hadamard(ops.operand_values(weight_operand(tensors, form, columns)), form.block_size)
+    if form.narrow is None:
+        return weight
+    by_rows = form.narrow.axis == "rows"
+    narrow = narrow_operand(tensors, form, columns if by_rows else form.narrow.width)
+    return torch.cat((weight, ops.operand_values(narrow)), dim=0 if by_rows else 1)

@@ -1,0 +1,110 @@
+"""Write an artifact: tensors, config and tokenizer in a sealed folder that is whole or absent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from questlm.artifact.format import (
+    CONFIG_NAME,
+    FORMAT,
+    TENSORS_NAME,
+    TOKENIZER_NAME,
+    VERSION,
+    ArtifactConfig,
+    expected_tensors,
+)
+from questlm.artifact.read import Artifact, load_artifact
+from questlm.errors import ArtifactError, ConfigError
+from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, explain_failed_write, seal
+
+__all__ = ["PackReport", "write_artifact"]
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What packing gave.
+
+    Attributes:
+        path: the artifact's folder.
+        bytes: size of all its files.
+        bytes_by_part: of codes, steps, weights, embedding, head, norms, config, tokenizer, header and manifest; they
+            add up to `bytes`.
+        parameters: all parameters of the model.
+    """
+
+    path: Path
+    bytes: int
+    bytes_by_part: dict[str, int]
+    parameters: int
+
+    @property
+    def bf16_bytes(self) -> int:
+        """What the weights alone take in a BF16 checkpoint."""
+        return 2 * self.parameters
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Of the whole folder, tokenizer included."""
+        return 8 * self.bytes / self.parameters
+
+
+def write_artifact(
+    out: Path,
+    config: ArtifactConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: str | None,
+    check: Callable[[Artifact], None],
+) -> PackReport:
+    """Write the new folder `out`, read it back, and keep it if `check` raises nothing.
+
+    Args:
+        tensors: by name, contiguous and on the CPU, as `expected_tensors(config)` lists them.
+        tokenizer: content of a tokenizer.json.
+        check: is called with what was read back.
+
+    Raises:
+        ConfigError: `config.training` is not plain JSON.
+        ArtifactError: it cannot be written.
+    """
+    files = {CONFIG_NAME: _config_bytes(config)}
+    if tokenizer is not None:
+        files[TOKENIZER_NAME] = tokenizer.encode()
+    try:
+        with atomic_folder(out) as folder:
+            save_file(dict(tensors), folder / TENSORS_NAME)
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            parts = _bytes_by_part(config, folder)
+            seal(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
+            parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
+            check(load_artifact(folder))
+    except (OSError, SafetensorError) as problem:
+        raise ArtifactError(
+            f"cannot write the artifact {out}: {explain_failed_write(problem)}, or name another folder"
+        ) from None
+    return PackReport(out, sum(parts.values()), parts, config.model.parameters)
+
+
+def _config_bytes(config: ArtifactConfig) -> bytes:
+    try:
+        return canonical_json(config.model_dump(mode="python")).encode()
+    except (RecursionError, TypeError, ValueError) as problem:
+        raise ConfigError(f"training cannot be recorded, because it is not plain JSON: {problem}") from None
+
+
+def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
+    parts: Counter[str] = Counter()
+    for spec in expected_tensors(config).values():
+        parts[spec.part] += spec.bytes
+    parts["header"] = (folder / TENSORS_NAME).stat().st_size - parts.total()
+    for part, name in (("config", CONFIG_NAME), ("tokenizer", TOKENIZER_NAME)):
+        if (folder / name).exists():
+            parts[part] = (folder / name).stat().st_size
+    return dict(parts)

@@ -6,7 +6,7 @@ its relatives) are small products beside a layer that stays; they are trained in
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from questlm.quant.linear import FakeQuantLinear
@@ -44,17 +44,28 @@ def skipped_layers(model: nn.Module) -> dict[str, str]:
     Every module is looked at that has a matrix of its own, or is a linear layer; not listed are embeddings, and plain
     linear layers, which only the caller leaves out: by `filter_fn`, by an override, or as the output head.
     """
-    adapters = adapter_modules(model)
+    adapters, parts = adapter_modules(model), _parts_of_layers(model)
     reasons = {}
     for name, module in model.named_modules():
-        if "parametrizations" in name.split(".") or isinstance(
-            module, FakeQuantLinear | StoredEmbedding | StoredLinear | nn.Embedding
-        ):
+        if module in parts:
             continue
         reason = _adapter(module) if module in adapters else _reason(module)
         if reason is not None:
             reasons[name] = reason
     return reasons
+
+
+def _parts_of_layers(model: nn.Module) -> set[nn.Module]:
+    """All modules that are no layers left out: quantised or stored layers, embeddings, and what computes a weight."""
+    ours = (FakeQuantLinear, StoredEmbedding, StoredLinear, nn.Embedding)
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, ours):
+            found.update(module.modules())  # with their quantisers, whose steps may be matrices
+        elif parametrize.is_parametrized(module):
+            assert isinstance(module.parametrizations, nn.Module)
+            found.update(module.parametrizations.modules())
+    return found
 
 
 def _adapter(module: nn.Module) -> str | None:
@@ -75,6 +86,11 @@ def _reason(module: nn.Module) -> str | None:
             sources = ", ".join(name for name in module._parameters if name.startswith("weight"))
             return f"its weight is computed from {sources} before each call; make it a parameter before prepare"
         return f"it is a {kind}, a subclass of nn.Linear, which may use its weight otherwise"
-    if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False)):
-        return f"it is a {kind}; only nn.Linear is quantised"
+    matrices = [name for name, value in module.named_parameters(recurse=False) if _is_matrix(value)]
+    if matrices:
+        return f"it is a {kind} that holds {', '.join(matrices)} itself; only nn.Linear is quantised"
     return None
+
+
+def _is_matrix(value: Tensor) -> bool:
+    return sum(size > 1 for size in value.shape) >= 2

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from questlm import Llama, QuantSpec, prepare, restore
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
-from questlm.quant import quantized_layers, skipped_layers
+from questlm.quant import METHODS, quantized_layers, skipped_layers
 
 
 class Conv1D(nn.Module):
@@ -128,9 +128,21 @@ def test_pefts_own_layers_are_recognised() -> None:
     adapted(torch.randn(2, 32)).sum().backward()
 
 
-def test_nothing_of_our_own_model_is_skipped() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_of_our_own_model_is_skipped_by_any_method(name: str) -> None:
     model = Llama(ModelConfig(layers=1, hidden=32, heads=2, mlp_hidden=64, vocab_size=50)).initialize(0)
-    assert skipped_layers(prepare(model, QuantSpec(embeddings="int8"))) == {}
+    method = METHODS[name]
+    bits = {"weight_bits": method.weight.bits[0], "act_bits": method.act.bits[0]}
+    spec = QuantSpec.model_validate({"method": name, "embeddings": "int8", **bits})
+    assert skipped_layers(prepare(model, spec)) == {}
+
+
+def test_a_module_with_a_matrix_of_its_own_names_it_and_vectors_are_no_matrices() -> None:
+    model = nn.Sequential(nn.Linear(32, 32))
+    model.cls_token = nn.Parameter(torch.randn(1, 1, 32))
+    assert skipped_layers(model) == {}
+    model.positions = nn.Parameter(torch.randn(1, 9, 32))
+    assert "positions" in skipped_layers(model)[""]
 
 
 def test_a_model_of_skipped_layers_only_is_refused_with_a_reason() -> None:

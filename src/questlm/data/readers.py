@@ -29,7 +29,7 @@ _PIECE_CHARACTERS = 2**20
 _LINE_BYTES = 2**18  # a line longer than this may be cut inside; must be smaller than a piece
 _PARQUET_ROWS = 128
 _ROW_BYTES = 64 * 2**20  # of one line of JSON or one text of Parquet: a hundred times the longest of books
-_CHUNK_BYTES = 4 * 2**30  # of a Parquet column in one row group
+_CHUNK_BYTES = 4 * 2**30  # of one row group of Parquet
 _BATCH_BYTES = 2**30  # of Parquet rows read together
 # Text packs to a third, tables of repeated rows to a hundredth. What unpacks to more is made to fill memory or a disk.
 _LARGEST_RATIO = 1000
@@ -249,21 +249,19 @@ def _parquet_values(content: Any, path: Path, text_field: str) -> Iterator[objec
             f"{path} has no column {quoted(text_field)}, only {quoted(names)}; set data.text_field to one of them"
         )
     for number in range(table.num_row_groups):
-        rows = _rows_at_once(table, number, path, text_field)
+        rows = _rows_at_once(table, number, path)
         for batch in table.iter_batches(rows, row_groups=[number], columns=[text_field]):
             yield from batch.column(0).to_pylist()
 
 
-def _rows_at_once(table: Any, number: int, path: Path, text_field: str) -> int:
+def _rows_at_once(table: Any, number: int, path: Path) -> int:
     """Rows to read together of a row group; DataError where its metadata promise more than may be read."""
-    group = table.metadata.row_group(number)
-    columns = [group.column(index) for index in range(group.num_columns)]
-    own = [column for column in columns if column.path_in_schema.split(".")[0] == text_field]
-    size = sum(column.total_uncompressed_size for column in own)
-    if size > _CHUNK_BYTES:
+    # Of all columns, because the library ends the whole process when it is asked for the metadata of a damaged one.
+    size = table.metadata.row_group(number).total_byte_size
+    if not 0 <= size <= _CHUNK_BYTES:
         raise DataError(
-            f"{path} holds {size:,} bytes of {quoted(text_field)} in one row group, but at most {_CHUNK_BYTES:,} are "
-            "read; write it with smaller row groups"
+            f"{path} holds {size:,} bytes in one row group, but at most {_CHUNK_BYTES:,} are read; "
+            "write it with smaller row groups"
         )
     # Each row may be the longest entry of a dictionary, however few bytes the rows have in the file.
     return max(1, min(_PARQUET_ROWS, _BATCH_BYTES // max(1, size)))

@@ -222,3 +222,15 @@ def test_rows_of_a_large_dictionary_are_read_a_few_at_a_time(monkeypatch: pytest
     sink = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), sink, row_group_size=80)
     assert texts_of(sink.getvalue(), "a.parquet") == rows
+
+
+def test_a_parquet_column_whose_metadata_do_not_fit_its_type_is_refused() -> None:
+    # Asked for the metadata of such a column, Arrow ends the process (std::terminate).
+    table = bytearray(parquet_bytes({"text": ["a" * 30]}))
+    schema = bytes.fromhex("150c") + bytes(
+        [0x25]
+    )  # in the footer: the type BYTE_ARRAY, and that the column is optional
+    at = table.rindex(schema)
+    table[at + 1] = 0  # BOOLEAN
+    with pytest.raises(DataError, match=r"a\.parquet .*; it is incomplete or damaged"):
+        pieces_of(bytes(table), "a.parquet")

@@ -90,7 +90,7 @@ def _tweak(draw: random.Random, parent: Any, key: Any, _: list[Any]) -> None:
     elif isinstance(old, list):
         parent[key] = draw.choice((old * 2, old[:-1], old[::-1], old[1:], [*old, *old[:1]], old * 50))
     else:
-        parent[key] = draw.choice((list(old), list(old.items()), {}, {**old, "surplus": 1}))
+        parent[key] = draw.choice((list(old), [list(pair) for pair in old.items()], {}, {**old, "surplus": 1}))
 
 
 def _retype(draw: random.Random, parent: Any, key: Any, _: list[Any]) -> None:

@@ -32,6 +32,7 @@ _TEXT = "\n".join(
     " ".join(_WORDS[(line * 7 + step) % len(_WORDS)] for step in range(5 + line % 7)) for line in range(120)
 )
 DOCUMENTS = [_TEXT[start : start + 400] for start in range(0, len(_TEXT), 400)]
+_BOMB = 300 * 2**20  # bytes, from a file of some kilobytes
 _EXTENSIONS = ("txt", "jsonl", "parquet")
 
 
@@ -79,8 +80,13 @@ class Texts(FolderFormat):
             for extension in _EXTENSIONS:
                 data = (samples / f"text.{extension}").read_bytes()
                 (samples / f"text.{extension}.{compression}").write_bytes(_compressed(data, compression))
+        (samples / "bomb.jsonl.zst").write_bytes(_compressed(b'{"text": "' + b"a" * _BOMB, "zst"))
+        (samples / "bomb.txt.zst").write_bytes(_compressed(b"a" * _BOMB, "zst"))
 
     def mutate(self, draw: random.Random) -> str:
+        if draw.random() < 0.005:
+            self._chosen = draw.choice(("bomb.jsonl.zst", "bomb.txt.zst"))
+            return self._chosen
         extension, compression = draw.choice(_EXTENSIONS), draw.choice(("", "gz", "xz", "zst"))
         self._chosen = name = f"text.{extension}{compression and '.' + compression}"
         if draw.random() < 0.5 and compression:  # damage to the compressed file
@@ -196,7 +202,7 @@ class Shards(FolderFormat):
     def read(self) -> None:
         data = self._prepare(self._chosen, self.folder.path)
         _check(data)
-        paths = sorted((self.folder.path / self._chosen).glob("*.bin"))
+        paths = [path for path in (self.folder.path / self._chosen).glob("*.bin") if path.is_file()]
         require(len(data.train) + len(data.val) == len(open_shards(paths)), "tokens are missing or too many")
 
 

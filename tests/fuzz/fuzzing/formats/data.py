@@ -255,6 +255,7 @@ class Cache(FolderFormat):
     def read(self) -> None:
         data = self._prepare(self.folder.path)
         _check(data)
-        if self._same:
+        text = self.folder.path / "text.txt"
+        if self._same and text.is_file() and text.read_bytes() == self.folder.files["text.txt"]:
             read = data.train.read(0, len(data.train))
             require(np.array_equal(read, self._train), "other tokens than were prepared")

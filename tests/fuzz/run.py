@@ -25,7 +25,7 @@ from questlm.files import write_json
 def main() -> int:
     """0 where no input was at fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=2_000, help="of all formats together")
+    parser.add_argument("--inputs", type=int, default=2_000, help="of all formats together, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", choices=FORMATS, action="append", help="only this one; may be given again")
     parser.add_argument("--index", type=int, help="only this input")
@@ -37,7 +37,8 @@ def main() -> int:
             outcome, *rest = replay(names[0], build_samples(names[0], Path(folder)), options.seed, options.index)
             print(outcome, *rest, sep="\n    ")
             return int(outcome == "fault")
-        tallies = [_run(name, Path(folder), options.seed, options.inputs // len(names)) for name in names]
+        each = -(-options.inputs // len(names))
+        tallies = [_run(name, Path(folder), options.seed, each) for name in names]
     if options.out:
         write_json(options.out, _table(options.seed, tallies))
     return int(any(tally.faults for tally in tallies))

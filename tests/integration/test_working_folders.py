@@ -85,6 +85,24 @@ def test_a_run_that_was_moved(run: Path, command: Command, tmp_path: Path) -> No
     assert (code, err.count("note:")) == (0, 0), err
 
 
+def test_a_run_that_was_moved_and_validates_on_a_file_beside_a_source_without_a_place(
+    tiny_settings: Callable[..., RunConfig],
+    command: Command,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = {"source": "stdlib", "val": "books", "tokenizer": "tokenizer.json", "cache_dir": str(tmp_path / "cache")}
+    config = to_yaml(tiny_settings(data=data | {"max_tokens": 4000}))
+    (project / "tiny.yaml").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(project)
+    assert command("train", "--config", "tiny.yaml", "--out", "runs/of/text")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    (project / "runs" / "of" / "text").rename(tmp_path / "archived")
+    code, _, err = command("eval", "archived")
+    assert (code, err.count("note:")) == (0, 0), err
+
+
 def test_the_same_data_in_another_place(run: Path, command: Command, project: Path, tmp_path: Path) -> None:
     before = RunRecord.load(run).final
     (project / "books").rename(tmp_path / "moved")

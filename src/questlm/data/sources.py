@@ -173,7 +173,7 @@ def source_exists(source: str, folder: Path) -> bool:
     """Whether `source` leads to something on this machine, as seen from `folder`; of a data set on a hub, True."""
     if source == "stdlib" or source.startswith("hf:"):
         return True
-    path = str(folder / Path(source).expanduser())
+    path = _located_source(source, folder)
     return Path(path).exists() or any(glob.iglob(path, recursive=True))  # noqa: PTH207 (absolute patterns)
 
 
@@ -181,7 +181,11 @@ def _located_source(source: str, folder: Path) -> str:
     if source == "stdlib":
         return source
     if not source.startswith("hf:"):
-        return str(folder / Path(source).expanduser())
+        path = folder / Path(source).expanduser()
+        if path.exists() or not glob.has_magic(source):
+            return str(path)
+        # A pattern: a `[` in the name of the folder is no part of it.
+        return str(Path(glob.escape(str(folder))) / Path(source).expanduser())
     name, colon, configuration = source.removeprefix("hf:").partition(":")
     path = folder / Path(name).expanduser()
     return f"hf:{path}{colon}{configuration}" if name and path.is_dir() else source
@@ -236,7 +240,6 @@ def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
     if path.is_file():
         found, root = [path], path.parent
     elif path.is_dir():
-        # Hidden files are no part of a corpus: .git, .ipynb_checkpoints, our own temporary files.
         # Hidden files are no part of a corpus: .git, .ipynb_checkpoints, our own temporary files.
         found = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
         if _is_prepared(path):

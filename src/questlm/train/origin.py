@@ -63,7 +63,8 @@ class Origin:
     def folder(self, run: Path, settings: RunConfig) -> Path:
         """The folder that relative paths in `settings` of the run in `run` are relative to."""
         moved = Path(os.path.normpath(Path.cwd() / run / self.from_run))
-        return moved if source_exists(settings.data.source, moved) else Path(self.working_folder)
+        named = [path for path in (settings.data.source, settings.data.val) if path is not None]
+        return moved if all(source_exists(path, moved) for path in named) else Path(self.working_folder)
 
 
 def located(data: DataConfig, folder: Path) -> DataConfig:

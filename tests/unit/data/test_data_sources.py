@@ -12,7 +12,7 @@ import pytest
 
 from questlm.config import DataConfig
 from questlm.data.shards import ShardWriter
-from questlm.data.sources import Files, Hub, Shards, resolve
+from questlm.data.sources import Files, Hub, Shards, locate, resolve, source_exists
 from questlm.errors import DataError, MissingDependencyError
 
 
@@ -59,6 +59,23 @@ def test_relative_and_home_paths(folder: Path, tmp_path: Path, monkeypatch: pyte
     assert names(resolved(".", tmp_path)[0])[0] == "a.md"
     monkeypatch.setenv("HOME", str(folder))
     assert names(resolved("~/b.txt", tmp_path)[0]) == ["b.txt"]
+
+
+@pytest.mark.parametrize("source", ["*.txt", "sub/../b.txt", "[ab].txt", "[x].txt"])
+def test_a_source_is_found_from_elsewhere_in_a_folder_named_like_a_pattern(source: str, tmp_path: Path) -> None:
+    folder = tmp_path / "project [1]*"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.txt", "[x].txt"):
+        (folder / name).write_text("content\n")
+    (tmp_path / "project 1").mkdir()
+    (tmp_path / "project 1" / "other.txt").write_text("content\n")
+    assert source_exists(source, folder)
+    located = locate(DataConfig(source=source, val=source), folder)
+    assert located.source == located.val
+    expected = {"*.txt": ["[x].txt", "b.txt"], "[x].txt": ["[x].txt"]}.get(source, ["b.txt"])
+    found = resolved(located.source, tmp_path)[0]
+    assert [path.name for path in found.paths] == expected
+    assert not source_exists("*.md", folder)
 
 
 def test_reading_reports_the_bytes_read(folder: Path, tmp_path: Path) -> None:

@@ -189,15 +189,14 @@ def _json_pieces(content: BinaryIO, path: Path, text_field: str) -> Iterator[Pie
         place = f"{path}:{number}"
         if len(line) > _ROW_BYTES:
             raise _too_long(place)
-        if not line.isspace():
-            text = _json_text(line, place, path, offset, text_field)
+        row = line.removeprefix(_BYTE_ORDER_MARK.encode()) if offset == 0 else line
+        if row and not row.isspace():
+            text = _json_text(row, place, path, offset + len(line) - len(row), text_field)
             yield from [_NULL] if text is None else split_document(text)
         offset += len(line)
 
 
 def _json_text(line: bytes, place: str, path: Path, offset: int, text_field: str) -> str | None:
-    if offset == 0:
-        line = line.removeprefix(_BYTE_ORDER_MARK.encode())
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as problem:

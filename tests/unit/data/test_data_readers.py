@@ -5,7 +5,7 @@ import io
 import json
 import lzma
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +218,28 @@ def test_a_row_of_parquet_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_of_a_large_dictionary_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_BATCH_BYTES", 10_000)
+    read, sizes = pyarrow.parquet.ParquetFile.iter_batches, []
+
+    def measured(self: Any, *values: Any, **options: Any) -> Iterator[Any]:
+        for batch in read(self, *values, **options):
+            sizes.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", measured)
     rows = ["a" * 1000, "b"] * 40
     sink = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), sink, row_group_size=80)
     assert texts_of(sink.getvalue(), "a.parquet") == rows
+    assert max(sizes) <= 10_000 < sum(sizes)
+
+
+def test_a_line_of_nothing_but_a_byte_order_mark_is_blank() -> None:
+    mark = "\ufeff".encode()
+    for blank in (mark, mark + b"\n", mark + b"\n\n"):
+        assert texts_of(blank, "a.jsonl") == []
+    assert texts_of(mark + b'\n{"text": "a"}', "a.jsonl") == ["a"]
+    with pytest.raises(DataError, match="byte 13 does not fit"):
+        texts_of(mark + b'{"text": "' + b"\xff" + b'"}', "a.jsonl")
 
 
 def test_a_parquet_column_whose_metadata_do_not_fit_its_type_is_refused() -> None:

@@ -68,7 +68,7 @@ def test_without_any_statement_the_way_out_works(
     (tmp_path / "tiny.yaml").write_text(to_yaml(settings))
     code, _, err = command("train", "--config", "tiny.yaml", "--out", "run")
     assert code == 2
-    assert "name one of its tokens with --set data.end_of_text=TOKEN" in err
+    assert "both kinds of quotes: --set 'data.end_of_text=\"TOKEN\"'" in err
     code, _, err = command("train", "--config", "tiny.yaml", "--set", "data.end_of_text='[STOP]'", "--out", "run")
     assert code == 0, err
 

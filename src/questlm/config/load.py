@@ -9,7 +9,7 @@ from typing import Any
 from questlm.config.presets import preset as preset_settings
 from questlm.config.schema import RunConfig
 from questlm.config.yaml_text import parse_yaml, read_yaml, write_yaml
-from questlm.errors import ConfigError, nearest_name, quoted
+from questlm.errors import ConfigError, cleaned, nearest_name, quoted
 
 __all__ = ["load_config", "merge", "to_yaml"]
 
@@ -88,7 +88,12 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(
             f"--set {quoted(text)} cannot be read; write it as --set section.key=value, e.g. --set train.lr=6e-4"
         )
-    parsed: Any = parse_yaml(value, f"the value in --set {quoted(text)}")
+    try:
+        parsed: Any = parse_yaml(value, f"the value in --set {quoted(text)}")
+    except ConfigError as problem:
+        raise ConfigError(
+            f"{problem}; put text that is no YAML into quotes: --set '{cleaned(path, 80)}=\"...\"'"
+        ) from None
     for key in reversed(keys):
         parsed = {key: parsed}
     return dict(parsed)

@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
-            raise _refusal(event, f"the tag {quoted(event.tag.replace(_CORE, '!!'))} is not read here; leave it away")
+            raise _refusal(event, f"the tag {quoted(event.tag.replace(_CORE, '!!'))} is not read here; leave it out")
         self.depth += 1
         self.nodes += 1
         _check_amount(event, self.depth, self.nodes)
@@ -121,14 +121,22 @@ class _Values:
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}  # from `<<: *other`; what is written out here goes before
         for key_node, value_node in node.value:
             key = self.of(key_node, depth + 1)
             if not isinstance(key, str):
                 raise _refusal(key_node, f"the key {quoted(key)} is not a word; put it in quotes")
             if key in found:
                 raise _refusal(key_node, f"the key {quoted(key)} is there twice")
-            found[key] = self.of(value_node, depth + 1)
-        return found
+            value = self.of(value_node, depth + 1)
+            if key != "<<":
+                found[key] = value
+                continue
+            for other in value if isinstance(value, list) else [value]:
+                if not isinstance(other, dict):
+                    raise _refusal(value_node, f"<< takes keys and values, not {quoted(other)}")
+                merged = other | merged
+        return merged | found
 
 
 def _check_amount(at: yaml.Node | yaml.Event, depth: int, count: int) -> None:

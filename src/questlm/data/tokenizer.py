@@ -93,7 +93,7 @@ def end_of_text_id(tokenizer: Tokenizer, name: str | None = None) -> int:
         raise DataError(f"data.end_of_text is {quoted(name)}, but the tokenizer has no such token")
     raise DataError(
         f"the tokenizer has no token that ends a document under a usual name ({', '.join(END_OF_TEXT_NAMES)}); name "
-        "one of its tokens with --set data.end_of_text=TOKEN"
+        "one of its tokens, in both kinds of quotes: --set 'data.end_of_text=\"TOKEN\"'"
     )
 
 

@@ -95,6 +95,22 @@ def test_dates_are_text_and_aliases_are_written_out() -> None:
     assert shared["a"] is not shared["c"]
 
 
+def test_merge_keys() -> None:
+    base = "base: &base {a: 1, b: {c: 2}}\nmore: &more {a: 3, d: 4}\n"
+    assert parse_yaml(base + "own: {b: 5, <<: *base}", "x")["own"] == {"a": 1, "b": 5}
+    assert parse_yaml(base + "own: {<<: [*base, *more], d: 6}", "x")["own"] == {"a": 1, "b": {"c": 2}, "d": 6}
+    for wrong in ("{<<: 1}", "{<<: [1]}", "{<<: text}", "{<<: }"):
+        with pytest.raises(ConfigError, match="<< takes keys and values"):
+            parse_yaml(wrong, "x")
+
+
+@pytest.mark.parametrize("value", ["*.txt", "[x]*.txt", "@home", "%x", "!x"])
+def test_text_that_yaml_takes_for_something_else_is_given_in_quotes(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"put text that is no YAML into quotes: --set 'data\.source=\"\.\.\.\"'"):
+        load_config(overrides=[f"data.source={value}"])
+    assert load_config(overrides=[f'data.source="{value}"']).data.source == value
+
+
 def test_numbers() -> None:
     assert parse_yaml("[1_000, 0x1F, -3, +4, 0, 6e-4, .5, 1., -1_0.5E+2]", "x") == [
         1000, 31, -3, 4, 0, 6e-4, 0.5, 1.0, -1050.0,

@@ -125,7 +125,7 @@ def test_the_end_that_files_beside_the_tokenizer_state(
     assert stated_end_of_text(nameless, tmp_path) == name
     assert stated_end_of_text(small, tmp_path) is None  # it has one of a usual name
     if name is None:
-        with pytest.raises(DataError, match=r"name one of its tokens with --set data\.end_of_text=TOKEN"):
+        with pytest.raises(DataError, match=r"both kinds of quotes: --set 'data\.end_of_text=\"TOKEN\"'"):
             end_of_text_id(nameless, name)
     else:
         assert end_of_text_id(nameless, name) == 5

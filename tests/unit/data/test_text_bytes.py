@@ -142,6 +142,14 @@ def test_a_tokenizer_that_loses_nothing_is_not_named(make_config: MakeConfig, co
     assert prepare(make_config(corpus_file)).notes == ()
 
 
+def test_a_space_put_before_a_text_is_no_loss(make_config: MakeConfig, corpus_file: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([corpus_file.read_text()], 300)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.save(str(tmp_path / "own.json"))
+    assert tokenizer.decode(tokenizer.encode("The").ids) == " The"
+    assert prepare(make_config(corpus_file, tokenizer=str(tmp_path / "own.json"))).notes == ()
+
+
 def test_shards_are_counted_by_decoding_and_say_so(make_config: MakeConfig, corpus_file: Path, tmp_path: Path) -> None:
     text = prepare(make_config(corpus_file))
     shards = prepare(make_config(tmp_path / "cache" / text.data_hash))

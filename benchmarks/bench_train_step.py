@@ -164,7 +164,7 @@ def make_step(arguments: argparse.Namespace, side: str, device: torch.device) ->
     if should_compile(config.train, device):
         compile_blocks(model)
     optimizer = make_optimizer(model, config.train)
-    record = should_record(config.train, model, optimizer, "none", device)
+    record = should_record(config.train, model, optimizer, [], "none", device)
     train_step = TrainStep(model, model, optimizer, config.train, device, record=record)
     generator = torch.Generator().manual_seed(0)
     shape = (2, sequences, arguments.seq_len)

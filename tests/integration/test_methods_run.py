@@ -55,10 +55,10 @@ def test_a_run_stopped_half_way_resumes_to_the_same_bits(
     train(config, tmp_path / "whole")
     original = Trainer._step
 
-    def stopping(self: Trainer, lr: float, correction: float) -> None:
+    def stopping(self: Trainer, done: float) -> None:
         if self.state.step == 6:
             raise KeyboardInterrupt
-        original(self, lr, correction)
+        original(self, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stopping)

@@ -349,6 +349,9 @@ class TrainConfig(Section):
     warmup_start: Annotated[float, Field(gt=0, le=1)] = Field(default=0.01, description="first lr / lr")
     final_lr: Annotated[float, Field(ge=0, le=1)] = Field(default=0.1, description="last lr / lr")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.1, description="on the blocks' matrices only")
+    weight_decay_until: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="share of the budget after which weights do not decay any more; 1: they always do"
+    )
     quantizer_lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="peak rate of what quantisers learn (steps, clips, offsets); None: lr"
     )

@@ -41,7 +41,6 @@ from questlm.records import RunRecord, package_versions
 from questlm.terminal import command_text
 from questlm.train.batches import choose_batch, choose_micro_batch, keep_batches, require_training_memory
 from questlm.train.budget import budget_text, chosen_text, require_short
-from questlm.train.cage import cage_strength, pull_to_grid
 from questlm.train.checkpoint import (
     fill_tensors,
     latest_checkpoint,
@@ -59,6 +58,7 @@ from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
 from questlm.train.optim import Optimizers, make_optimizer
 from questlm.train.origin import DATA_PATHS, Origin, continued, initial_located, located
+from questlm.train.recipes import Moment, Recipe, active_recipes
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate
 from questlm.train.state import CheckpointState, Progress, read_state
@@ -270,6 +270,7 @@ class Trainer:
         self.loader = self._loader()
         self.model: Llama = build_model(config, initial).to(self.device)  # whole, until `_distribute`
         self.optimizer: Optimizers
+        self.recipes: list[Recipe]
         self.step: TrainStep
         self.state = Progress(initial_weights=initial.weights_hash() if initial is not None else None)
         self._step_seconds = 0.0  # of a step, estimated before the first
@@ -405,7 +406,8 @@ class Trainer:
             compile_blocks(self.model)
         module = distribute(self.model, self.engine, self.device)
         self.optimizer = make_optimizer(self.model, train, self.ranks)
-        record = should_record(train, self.model, self.optimizer, self.engine, self.device)
+        self.recipes = active_recipes(train, self.model)
+        record = should_record(train, self.model, self.optimizer, self.recipes, self.engine, self.device)
         self.step = TrainStep(self.model, module, self.optimizer, train, self.device, self.engine, record)
         if self._restored is not None and self.state.step:
             path = self._restored
@@ -426,18 +428,18 @@ class Trainer:
     def _loop(self, log: Log, interrupt: Interrupt, update: Callable[..., None]) -> None:
         train = self.config.train
         clock = time.monotonic() - self.state.seconds
-        set_quantization_strength(self.model, self._share_done())
+        self._before_step()
         update(self._share_done())
         while self._stopped_by(interrupt) is None and (share := self._share_done()) < 1.0:
             started = time.monotonic()
-            self._step(learning_rate(train, share), cage_strength(train, share))
+            self._step(share)
             if self.device.type == "cpu" or self.state.step % train.log_every == 0:
                 self._look_at_losses()
             self.state.step_seconds += time.monotonic() - started
             if self.state.step % train.log_every == 0:
                 self._add_to_curve(learning_rate(train, share), log)
             self.state.seconds = self.ranks.largest(time.monotonic() - clock)[0]
-            set_quantization_strength(self.model, self._share_done())  # before anyone looks at the model or saves it
+            self._before_step()  # also before anyone looks at the model or saves it
             if train.eval_every and self.state.step % train.eval_every == 0:
                 self._validate(log)
             if self.state.step % train.checkpoint_every == 0:
@@ -449,11 +451,20 @@ class Trainer:
         """The signal that any of the processes has received; the same answer for all of them."""
         return int(self.ranks.largest(interrupt.received or 0)[0]) or None
 
-    def _step(self, lr: float, correction: float) -> None:
+    def _before_step(self) -> None:
+        moment = self._moment(self._share_done())
+        for recipe in self.recipes:
+            recipe.before_step(moment)
+
+    def _moment(self, done: float) -> Moment:
+        return Moment(self.model, self.optimizer, done, learning_rate(self.config.train, done))
+
+    def _step(self, done: float) -> None:
+        moment = self._moment(done)
         inputs, targets = (torch.from_numpy(part) for part in self.loader.next_batch())
-        loss, self._grad_norm = self.step(inputs, targets, lr)
-        if correction > 0:
-            pull_to_grid(self.model, lr * correction)
+        loss, self._grad_norm = self.step(inputs, targets, moment.lr)
+        for recipe in self.recipes:
+            recipe.after_step(moment)
         self._pending.append(loss)
         self.state.step += 1
         self.state.tokens += inputs.numel() * self.ranks.size

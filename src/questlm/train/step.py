@@ -8,7 +8,7 @@ is recorded once as a CUDA graph and played back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -21,6 +21,7 @@ from questlm.parallel import Engine, clip_gradients, gradient_exchange, holding_
 from questlm.quant import FakeQuantLinear, Quantizer, quantized_layers
 from questlm.train.device import autocast
 from questlm.train.optim import Optimizers
+from questlm.train.recipes import Recipe
 
 __all__ = ["TrainStep", "should_record"]
 
@@ -32,21 +33,23 @@ _PLAIN_STEPS = 3
 
 
 def should_record(
-    train: TrainConfig, model: Llama, optimizer: Optimizers, engine: Engine, device: torch.device
+    train: TrainConfig,
+    model: Llama,
+    optimizer: Optimizers,
+    recipes: Sequence[Recipe],
+    engine: Engine,
+    device: torch.device,
 ) -> bool:
     """Whether to play steps back from a CUDA graph.
 
     Raises:
         ConfigError: it is asked for where it cannot be.
     """
-    fades = any(layer.strength is not None for layer in quantized_layers(model).values())
-    obstacle = None
+    obstacle = next((recipe.not_recordable for recipe in recipes if recipe.not_recordable), None)
     if device.type != "cuda":
         obstacle = f"the device is {device.type}"
     elif engine != "none":
         obstacle = "there are several processes"
-    elif fades:
-        obstacle = "quantisation is faded in, so that steps are not alike"
     elif not optimizer.recordable:
         obstacle = f"a step of the optimizer {train.optimizer!r} cannot be recorded"
     if train.cuda_graphs == "on" and obstacle:

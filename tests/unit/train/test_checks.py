@@ -63,10 +63,10 @@ def test_a_model_of_which_one_step_has_moved_a_little_is_taken_up_again(
     change_built_models(monkeypatch, zero_the_projections)
     config, original = tiny_settings(train={"checkpoint_every": 1}), loop.Trainer._step
 
-    def stopping(self: loop.Trainer, lr: float, correction: float) -> None:
+    def stopping(self: loop.Trainer, done: float) -> None:
         if self.state.step == 1:
             raise KeyboardInterrupt
-        original(self, lr, correction)
+        original(self, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_step", stopping)

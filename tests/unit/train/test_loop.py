@@ -107,13 +107,13 @@ def test_a_non_finite_step_stops_and_names_the_last_good_checkpoint(
 ) -> None:
     original = Trainer._step
 
-    def poisoned(self: Trainer, lr: float, correction: float) -> None:
+    def poisoned(self: Trainer, done: float) -> None:
         if self.state.step == 6 and what == "loss":
             with torch.no_grad():
                 self.model.layers[0].mlp.up.weight[0, 0] = float("nan")  # type: ignore[union-attr, operator, index]
         if self.state.step == 6 and what == "gradient":
             self.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
-        original(self, lr, correction)
+        original(self, done)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
     with pytest.raises(TrainingError, match=r"step 7.*last good checkpoint is .*step-00000004") as caught:

@@ -120,3 +120,12 @@ def test_made_state_is_what_a_first_step_finds(name: str) -> None:
         torch.testing.assert_close(tensor, second[key], rtol=0, atol=0)
     for (_, one), (_, other) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_what_quantisers_learn_is_a_group_of_its_own():
+    model = nn.ModuleDict({"layers": nn.Sequential(nn.Linear(32, 32, bias=False), nn.RMSNorm(32))})
+    prepare(model, QuantSpec(method="lsq"))
+    optimizer = make_optimizer(model, TrainConfig(lr=1e-3, quantizer_lr=1e-4, quantizer_weight_decay=0.5))
+    optimizer.set_learning_rate(5e-4)
+    groups = [(tuple(g["params"][0].shape), g["lr"], g["weight_decay"]) for g in optimizer.groups]
+    assert groups == [((32, 32), 5e-4, 0.1), ((32,), 5e-4, 0.0), ((1, 1), pytest.approx(5e-5), 0.5)]

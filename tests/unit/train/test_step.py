@@ -10,6 +10,7 @@ import torch
 from questlm.config import RunConfig
 from questlm.errors import ConfigError
 from questlm.train.optim import make_optimizer
+from questlm.train.recipes import active_recipes
 from questlm.train.run_folder import build_model
 from questlm.train.step import TrainStep, should_record
 
@@ -61,14 +62,14 @@ def test_recording_is_refused_where_it_cannot_be(tiny_settings: Settings) -> Non
     model = build_model(config)
     optimizer = make_optimizer(model, config.train)
     with pytest.raises(ConfigError, match=r"train\.cuda_graphs is 'on', but the device is cpu; use 'auto' or 'off'"):
-        should_record(config.train, model, optimizer, "none", CPU)
+        should_record(config.train, model, optimizer, [], "none", CPU)
     with pytest.raises(ConfigError, match="several processes"):
-        should_record(config.train, model, optimizer, "ddp", torch.device("cuda"))
+        should_record(config.train, model, optimizer, [], "ddp", torch.device("cuda"))
     auto = _settings(tiny_settings, None)
-    assert not should_record(auto.train, model, optimizer, "none", CPU)
-    assert should_record(auto.train, model, optimizer, "none", torch.device("cuda"))
+    assert not should_record(auto.train, model, optimizer, [], "none", CPU)
+    assert should_record(auto.train, model, optimizer, [], "none", torch.device("cuda"))
     assert not should_record(
-        _settings(tiny_settings, None, cuda_graphs="off").train, model, optimizer, "none", torch.device("cuda")
+        _settings(tiny_settings, None, cuda_graphs="off").train, model, optimizer, [], "none", torch.device("cuda")
     )
 
 
@@ -76,7 +77,14 @@ def test_steps_that_are_not_alike_are_not_recorded(tiny_settings: Settings) -> N
     config = tiny_settings(model={"vocab_size": 64}, quant={"gradual": 0.5}, train={"cuda_graphs": "on"})
     model = build_model(config)
     with pytest.raises(ConfigError, match="faded in"):
-        should_record(config.train, model, make_optimizer(model, config.train), "none", torch.device("cuda"))
+        should_record(
+            config.train,
+            model,
+            make_optimizer(model, config.train),
+            active_recipes(config.train, model),
+            "none",
+            torch.device("cuda"),
+        )
 
 
 def test_an_optimizer_says_whether_its_step_can_be_recorded(
@@ -85,7 +93,7 @@ def test_an_optimizer_says_whether_its_step_can_be_recorded(
     config = _settings(tiny_settings, None, cuda_graphs="on", optimizer="muon")
     model = build_model(config)
     optimizer = make_optimizer(model, config.train)
-    assert should_record(config.train, model, optimizer, "none", torch.device("cuda"))
+    assert should_record(config.train, model, optimizer, [], "none", torch.device("cuda"))
     monkeypatch.setattr(optimizer.parts[-1], "recordable", False)
     with pytest.raises(ConfigError, match="a step of the optimizer 'muon' cannot be recorded"):
-        should_record(config.train, model, optimizer, "none", torch.device("cuda"))
+        should_record(config.train, model, optimizer, [], "none", torch.device("cuda"))

@@ -18,7 +18,7 @@ Group = Literal["matrices", "others", "quantizers"]
 def parameter_groups(model: nn.Module, train: TrainConfig) -> dict[Group, dict[str, object]]:
     """Parameter groups for a `torch.optim.Optimizer`, without the empty ones.
 
-    Each has `params`, `weight_decay`, and `lr_ratio`, its learning rate in units of the schedule's.
+    Each has its `name`, `params`, `weight_decay`, and `lr_ratio`, its learning rate in units of the schedule's.
     """
     learned = learned_parameters(model)
     rest = {name: parameter for name, parameter in model.named_parameters() if name not in learned}
@@ -26,9 +26,10 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> dict[Group, dict[s
     others = [parameter for name, parameter in rest.items() if not _is_block_matrix(name, parameter)]
     ratio = 1.0 if train.quantizer_lr is None else train.quantizer_lr / train.lr
     groups: dict[Group, dict[str, object]] = {
-        "matrices": {"params": matrices, "weight_decay": train.weight_decay, "lr_ratio": 1.0},
-        "others": {"params": others, "weight_decay": 0.0, "lr_ratio": 1.0},
+        "matrices": {"name": "matrices", "params": matrices, "weight_decay": train.weight_decay, "lr_ratio": 1.0},
+        "others": {"name": "others", "params": others, "weight_decay": 0.0, "lr_ratio": 1.0},
         "quantizers": {
+            "name": "quantizers",
             "params": list(learned.values()),
             "weight_decay": train.quantizer_weight_decay,
             "lr_ratio": ratio,

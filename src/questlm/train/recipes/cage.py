@@ -7,21 +7,44 @@ any. It means most where Q(Q(w)) = Q(w); BitNet's ternary scale shrinks each tim
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import nn
 
 from questlm.config import TrainConfig
 from questlm.parallel import gathered, local_part
 from questlm.quant import quantized_layers
+from questlm.train.recipes.base import Moment, Recipe
 
-__all__ = ["cage_strength", "pull_to_grid"]
+__all__ = ["Cage", "pull_to_grid"]
 
 _SILENT = 0.8
 
 
-def cage_strength(train: TrainConfig, done: float) -> float:
-    """lambda_t when the share `done` (0 to 1) of the training has passed."""
-    return train.cage * max(0.0, done - _SILENT) / (1 - _SILENT)
+class Cage(Recipe):
+    """Pulls weights to their grid after each step.
+
+    Args:
+        strength: lambda_t at the end of the training.
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    @classmethod
+    def from_settings(cls, train: TrainConfig, model: nn.Module) -> Self | None:
+        """Asked for by `train.cage`."""
+        return cls(train.cage) if train.cage > 0 else None
+
+    def strength_at(self, done: float) -> float:
+        """lambda_t when the share `done` (0 to 1) of the training has passed."""
+        return self.strength * max(0.0, done - _SILENT) / (1 - _SILENT)
+
+    def after_step(self, moment: Moment) -> None:
+        """Pull by the learning rate times lambda_t."""
+        if (strength := self.strength_at(moment.done)) > 0:
+            pull_to_grid(moment.model, moment.lr * strength)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""CAGE and the optimizer's groups: what a method's own parameters and grids are given in training."""
+"""CAGE: the pull towards the grid, its strength, and that it settles with every method."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import torch
 from torch import nn
 
 from questlm import QuantSpec, prepare
-from questlm.config import TrainConfig
 from questlm.quant import METHODS, fake_quantize, quantized_layers
-from questlm.train.cage import cage_strength, pull_to_grid
-from questlm.train.optim import make_optimizer
+from questlm.train.recipes import Cage
+from questlm.train.recipes.cage import pull_to_grid
 
 
 @pytest.mark.parametrize(("done", "expected"), [(0, 0), (0.8, 0), (0.85, 2.5), (0.9, 5), (1, 10)])
 def test_it_is_silent_for_four_fifths_and_then_rises(done, expected):
-    assert cage_strength(TrainConfig(cage=10), done) == pytest.approx(expected)
+    assert Cage(10).strength_at(done) == pytest.approx(expected)
 
 
 def test_it_pulls_weights_by_the_rate_towards_their_rounded_values():
@@ -44,12 +43,3 @@ def test_it_goes_with_any_method_and_settles(method):
     layer = quantized_layers(model)["up"]
     assert 0.5 < layer.weight.abs().mean() / before < 2
     assert (layer.weight - layer.rounded_weight()).norm() < 0.1 * layer.weight.norm()
-
-
-def test_what_quantisers_learn_is_a_group_of_its_own():
-    model = nn.ModuleDict({"layers": nn.Sequential(nn.Linear(32, 32, bias=False), nn.RMSNorm(32))})
-    prepare(model, QuantSpec(method="lsq"))
-    optimizer = make_optimizer(model, TrainConfig(lr=1e-3, quantizer_lr=1e-4, quantizer_weight_decay=0.5))
-    optimizer.set_learning_rate(5e-4)
-    groups = [(tuple(g["params"][0].shape), g["lr"], g["weight_decay"]) for g in optimizer.groups]
-    assert groups == [((32, 32), 5e-4, 0.1), ((32,), 5e-4, 0.0), ((1, 1), pytest.approx(5e-5), 0.5)]

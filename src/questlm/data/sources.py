@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from questlm.config import DataConfig
-from questlm.data.cache import NAMES, TOKENS_KIND, TOKENS_VERSION, check_sealed, file_digest, remember, value_hash
+from questlm.data.cache import NAMES, TOKENS_KIND, check_sealed, file_digest, remember, value_hash
 from questlm.data.readers import (
     ALLOWED,
     Piece,
@@ -242,8 +242,9 @@ def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
     elif path.is_dir():
         # Hidden files are no part of a corpus: .git, .ipynb_checkpoints, our own temporary files.
         found = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-        if _is_prepared(path):
-            found = [path / name for name in check_sealed(path, TOKENS_KIND, TOKENS_VERSION).files]
+        version = _prepared_version(path)
+        if version is not None:
+            found = [path / name for name in check_sealed(path, TOKENS_KIND, version).files]
         root = path
     elif glob.has_magic(source):
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
@@ -264,13 +265,16 @@ def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
     return root, tuple(readable)
 
 
-def _is_prepared(folder: Path) -> bool:
-    """Whether `folder` is an entry of the cache, whose manifest says which files belong to it."""
+def _prepared_version(folder: Path) -> Any:
+    """The version of an entry of the cache, whose manifest says which files belong to it; None of any other folder.
+
+    Entries of every version hold the same kind of shards.
+    """
     try:
         manifest = read_json(folder / MANIFEST_NAME, DataError)
     except DataError:  # there is none, or one of another program
-        return False
-    return isinstance(manifest, dict) and manifest.get("kind") == TOKENS_KIND
+        return None
+    return manifest.get("version") if isinstance(manifest, dict) and manifest.get("kind") == TOKENS_KIND else None
 
 
 def _standard_library() -> Files:

@@ -254,6 +254,16 @@ def test_only_what_the_manifest_lists_is_read(
     assert (len(shards.train), len(shards.val)) == (len(first.train), len(first.val))
 
 
+def test_an_entry_of_an_older_version_is_a_source(make_config: MakeConfig, corpus_file: Path, tmp_path: Path) -> None:
+    first = prepare(make_config(corpus_file))
+    older = tmp_path / "older"
+    shutil.copytree(tmp_path / "cache" / first.data_hash, older)
+    (older / "MANIFEST.json").unlink()
+    seal(older, "questlm tokens", 1, {"val_bytes": first.val_bytes, "val_hash": first.val_hash, "held_out": "9 of 60"})
+    shards = prepare(make_config(older))
+    assert (len(shards.train), shards.val_hash) == (len(first.train), first.val_hash)
+
+
 def test_a_manifest_with_other_details_is_made_again(
     make_config: MakeConfig, corpus_file: Path, tmp_path: Path
 ) -> None:

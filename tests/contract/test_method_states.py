@@ -110,3 +110,16 @@ def test_a_named_state_is_tensors_that_safetensors_takes(tmp_path):
     model = prepared()
     save_file(model.state_dict(), tmp_path / "state.safetensors")
     prepared().load_state_dict(load_file(tmp_path / "state.safetensors"))
+
+
+def test_a_state_that_was_cast_or_has_no_values_is_still_read():
+    state = prepared().state_dict()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        cast = {name: tensor.to(dtype) for name, tensor in state.items()}
+        prepared().load_state_dict(cast)
+        with pytest.raises(CheckpointError, match=r"learned with 'lsq, 4 bits, int', but"):
+            prepared(bits=2).load_state_dict(cast)
+    with torch.device("meta"):
+        model = prepare(nn.ModuleDict({"up": nn.Linear(32, 48)}), QuantSpec(method="lsq"))
+        assert model.state_dict()["up.weight_quantizer._extra_state"].device.type == "cpu"
+        model.load_state_dict({name: tensor.to("meta") for name, tensor in model.state_dict().items()})

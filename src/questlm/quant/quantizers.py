@@ -109,8 +109,8 @@ class LearningQuantizer(Quantizer):
     """
 
     def get_extra_state(self) -> Tensor:
-        """`setting` as bytes, (n,) uint8."""
-        return torch.tensor(list(self.setting.encode()), dtype=torch.uint8)
+        """`setting` as bytes, (n,) uint8, on the CPU wherever the model is."""
+        return torch.tensor(list(self.setting.encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing: what a quantiser was made for does not change. Loading has compared it."""
@@ -132,9 +132,13 @@ class LearningQuantizer(Quantizer):
 
 
 def _text(state: Any) -> str:
-    if not isinstance(state, Tensor) or state.dtype is not torch.uint8 or state.ndim != 1:
+    """The setting that a state names; '' where it is on the meta device. A state may have been cast, as by `.half()`."""
+    if isinstance(state, Tensor) and state.is_meta:
+        return ""
+    try:
+        return bytes(int(value) for value in state.tolist()).decode(errors="replace")
+    except (AttributeError, TypeError, ValueError, OverflowError):
         return repr(state)
-    return bytes(state.tolist()).decode(errors="replace")
 
 
 class _Masked(torch.autograd.Function):

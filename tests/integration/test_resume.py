@@ -284,6 +284,16 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny: RunConfig, tiny_setting
         resume(tmp_path / "run", other)
 
 
+def test_a_run_goes_on_with_fewer_sequences_in_each_pass(
+    tiny: RunConfig, tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny, tmp_path / "whole")
+    _stopped_after(4, tiny, tmp_path / "run", monkeypatch)
+    smaller = resume(tmp_path / "run", tiny_settings(train={"micro_batch_size": 1}))
+    assert whole.final is not None and smaller.final is not None
+    assert smaller.final["loss"] == pytest.approx(whole.final["loss"], rel=1e-3)
+
+
 def test_a_damaged_checkpoint_is_refused(tiny: RunConfig, tmp_path: Path) -> None:
     train(tiny, tmp_path / "run")
     newest = latest_checkpoint(tmp_path / "run" / "checkpoints")

@@ -1,5 +1,6 @@
 """Configuration: a frozen, validated schema; presets; YAML files and `--set` overrides. Imports no torch."""
 
+from questlm.config.alike import COMPUTING_ONLY, DATA_PATHS
 from questlm.config.load import load_config, to_yaml
 from questlm.config.presets import PRESETS, preset
 from questlm.config.schema import (
@@ -14,6 +15,8 @@ from questlm.config.schema import (
 )
 
 __all__ = [
+    "COMPUTING_ONLY",
+    "DATA_PATHS",
     "PRESETS",
     "Budget",
     "DataConfig",

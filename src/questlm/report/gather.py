@@ -38,6 +38,7 @@ class Entry:
         fitted: whether a law may be fitted to it; not to one that went on from other weights.
         curve, validations: losses during training; empty for rows, which have none.
         settings: every setting, flat ("train.lr": "0.001"); empty for rows.
+        data: hash of the data trained on, where it is known.
         packed: bytes of the packed model with embeddings, or None where its shape is not known.
         seconds, tokens_per_second, peak_memory, device, date: as recorded, or None; `date` is the record file's.
         planned_tokens: the budget, or None where it is in seconds or not known.
@@ -51,6 +52,7 @@ class Entry:
     curve: tuple[Point, ...] = ()
     validations: tuple[Point, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
     packed: int | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
@@ -187,6 +189,7 @@ def _of_folder(folder: Path, name: str, notes: list[str]) -> Entry:
         curve=curve,
         validations=validations,
         settings=dict(_flat(record.config)),
+        data=clean(record.data.get("hash") or ""),
         seconds=finite(record.seconds),
         tokens_per_second=finite(record.tokens_per_second),
         peak_memory=finite(record.peak_memory_bytes),

@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 from math import sqrt
 from statistics import fmean, stdev
 
+from questlm.config import COMPUTING_ONLY, DATA_PATHS
 from questlm.report.gather import Entry, Point
 from questlm.scaling.runs import Run
 
@@ -117,15 +118,22 @@ def _variants(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     for entry in entries:
         alike.setdefault(_all_but_the_seed(entry), []).append(entry)
     firsts = [runs[0] for runs in alike.values()]
-    keys = sorted({key for entry in firsts for key in entry.settings} - {"seed"})
-    keys = [key for key in keys if len({entry.settings.get(key) for entry in firsts if entry.settings}) > 1]
+    known = [_deciding(entry) for entry in firsts if entry.settings]
+    keys = sorted({key for settings in known for key in settings})
+    keys = [key for key in keys if len({settings.get(key) for settings in known}) > 1]
     return [(_variant_text(runs[0], firsts, keys), runs) for runs in alike.values()]
 
 
 def _all_but_the_seed(entry: Entry) -> tuple[object, ...]:
     if not entry.settings:  # a row: its tokens are all that is known of it
         return entry.run.tokens, entry.run.validation
-    return entry.run.validation, *sorted(item for item in entry.settings.items() if item[0] != "seed")
+    return entry.run.validation, entry.data, *sorted(_deciding(entry).items())
+
+
+def _deciding(entry: Entry) -> dict[str, str]:
+    """The settings that decide what is learned from the data, beside the seed."""
+    others = {"seed", *COMPUTING_ONLY, *(DATA_PATHS if entry.data else ())}
+    return {key: value for key, value in entry.settings.items() if key not in others}
 
 
 def _variant_text(entry: Entry, others: Sequence[Entry], keys: Sequence[str]) -> str:
@@ -134,6 +142,8 @@ def _variant_text(entry: Entry, others: Sequence[Entry], keys: Sequence[str]) ->
         texts.append("settings not known")
     if len({other.run.tokens for other in others if not other.settings}) > 1 and not entry.settings:
         texts.append(f"{entry.run.tokens:,} tokens")
+    if entry.settings and len({other.data for other in others if other.settings}) > 1:
+        texts.append(f"trained on {entry.data[:8] or 'unknown data'}")
     if len({other.run.validation for other in others}) > 1:
         texts.append(f"validated on {entry.run.validation[:8] or 'an unknown text'}")
     return ", ".join(texts)

@@ -16,13 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from questlm.config import ModelConfig, RunConfig
+from questlm.config import DATA_PATHS, ModelConfig, RunConfig
 from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
 from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, sha256_file
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
 from questlm.train.checkpoint import verify_checkpoint, weight_files
-from questlm.train.origin import DATA_PATHS
 from questlm.train.run_folder import RunFolder, require_same_config
 
 __all__ = ["InitialModel", "adopt_shape", "choose_tokenizer", "find_initial"]

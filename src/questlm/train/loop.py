@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from questlm.config import RunConfig, TrainConfig, to_yaml
+from questlm.config import DATA_PATHS, RunConfig, TrainConfig, to_yaml
 from questlm.data import PreparedData, WindowLoader, prepare, require_window
 from questlm.errors import CheckpointError, ConfigError, DataError, QuestError, TrainingError, quoted
 from questlm.evaluation import Evaluation, evaluate
@@ -57,7 +57,7 @@ from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, f
 from questlm.train.interrupt import Interrupt
 from questlm.train.loggers import Log, open_loggers, require_loggers
 from questlm.train.optim import Optimizers, make_optimizer
-from questlm.train.origin import DATA_PATHS, Origin, continued, initial_located, located
+from questlm.train.origin import Origin, continued, initial_located, located
 from questlm.train.recipes import Moment, Recipe, active_recipes
 from questlm.train.run_folder import RunFolder, build_model, require_same_config
 from questlm.train.schedule import learning_rate

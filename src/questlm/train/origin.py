@@ -6,16 +6,14 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from questlm.config import DataConfig, RunConfig
+from questlm.config import DATA_PATHS, DataConfig, RunConfig
 from questlm.data import locate, source_exists
 from questlm.errors import CheckpointError
 from questlm.files import canonical_json, read_json
 
-__all__ = ["DATA_PATHS", "ORIGIN_NAME", "Origin", "continued", "initial_located", "located"]
+__all__ = ["ORIGIN_NAME", "Origin", "continued", "initial_located", "located"]
 
 ORIGIN_NAME = "origin.json"
-DATA_PATHS = ("data.source", "data.val", "data.tokenizer")
-"""Settings that say where data lie. They may change when a run is resumed, because the data's hash is compared."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from questlm.config import DataConfig, RunConfig, load_config, to_yaml
+from questlm.config import COMPUTING_ONLY, DATA_PATHS, DataConfig, RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError, QuestError, quoted
 from questlm.files import atomic_folder, explain_failed_write, file_lock, remove_folder, remove_leftovers
 from questlm.memory import host_memory, require_memory
@@ -19,32 +19,13 @@ from questlm.records import RECORD_NAME, RunRecord
 from questlm.scaling.memory import loading_memory
 from questlm.terminal import command_text
 from questlm.train.checkpoint import fill_tensors, latest_checkpoint, model_tensors, verify_checkpoint
-from questlm.train.origin import DATA_PATHS, ORIGIN_NAME, Origin, located
+from questlm.train.origin import ORIGIN_NAME, Origin, located
 from questlm.train.state import read_state
 
 if TYPE_CHECKING:
     from questlm.train.initial import InitialModel
 
 __all__ = ["RunFolder", "build_model", "load_run"]
-
-_MAY_CHANGE = (
-    "train.device",
-    "train.compile",
-    "train.cuda_graphs",
-    "train.parallel",
-    "train.recompute",
-    "train.timeout",
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_tokens",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.loggers",
-    "data.cache_dir",
-)
-"""Settings that a resumed run may have otherwise than before: they decide when to look and how to compute, not what
-is learned."""
-
 
 _BEGUN = frozenset(("config.yaml", ORIGIN_NAME, "tokenizer.json", "checkpoints", ".lock"))
 _LOGS = frozenset(("tensorboard", "wandb"))
@@ -268,7 +249,7 @@ def require_same_config(
             old, new = {"": old}, {"": new}
         for key in sorted(set(old) | set(new)):
             name = f"{section}.{key}".rstrip(".")
-            if old.get(key) != new.get(key) and name not in (*_MAY_CHANGE, *may_change):
+            if old.get(key) != new.get(key) and name not in (*COMPUTING_ONLY, *may_change):
                 raise CheckpointError(
                     f"{source} was made with {name} = {quoted(old.get(key), 200)}, "
                     f"but the settings now say {quoted(new.get(key), 200)}; "

@@ -62,6 +62,17 @@ def test_other_settings_are_not_seeds() -> None:
     assert first.losses == (3.0,)
 
 
+def test_seeds_are_a_sample_however_they_were_computed_and_wherever_their_data_lay() -> None:
+    usual = {"train.lr": "0.1", "train.micro_batch_size": "8", "train.log_every": "10", "data.source": "a.txt"}
+    moved = usual | {"train.micro_batch_size": "4", "train.log_every": "5", "data.source": "/there/a.txt"}
+    first, second = (replace(entry(3.0 + seed, seed, it), data="ab12") for seed, it in enumerate((usual, moved)))
+    (cell,) = cells([first, second])
+    assert (cell.losses, cell.variant) == ((3.0, 4.0), "")
+    one, other = cells([first, replace(second, data="cd34")])
+    assert (one.variant, other.variant) == ("trained on ab12", "trained on cd34")
+    assert len(cells([replace(each, data="") for each in (first, second)])) == 2  # paths are all that is known
+
+
 def test_two_runs_of_one_seed_are_no_sample_of_seeds() -> None:
     (cell,) = cells([entry(3.0, 0), entry(3.0, 0)])
     assert (cell.losses, cell.runs, cell.spread, cell.half_width) == ((3.0,), 2, None, None)

@@ -132,7 +132,7 @@ class LearningQuantizer(Quantizer):
 
 
 def _text(state: Any) -> str:
-    """The setting that a state names; '' where it is on the meta device. A state may have been cast, as by `.half()`."""
+    """The setting that a state names, which may have been cast with the rest; '' on the meta device."""
     if isinstance(state, Tensor) and state.is_meta:
         return ""
     try:

@@ -122,17 +122,20 @@ def test_digests_of_large_files_are_remembered_until_they_change(
 ) -> None:
     from questlm.data import cache
 
+    def digest(number: int) -> str:
+        return f"{number:064x}"
+
     monkeypatch.setattr(cache, "_SMALL_BYTES", 3)
     calls: list[Path] = []
-    monkeypatch.setattr(cache, "sha256_file", lambda path: calls.append(path) or f"digest {len(calls)}")
+    monkeypatch.setattr(cache, "sha256_file", lambda path: calls.append(path) or digest(len(calls)))
     path = tmp_path / "a.txt"
     path.write_text("abcd")
-    assert [cache.file_digest(path, tmp_path) for _ in range(2)] == ["digest 1"] * 2
+    assert [cache.file_digest(path, tmp_path) for _ in range(2)] == [digest(1)] * 2
     os.utime(path, (1, 1))
-    assert cache.file_digest(path, tmp_path) == "digest 2"
+    assert cache.file_digest(path, tmp_path) == digest(2)
     for fact in (tmp_path / "facts").iterdir():
         fact.write_text("damaged")
-    assert cache.file_digest(path, tmp_path) == "digest 3"
+    assert cache.file_digest(path, tmp_path) == digest(3)
 
 
 def test_the_standard_library(tmp_path: Path) -> None:

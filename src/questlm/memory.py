@@ -94,16 +94,17 @@ def _groups(proc: Path, cgroup: Path) -> list[Path]:
 
 
 def _of_the_group(folder: Path) -> Memory | None:
-    """Of a group with a limit, in version 2 or 1 of the interface; pages of files that are not in use count as free."""
-    for limit_name, used_name, idle_name in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    """Of a group with a limit, in version 2 or 1 of the interface; cached pages of files count as free."""
+    for limit_name, used_name, prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         try:
             limit = int((folder / limit_name).read_text())  # the word "max" is no limit
             used = int((folder / used_name).read_text())
             statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return Memory(max(0, limit - used + int(statistics.get(idle_name, 0))), limit)
+            cached = sum(int(statistics.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+            return Memory(min(limit, max(0, limit - used + cached)), limit)
         except (OSError, ValueError):
             continue
     return None

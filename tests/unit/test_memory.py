@@ -36,7 +36,7 @@ def test_a_machine_without_groups_has_what_the_kernel_calls_available(system: Pa
 @pytest.mark.parametrize("path", ["/", "/system.slice/job.scope", "/not/mounted/here"])
 def test_the_limit_of_a_container_counts_wherever_it_stands(system: Path, path: str) -> None:
     (system / "proc" / "self" / "cgroup").write_text(f"0::{path}\n")
-    stat = "anon 5\ninactive_file 100\n"
+    stat = "anon 5\nactive_file 60\ninactive_file 40\n"  # a file read twice is active, and given up as well
     _group(system / "cgroup", memory__max="1000", memory__current="700", memory__stat=stat)
     _group(system / "cgroup" / "system.slice" / "job.scope", memory__max="max", memory__current="1", memory__stat=stat)
     assert _read(system) == Memory(400, 1000)
@@ -55,7 +55,7 @@ def test_the_first_version_of_control_groups_is_read(system: Path) -> None:
         system / "cgroup" / "memory" / "job",
         memory__limit_in_bytes="1000",
         memory__usage_in_bytes="800",
-        memory__stat="total_inactive_file 50\n",
+        memory__stat="active_file 7\ntotal_active_file 20\ntotal_inactive_file 30\n",
     )
     assert _read(system) == Memory(250, 1000)
 

@@ -22,8 +22,9 @@ __all__ = ["choose_batch", "choose_micro_batch", "keep_batches", "require_traini
 _STEPS = 100
 """Fewest steps that a budget should pay for, where the batch may be made smaller for that."""
 
-_SHARE_USED = 0.8
-"""Of the free memory, for passes of a chosen size: the rest is for what the estimate misses, by up to a quarter."""
+_ESTIMATE_ERROR = 1.25
+"""By this factor the estimate of memory may be too high or too low: sizes are chosen to fit even then, and refused only
+where they cannot fit even then."""
 
 _CPU_TOKENS = 8192
 """Of a pass on a CPU, which longer passes make no faster."""
@@ -61,7 +62,7 @@ def choose_micro_batch(config: RunConfig, ranks: Ranks, device: torch.device) ->
     share = train.batch_size // ranks.size
     if train.micro_batch_size is None and share > 0:
         memory, needed = _free_for_each(device, ranks), _needed(config, device, ranks.size)
-        fitting = share if memory is None else needed.most_sequences(_SHARE_USED * memory.free)
+        fitting = share if memory is None else needed.most_sequences(memory.free / _ESTIMATE_ERROR)
         if device.type == "cpu":
             fitting = min(fitting, _CPU_TOKENS // train.seq_len)
         size = max(size for size in range(1, max(1, min(share, fitting)) + 1) if share % size == 0)
@@ -72,7 +73,7 @@ def choose_micro_batch(config: RunConfig, ranks: Ranks, device: torch.device) ->
 
 
 def require_training_memory(config: RunConfig, ranks: Ranks, device: torch.device) -> None:
-    """Refuse a model that does not fit the memory, before it is built.
+    """Refuse a model that does not fit the memory, before it is built, by an estimate that may be off by a quarter.
 
     Raises:
         ConfigError: it does not; the message says how much it needs and how much there is.
@@ -87,7 +88,9 @@ def require_training_memory(config: RunConfig, ranks: Ranks, device: torch.devic
     advice = "take a smaller model, or other memory"
     if needed.total(1) < needed.total(sequences) and sequences > 1:
         advice = "take fewer sequences with --set train.micro_batch_size=N, or a smaller model"
-    require_memory(needed.total(sequences), _free_for_each(device, ranks), what, advice)
+    memory = _free_for_each(device, ranks)
+    if memory is not None and needed.total(sequences) > _ESTIMATE_ERROR * memory.free:
+        require_memory(needed.total(sequences), memory, what, advice)
     if device.type == "cuda":  # where the weights are drawn or read
         require_memory(4.0 * config.model.parameters, _host_memory_for_each(ranks), "building this model", advice)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -58,6 +59,8 @@ def main() -> None:
     Exit code 0 when done, 2 for anything questlm refuses, 128 + n when stopped by signal n; a closed pipe counts as
     SIGPIPE.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of an encoding that lacks a letter: write \xe9, as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with interruptible(), closed_pipes_raise():
             code = _run(sys.argv[1:] or ["--help"])

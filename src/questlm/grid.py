@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MIN_BLOCK_SIZE", "Grid", "LinearFormat", "Scale", "fit_block_size"]
+__all__ = ["MIN_BLOCK_SIZE", "TERNARY_PER_BYTE", "Grid", "LinearFormat", "Scale", "fit_block_size", "packed_width"]
 
 MIN_BLOCK_SIZE = 16
 """Smallest Hadamard block chosen on a caller's behalf; below it, blocks are too short to make entries Gaussian."""
 
 _DEFAULT_BLOCK_SIZE = 128
+
+TERNARY_PER_BYTE = 5
+"""Ternary digits in a byte: 3^5 = 243 of its 256 values."""
 
 Scale = Literal["rms", "absmax", "absmean", "one"]
 """What a row's step is a multiple of: its rms, its largest magnitude, the mean magnitude of the whole tensor, or 1."""
@@ -99,3 +102,10 @@ def fit_block_size(dimension: int, block_size: int = _DEFAULT_BLOCK_SIZE) -> int
         f"no Hadamard block of at least {MIN_BLOCK_SIZE} divides the dimension {dimension}; "
         f"use a multiple of {MIN_BLOCK_SIZE}, or a block_size of 1, which is no transform"
     )
+
+
+def packed_width(length: int, levels: int) -> int:
+    """Bytes that a row of `length` codes of a grid with `levels` levels takes."""
+    if levels == 3:
+        return -(-length // TERNARY_PER_BYTE)
+    return -(-length * (levels - 1).bit_length() // 8)

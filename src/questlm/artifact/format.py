@@ -34,7 +34,7 @@ from pydantic import Field, model_validator
 from questlm.config import ModelConfig
 from questlm.config.schema import Bits, Section
 from questlm.errors import quoted
-from questlm.ops import Grid, LinearFormat, Scale, packed_width
+from questlm.grid import Grid, LinearFormat, Scale, packed_width
 
 __all__ = [
     "CONFIG_NAME",

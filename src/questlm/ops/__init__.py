@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from questlm.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size
+from questlm.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size, packed_width
 from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, compile_ahead, unavailable, using_backend
 from questlm.ops.encode import (
     Encoded,
@@ -29,13 +29,12 @@ from questlm.ops.encode import (
     swiglu_encode_backward,
 )
 from questlm.ops.modules import ResidualNorm, SwiGLU
+from questlm.ops.precision import as_dtype, autocast_dtype, compute_dtype, without_autocast
 from questlm.ops.product import operand_gradient, scaled_matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
-from questlm.ops.reference.hadamard import as_dtype, autocast_dtype, compute_dtype, without_autocast
 from questlm.ops.reference.matmul import Operand, factor, operand_values
 from questlm.ops.reference.norm import rms_norm
-from questlm.ops.reference.packing import packed_width
 from questlm.ops.reference.quantize import kept_entries, power_of_two, row_scale
 
 __all__ = [

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from questlm.grid import Grid
 from questlm.ops.dispatch import backend_for, float8_products, int8_products
+from questlm.ops.precision import as_dtype
 from questlm.ops.reference import fused as _fused
 from questlm.ops.reference import hadamard as _hadamard
 from questlm.ops.reference import quantize as _quantize
-from questlm.ops.reference.hadamard import as_dtype
 from questlm.ops.reference.matmul import Operand
 
 __all__ = [

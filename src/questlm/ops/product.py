@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from questlm.ops.dispatch import float8_products
+from questlm.ops.precision import without_autocast
 from questlm.ops.reference import matmul as _reference
-from questlm.ops.reference.hadamard import without_autocast
 from questlm.ops.reference.matmul import Operand, operand_values
 
 __all__ = ["operand_gradient", "scaled_matmul"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
+from questlm.grid import TERNARY_PER_BYTE
 
 __all__ = ["LEARNED", "packed_bytes"]
 
 _NUMBER = 4  # bytes of a row's step, of a learned number, of a norm's entry
 _STORED = {"float": 2, "bf16": 2, "int8": 1}  # bytes an entry of what is not quantised; "float" is packed as bf16
-_TERNARY_PER_BYTE = 5
+
 LEARNED = {"lsq": 1, "lsq-row": 1, "seq": 1, "pact": 1, "lsq+": 2}  # numbers a layer for its activations
 _NORMED = {"bitnet", "extra-rmsnorm"}  # a norm before each layer
 _UNKNOWN = {"adabin", "pquant"}
@@ -59,5 +60,5 @@ def _table(rows: int, columns: int, quant: QuantSpec) -> int:
 
 def _codes(count: int, quant: QuantSpec) -> int:
     if quant.weight_bits == "ternary":
-        return -(-count // _TERNARY_PER_BYTE)
+        return -(-count // TERNARY_PER_BYTE)
     return -(-count * int(quant.weight_bits) // 8)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from questlm.ops.reference.hadamard import as_dtype, masked_hadamard
+from questlm.ops.precision import as_dtype
+from questlm.ops.reference.hadamard import masked_hadamard
 
 __all__ = ["norm", "norm_backward", "swiglu", "swiglu_backward"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from questlm.grid import Grid
-from questlm.ops.reference.hadamard import as_dtype, without_autocast
+from questlm.ops.precision import as_dtype, without_autocast
 from questlm.ops.reference.quantize import levels
 
 __all__ = ["Operand", "factor", "operand_gradient", "operand_values", "scaled_matmul"]

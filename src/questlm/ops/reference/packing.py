@@ -12,16 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["kept_half", "pack", "pack_ternary", "packed_width", "spread_kept", "unpack", "unpack_ternary"]
+from questlm.grid import TERNARY_PER_BYTE
 
-_TERNARY_PER_BYTE = 5
-
-
-def packed_width(length: int, levels: int) -> int:
-    """Bytes that a row of `length` codes of a grid with `levels` levels takes."""
-    if levels == 3:
-        return -(-length // _TERNARY_PER_BYTE)
-    return -(-length * (levels - 1).bit_length() // 8)
+__all__ = ["kept_half", "pack", "pack_ternary", "spread_kept", "unpack", "unpack_ternary"]
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -45,8 +38,8 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
 
 def pack_ternary(codes: Tensor) -> Tensor:
     """Pack codes 0, 1, 2: (..., n) uint8 -> (..., ceil(n / 5)) uint8."""
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % _TERNARY_PER_BYTE))
-    digits = padded.unflatten(-1, (-1, _TERNARY_PER_BYTE))
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % TERNARY_PER_BYTE))
+    digits = padded.unflatten(-1, (-1, TERNARY_PER_BYTE))
     return (digits * _powers_of_three(codes.device)).sum(-1, dtype=torch.uint8)
 
 

@@ -13,15 +13,15 @@ from pydantic import Field, TypeAdapter
 
 from questlm.config import DataConfig
 from questlm.data.shards import largest_id
-from questlm.errors import DataError, quoted
+from questlm.errors import DataError
 from questlm.files import (
-    MANIFEST_NAME,
     Manifest,
     canonical_json,
     read_json,
     read_manifest,
     sha256_file,
     validated,
+    verify_files,
     write_json,
 )
 
@@ -112,12 +112,5 @@ def check_sealed(folder: Path, kind: str, version: int) -> Manifest:
     all of a 10 GB cache would delay every start by many seconds.
     """
     manifest = read_manifest(folder, kind, version, DataError)
-    for name, entry in manifest.files.items():
-        if name != Path(name).name or name in {"", ".", ".."}:
-            raise DataError(f"{folder / MANIFEST_NAME} names {quoted(name)}, which lies outside the folder")
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry.bytes:
-            raise DataError(f"{path} is missing or not {entry.bytes} bytes long; it is damaged")
-        if entry.bytes <= _SMALL_BYTES and sha256_file(path) != entry.sha256:
-            raise DataError(f"{path} does not match its SHA-256 in the manifest; it is damaged")
+    verify_files(folder, manifest, DataError, most_hashed=_SMALL_BYTES)
     return manifest

@@ -99,7 +99,7 @@ class _Details(BaseModel):
 
     train_bytes: Annotated[int, Field(ge=0)]
     val_bytes: Annotated[int, Field(ge=0)]
-    val_hash: str
+    val_hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     held_out: str
     notes: list[str]
 

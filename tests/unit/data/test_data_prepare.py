@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from questlm.data import PreparedData, TokenStream, corpus, load_tokenizer, prep
 from questlm.data.byte_count import count_bytes
 from questlm.data.shards import write_shards
 from questlm.errors import ConfigError, DataError
-from questlm.files import seal
+from questlm.files import canonical_json, seal
 
 MakeConfig = Callable[..., DataConfig]
 
@@ -269,10 +270,25 @@ def test_a_manifest_with_other_details_is_made_again(
 ) -> None:
     first = prepare(make_config(corpus_file))
     entry = tmp_path / "cache" / first.data_hash
-    for details in ({}, {"val_bytes": -1}, {"val_bytes": "many"}):
+    sealed = json.loads((entry / "MANIFEST.json").read_text())["details"]
+    for details in ({}, {"val_bytes": -1}, {"val_bytes": "many"}, sealed | {"val_hash": "other"}):
         (entry / "MANIFEST.json").unlink()
         seal(entry, "questlm tokens", 2, details)
         assert_same(first, prepare(make_config(corpus_file)))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../text.txt", "a\0b"])
+def test_an_entry_that_lists_an_impossible_file_is_made_again(
+    make_config: MakeConfig, corpus_file: Path, tmp_path: Path, name: str
+) -> None:
+    first = prepare(make_config(corpus_file))
+    path = tmp_path / "cache" / first.data_hash / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    del manifest["digest"]
+    manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    digest = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
+    path.write_text(canonical_json(manifest | {"digest": digest}))
+    assert_same(first, prepare(make_config(corpus_file)))
 
 
 def test_an_entry_with_ids_that_its_tokenizer_lacks_is_made_again(

@@ -37,6 +37,7 @@ _LEARNED = 1.5  # times what others keep: quantisers that learn keep what they r
 _RECOMPUTED = {"none": 1.0, "mlp": 0.85, "block": 0.7}  # share of what is kept
 _GRADIENT_BUCKETS = 4.0  # bytes a parameter, of DDP
 _EVALUATED_TOKENS = 4096
+_EVALUATED_LOGIT = 8.5  # bytes, of each logit: it and its logarithm, without gradients
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def training_memory(
 def loading_memory(model: ModelConfig) -> float:
     """Bytes that a trained model takes in float32 on the CPU, evaluated on 4,096 tokens at a time."""
     return 4.0 * model.parameters + _EVALUATED_TOKENS * max(
-        _CPU.logit * (model.vocab_size or 0), _CPU.working * _kept_numbers(model)
+        _EVALUATED_LOGIT * (model.vocab_size or 0), _CPU.working * _kept_numbers(model)
     )
 
 

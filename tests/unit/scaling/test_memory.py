@@ -57,6 +57,41 @@ def test_the_estimate_is_near_the_peak_memory_of_real_steps(shape: tuple[int, ..
     assert memory.total(sequences) == pytest.approx(int(done.stdout), rel=0.5)
 
 
+EVALUATION = """
+import resource
+import torch
+from questlm.config import ModelConfig
+from questlm.evaluation import evaluate
+from questlm.models import Llama
+
+class Tokens:
+    def __init__(self, vocabulary):
+        self.ids = torch.arange(4097).numpy() % vocabulary
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, start, stop):
+        return self.ids[start:stop]
+
+def measure(vocabulary):
+    model = Llama(ModelConfig(layers=1, hidden=32, heads=1, vocab_size=vocabulary)).initialize(0)
+    evaluate(model, Tokens(vocabulary), 512, show_progress=False)
+
+measure(300)
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+measure(16000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_estimate_is_near_the_peak_memory_of_an_evaluation() -> None:
+    model = load_config(None, flags={"model": {"layers": 1, "hidden": 32, "heads": 1, "vocab_size": 16_000}}).model
+    done = subprocess.run([sys.executable, "-c", EVALUATION], capture_output=True, text=True, check=True)
+    assert loading_memory(model) == pytest.approx(int(done.stdout), rel=0.25)
+
+
 @pytest.mark.parametrize("name", ["30m", "100m", "800m"])
 @pytest.mark.parametrize("bits", [4, 16])
 def test_the_estimate_is_near_what_was_recorded_on_a_gpu(name: str, bits: int) -> None:

@@ -21,8 +21,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import f as f_distribution
-from scipy.stats import norm
 
 from questlm.scaling.solve import Array, Model, minimize
 
@@ -46,12 +44,17 @@ def bootstrap_weights(groups: Sequence[str], draws: int, rng: np.random.Generato
 
 def residual_scale(residuals: Array, parameters: int) -> float:
     """Robust standard deviation of the errors behind the residuals (rows,) of a fit of so many parameters."""
+    from scipy.stats import norm  # takes longer to import than the rest of questlm, and only fits need it
+
     sizes = np.sort(np.abs(residuals))[min(parameters, len(residuals) - 1) :]
     return max(float(np.median(sizes)) / float(norm.ppf(0.75)), _SMALLEST_SCALE)
 
 
 def profile_rise(residuals: Array, parameters: int, delta: float) -> float:
     """Rise of the Huber loss over its minimum at which a profile interval ends."""
+    from scipy.stats import f as f_distribution
+    from scipy.stats import norm
+
     scale = residual_scale(residuals, parameters)
     k = delta / scale
     inside = 2 * norm.cdf(k) - 1

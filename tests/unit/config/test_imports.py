@@ -26,6 +26,11 @@ def test_these_import_no_torch(module):
     assert run(f"import sys; {load}; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
+@pytest.mark.parametrize("use", ["import questlm.train", "from questlm import load; load"])
+def test_training_and_running_import_no_scipy(use):
+    assert run(f"import sys; {use}; print('scipy' in sys.modules)") == "False"
+
+
 def test_import_takes_less_than_a_second_of_cpu_time():
     code = "import time; start = time.process_time(); import questlm; print(time.process_time() - start)"
     assert float(run(code)) < 1.0

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from questlm.config import RunConfig, load_config
-from questlm.config.load import merge, read_yaml
+from questlm.config.load import merge
+from questlm.config.yaml_text import read_yaml
 from questlm.files import atomic_write, write_json
 
 LIKELY_SECONDS = 90.0  # of a run, until one has ended

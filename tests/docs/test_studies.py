@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from questlm import prepare
-from questlm.config.load import read_yaml
+from questlm.config.yaml_text import read_yaml
 from questlm.models import Llama
 
 ROOT = Path(__file__).parents[2]

@@ -208,8 +208,8 @@ def _has_own_tokenizer(config: RunConfig, saved: RunConfig, folder: RunFolder) -
 
 def _other_data(trained: Path, config: RunConfig) -> CheckpointError:
     return CheckpointError(
-        f"{trained} was trained on other data than {quoted(config.data.source)} holds now; "
-        "resume with the data as they were, or begin a new run with --init-from"
+        f"{trained} was trained on other data than {quoted(config.data.source)} holds now, or another version prepared "
+        "them; resume with the data and the version as they were, or begin a new run with --init-from"
     )
 
 

@@ -2,6 +2,7 @@
 
     questlm.prepare(model, QuantSpec(weight_bits=4, act_bits=4))   quantise any model's linear layers, in place
     questlm.restore(model)                                         plain layers again
+    questlm.pack(model, folder)                                    write its codes as bits
     questlm.load(folder).generate("def ")                          run a packed model
 
 Importing this package imports nothing else; each name brings what it needs when it is first used.
@@ -13,20 +14,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from questlm.config import QuantSpec, RunConfig, load_config
-    from questlm.inference import load
+    from questlm.export.pack import pack
+    from questlm.inference import PackedModel, load
     from questlm.models import Llama
-    from questlm.quant import prepare, restore
+    from questlm.quant import dequantize, fake_quantize, make_quantizer, prepare, quantize, restore
 
 __version__ = "0.1.0"
-__all__ = ["Llama", "QuantSpec", "RunConfig", "load", "load_config", "prepare", "restore"]
+__all__ = [
+    "Llama",
+    "PackedModel",
+    "QuantSpec",
+    "RunConfig",
+    "dequantize",
+    "fake_quantize",
+    "load",
+    "load_config",
+    "make_quantizer",
+    "pack",
+    "prepare",
+    "quantize",
+    "restore",
+]
 
 _LAZY = {
     "Llama": "questlm.models",
+    "PackedModel": "questlm.inference",
     "QuantSpec": "questlm.config",
     "RunConfig": "questlm.config",
+    "dequantize": "questlm.quant",
+    "fake_quantize": "questlm.quant",
     "load": "questlm.inference",
     "load_config": "questlm.config",
+    "make_quantizer": "questlm.quant",
+    "pack": "questlm.export.pack",
     "prepare": "questlm.quant",
+    "quantize": "questlm.quant",
     "restore": "questlm.quant",
 }
 _PACKAGES = {

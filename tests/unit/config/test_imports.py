@@ -14,16 +14,13 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["questlm", "questlm.config", "questlm.errors", "questlm.files", "questlm.grid"])
+@pytest.mark.parametrize(
+    "module",
+    ["questlm", "questlm.config", "questlm.errors", "questlm.files", "questlm.grid", "questlm.artifact.format"],
+)
 def test_these_import_no_torch(module):
     heavy = "{'torch', 'numpy', 'transformers', 'datasets', 'triton', 'pyarrow', 'tokenizers', 'safetensors'}"
-    # The parent package of ops.grid needs torch, so the file is run by itself.
-    load = (
-        f"import {module}"
-        if module != "questlm.grid"
-        else f"import runpy; runpy.run_path({questlm.__path__[0] + '/grid.py'!r})"
-    )
-    assert run(f"import sys; {load}; print(sorted({heavy} & set(sys.modules)))") == "[]"
+    assert run(f"import sys; import {module}; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
 @pytest.mark.parametrize("use", ["import questlm.train", "from questlm import load; load"])

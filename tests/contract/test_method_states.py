@@ -15,7 +15,7 @@ STATEFUL = [
     (name, role)
     for name, method in METHODS.items()
     for role in ("weight", "activation")
-    if method.recipe(role).learned and name != "pquant"
+    if method.factor(role).learned and name != "pquant"
 ]
 
 

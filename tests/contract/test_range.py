@@ -23,7 +23,7 @@ CASES = [
     for role in ("weight", "activation")
     for format in method.formats
     if role == "weight" or "2:4" not in format
-    for bits in (method.recipe(role).bits if format == "int" else FORMAT_BITS[format])
+    for bits in (method.factor(role).bits if format == "int" else FORMAT_BITS[format])
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from questlm.config import RunConfig
 from questlm.quant import METHODS
-from questlm.quant.methods import Recipe, Request
+from questlm.quant.methods import FactorSpec, Request
 from questlm.quant.quantizers import DynamicQuantizer
 from questlm.train import train
 
@@ -45,8 +45,8 @@ def test_the_example_trains(
             assert isinstance(quantizer, DynamicQuantizer)
             return leaky(quantizer.grid, request.block_size, None)
 
-        recipe = Recipe(METHODS[NAME].weight.bits, make)
-        METHODS[NAME] = replace(METHODS[NAME], weight=recipe, act=recipe)
+        spec = FactorSpec(METHODS[NAME].weight.bits, make)
+        METHODS[NAME] = replace(METHODS[NAME], weight=spec, act=spec)
     METHODS[NAME] = replace(METHODS[NAME], trusts=trusts)
     config = tiny_settings(quant={"method": NAME, "weight_bits": 1, "act_bits": 4}, budget={"tokens": 3 * 4 * 32})
     record = train(config, tmp_path / "run")

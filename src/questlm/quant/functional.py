@@ -94,7 +94,7 @@ def _stateless(
 ) -> Quantizer:
     quantizer = make_quantizer(method, bits, role, (1, x.shape[-1]), format, block_size, trust)
     if any(True for _ in quantizer.parameters()):
-        free = ", ".join(name for name, value in METHODS.items() if not value.recipe(role).learned)
+        free = ", ".join(name for name, value in METHODS.items() if not value.factor(role).learned)
         raise ConfigError(
             f"{method} learns from one call to the next; use make_quantizer({method!r}, ...), or one of {free}"
         )

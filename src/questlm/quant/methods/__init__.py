@@ -12,17 +12,17 @@ from typing import NamedTuple
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError, nearest_name, quoted
 from questlm.ops import fit_block_size
-from questlm.quant.methods import stateful, stateless
-from questlm.quant.methods.base import ALL_BITS, Bits, Method, Recipe, Request, Role, dynamic, format_grid, learned
+from questlm.quant.methods import adabin, bitnet, extra_rmsnorm, lsq, lsq_plus, pact, pquant, quarot, quest, seq, ste
+from questlm.quant.methods.base import ALL_BITS, Bits, FactorSpec, Method, Request, Role, dynamic, format_grid, learned
 from questlm.quant.quantizers import Quantizer
 
 __all__ = [
     "ALL_BITS",
     "FORMAT_BITS",
     "METHODS",
+    "FactorSpec",
     "LayerQuantizers",
     "Method",
-    "Recipe",
     "Request",
     "Role",
     "dynamic",
@@ -35,21 +35,21 @@ __all__ = [
 ]
 
 METHODS: dict[str, Method] = {
-    "quest": stateless.quest,
-    "quest-noht": stateless.quest_noht,
-    "quest-clip": stateless.quest_clip,
-    "ste": stateless.ste,
-    "clip-ste": stateless.clip_ste,
-    "quarot": stateless.quarot,
-    "lsq": stateful.lsq,
-    "lsq-row": stateful.lsq_row,
-    "lsq+": stateful.lsq_plus,
-    "pact": stateful.pact,
-    "adabin": stateful.adabin,
-    "bitnet": stateless.bitnet,
-    "extra-rmsnorm": stateless.extra_rmsnorm,
-    "seq": stateful.seq,
-    "pquant": stateless.pquant,
+    "quest": quest.quest,
+    "quest-noht": quest.quest_noht,
+    "quest-clip": quest.quest_clip,
+    "ste": ste.ste,
+    "clip-ste": ste.clip_ste,
+    "quarot": quarot.quarot,
+    "lsq": lsq.lsq,
+    "lsq-row": lsq.lsq_row,
+    "lsq+": lsq_plus.lsq_plus,
+    "pact": pact.pact,
+    "adabin": adabin.adabin,
+    "bitnet": bitnet.bitnet,
+    "extra-rmsnorm": extra_rmsnorm.extra_rmsnorm,
+    "seq": seq.seq,
+    "pquant": pquant.pquant,
 }
 
 FORMAT_BITS: dict[str, tuple[Bits, ...]] = {
@@ -113,17 +113,17 @@ def make_quantizer(
     Raises:
         ConfigError: an unknown name, or a combination that makes no sense; the message names the nearest that does.
     """
-    chosen, recipe = find_method(method), find_method(method).recipe(role)
+    chosen, spec = find_method(method), find_method(method).factor(role)
     if not shape:
         raise ConfigError("shape = (): give the tensor's shape, (rows, K)")
     if bits is None:
-        bits = recipe.bits[0] if format == "int" else FORMAT_BITS.get(format, recipe.bits)[0]
+        bits = spec.bits[0] if format == "int" else FORMAT_BITS.get(format, spec.bits)[0]
     _check(method, role, bits, format, trust)
     block = _block_size(chosen, shape[-1], block_size)
     group = {"int-2:4": 2, "bf16-2:4": 1}.get(format)
     if group and shape[-1] % (4 * group):
         raise ConfigError(f"{format} sparsity needs rows of a multiple of {4 * group} entries, not {shape[-1]}")
-    quantizer = recipe.make(Request(bits, format, block, prod(shape[:-1]) if role == "weight" else 1, trust))
+    quantizer = spec.make(Request(bits, format, block, prod(shape[:-1]) if role == "weight" else 1, trust))
     quantizer.setting = f"{method}, {bits} bits, {format}"
     return quantizer
 
@@ -160,7 +160,7 @@ def _block_size(method: Method, in_features: int, block_size: int) -> int:
 def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) -> None:
     """Refuse combinations that make no sense, with the reason and the nearest that does."""
     method = find_method(name)
-    recipe, factor = method.recipe(role), "weights" if role == "weight" else "activations"
+    spec, factor = method.factor(role), "weights" if role == "weight" else "activations"
     if format not in FORMAT_BITS:
         raise ConfigError(
             f"no format {quoted(format)}.{nearest_name(format, FORMAT_BITS)} There are: {_list(FORMAT_BITS)}."
@@ -173,12 +173,12 @@ def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) 
         )
     if role == "activation" and format in _SPARSE:
         raise ConfigError(f"{format} sparsity is for weights, which stay where they are; activations can take 'int'")
-    allowed = FORMAT_BITS[format] if format != "int" else recipe.bits
+    allowed = FORMAT_BITS[format] if format != "int" else spec.bits
     if bits not in allowed:
         what = f"{name} quantises {factor}" if format == "int" else f"the format {format} quantises"
-        others = [other for other, value in METHODS.items() if format == "int" and bits in value.recipe(role).bits]
+        others = [other for other, value in METHODS.items() if format == "int" and bits in value.factor(role).bits]
         elsewhere = f", or a method that has {bits}: {_list(others)}" if others else ""
-        if format != "int" and bits in recipe.bits:
+        if format != "int" and bits in spec.bits:
             key = "format" if role == "weight" else "act_format"
             elsewhere = f"; for {quoted(bits)} bits say {key} = 'int'"
         raise ConfigError(

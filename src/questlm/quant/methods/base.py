@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from questlm.errors import ConfigError, quoted
 from questlm.ops import Grid
 from questlm.quant.estimators import Estimator
@@ -13,7 +15,21 @@ from questlm.quant.grids import fp4_grid, gaussian_grid, lloydmax_grid
 from questlm.quant.learned import LearnedQuantizer, LearnedStep
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer, SparseQuantizer
 
-__all__ = ["ALL_BITS", "Bits", "Method", "Recipe", "Request", "Role", "dynamic", "format_grid", "learned"]
+__all__ = [
+    "ALL_BITS",
+    "ALL_FORMATS",
+    "DENSE_FORMATS",
+    "Bits",
+    "FactorSpec",
+    "Method",
+    "Request",
+    "Role",
+    "dynamic",
+    "eight_bits",
+    "format_grid",
+    "learned",
+    "mean_magnitude",
+]
 
 Bits = int | str
 Role = Literal["weight", "activation"]
@@ -21,13 +37,16 @@ Role = Literal["weight", "activation"]
 ALL_BITS: tuple[Bits, ...] = (4, 1, 2, 3, 5, 6, 7, 8, "ternary")
 """Every width, the usual one first."""
 
+DENSE_FORMATS = ("int", "ternary", "fp4", "lloydmax")
+ALL_FORMATS = (*DENSE_FORMATS, "int-2:4", "bf16-2:4")
+
 
 @dataclass(frozen=True)
 class Request:
     """What a quantiser is wanted for.
 
     Attributes:
-        bits: one of the recipe's widths.
+        bits: one of the widths that the factor may have.
         format: 'int' unless the method has others.
         block_size: of the Hadamard transform that the rows go through first; 1: none.
         rows: of the weight (out_features); 1 for activations.
@@ -42,7 +61,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FactorSpec:
     """How a method quantises one factor.
 
     Attributes:
@@ -76,8 +95,8 @@ class Method:
     summary: str
     source: str
     doc: str
-    weight: Recipe
-    act: Recipe
+    weight: FactorSpec
+    act: FactorSpec
     rotates: bool = False
     formats: tuple[str, ...] = ("int", "ternary")
     trusts: bool = False
@@ -85,8 +104,8 @@ class Method:
     gradual: float = 0.0
     branches: bool = False
 
-    def recipe(self, role: str) -> Recipe:
-        """The recipe of a factor.
+    def factor(self, role: str) -> FactorSpec:
+        """How a factor is quantised.
 
         Raises:
             ConfigError: `role` is neither 'weight' nor 'activation'.
@@ -96,8 +115,8 @@ class Method:
         return self.weight if role == "weight" else self.act
 
 
-def dynamic(grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[Bits, ...] = ALL_BITS) -> Recipe:
-    """A recipe whose steps follow from the rows themselves; the estimator says where gradients pass."""
+def dynamic(grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[Bits, ...] = ALL_BITS) -> FactorSpec:
+    """A factor whose steps follow from the rows themselves; the estimator says where gradients pass."""
 
     def make(request: Request) -> Quantizer:
         if request.format == "bf16-2:4":
@@ -105,7 +124,7 @@ def dynamic(grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[B
         chosen = grid(request)
         return DynamicQuantizer(chosen, request.block_size, estimator(chosen, request.block_size > 1, request.trust))
 
-    return Recipe(bits, make)
+    return FactorSpec(bits, make)
 
 
 def learned(
@@ -114,13 +133,13 @@ def learned(
     learns: str,
     bits: tuple[Bits, ...],
     by_row: bool = False,
-) -> Recipe:
-    """A recipe with a learned step: one for the tensor, or `by_row` one for each row of a weight."""
+) -> FactorSpec:
+    """A factor with a learned step: one for the tensor, or `by_row` one for each row of a weight."""
 
     def make(request: Request) -> Quantizer:
         return LearnedQuantizer(grid(request), request.block_size, rule(request), request.rows if by_row else 1)
 
-    return Recipe(bits, make, learns)
+    return FactorSpec(bits, make, learns)
 
 
 def format_grid(request: Request) -> Grid:
@@ -131,3 +150,13 @@ def format_grid(request: Request) -> Grid:
         return lloydmax_grid(request.bits)
     grid = gaussian_grid(request.bits)
     return Grid(grid.levels, grid.step_per_scale, group=2) if request.format == "int-2:4" else grid
+
+
+def eight_bits(request: Request) -> Grid:
+    """255 levels up to the row's largest magnitude, for activations and branches of 8 bits."""
+    return Grid(255, 1 / 127, scale="absmax")
+
+
+def mean_magnitude(x: Tensor) -> Tensor:
+    """Mean |x| of each row, (..., K) -> (...)."""
+    return x.abs().mean(-1)

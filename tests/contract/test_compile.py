@@ -8,7 +8,7 @@ from torch import nn
 
 from questlm import Llama, QuantSpec, ops, prepare
 from questlm.config import ModelConfig
-from questlm.quant.held import held_weights
+from questlm.quant.weight_cache import held_weights
 
 
 @pytest.mark.slow

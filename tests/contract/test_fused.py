@@ -13,8 +13,8 @@ from questlm import Llama, QuantSpec, ops, prepare, restore
 from questlm.config import ModelConfig
 from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant import dense, fake_quantize, set_quantization_strength
-from questlm.quant.fused import QuantizedNorm, QuantizedSwiGLU
-from questlm.quant.rows import Rows
+from questlm.quant.autograd import Rows
+from questlm.quant.layers.fused import QuantizedNorm, QuantizedSwiGLU
 from questlm.quant.swap import unfused
 
 SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "mlp_hidden": 48, "vocab_size": 40}

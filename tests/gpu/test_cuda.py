@@ -15,7 +15,7 @@ from questlm import Llama, ops
 from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.parallel import compile_blocks
 from questlm.quant import prepare
-from questlm.quant.held import held_weights
+from questlm.quant.weight_cache import held_weights
 from questlm.train import checks, loop, train
 
 pytestmark = pytest.mark.gpu

@@ -62,7 +62,7 @@ class PackedLinear(nn.Module):
             return Operand(ops.hadamard(rows, block_size))
         step, offset = (getattr(self, kind) if kind in self._kinds else None for kind in ("act_step", "act_offset"))
         if step is None:
-            rows = rows.to(dtype)  # as in training: see questlm.quant.linear
+            rows = rows.to(dtype)  # as in training: see questlm.quant.layers.linear
         codes, steps, _ = ops.quantize(rows, grid, block_size, None, step, offset)
         return Operand(codes, grid, steps, offset)
 
@@ -82,7 +82,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedBranches(nn.Module):
-    """The sum or the concatenation of a wide and a narrow branch (`questlm.quant.branches`)."""
+    """The sum or the concatenation of a wide and a narrow branch (`questlm.quant.layers.branches`)."""
 
     def __init__(self, tensors: Mapping[str, Tensor], in_features: int, form: WeightFormat) -> None:
         super().__init__()

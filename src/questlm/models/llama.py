@@ -59,7 +59,7 @@ class MLP(nn.Module):
 
     feeds: ClassVar = {"activation": ("down",)}
     takes: ClassVar = {"activation": ("gate", "up")}
-    """What takes whose output, and nothing else does: by this `questlm.quant.fused` knows what to do at once."""
+    """What takes whose output, and nothing else does: by this `questlm.quant.layers.fused` knows what to do at once."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map_only
 from questlm import ops
 from questlm.ops import Encoded
 from questlm.quant import FakeQuantLinear, StoredEmbedding, StoredLinear
-from questlm.quant.linear import HeldWeight
+from questlm.quant.layers.linear import HeldWeight
 
 __all__ = ["send_narrow", "sent_weights"]
 

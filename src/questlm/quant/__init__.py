@@ -1,18 +1,18 @@
 """Quantisation methods: grids, estimators, the table of methods, and layers that train through codes."""
 
 from questlm.config import LayerOverride, QuantSpec
-from questlm.quant.branches import BranchedLinear
 from questlm.quant.functional import dequantize, fake_quantize, quantize
 from questlm.quant.gradual import set_quantization_strength
 from questlm.quant.grids import gaussian_grid, gaussian_mse, gaussian_scale, grid_mse
-from questlm.quant.held import held_weights
-from questlm.quant.learned import StatefulQuantizer
-from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.layers.branches import BranchedLinear
+from questlm.quant.layers.linear import FakeQuantLinear
+from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
 from questlm.quant.methods import METHODS, Method, find_method, make_quantizer
 from questlm.quant.quantizers import Quantizer
+from questlm.quant.quantizers.learned import StatefulQuantizer
 from questlm.quant.skipped import skipped_layers
-from questlm.quant.stored import StoredEmbedding, StoredLinear
 from questlm.quant.swap import dense, learned_parameters, prepare, quantized_layers, restore
+from questlm.quant.weight_cache import held_weights
 
 __all__ = [
     "METHODS",

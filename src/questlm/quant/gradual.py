@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.layers.linear import FakeQuantLinear
 from questlm.quant.methods import gradual_share
 
 __all__ = ["set_quantization_strength"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from questlm.quant.linear import FakeQuantLinear
-from questlm.quant.stored import StoredEmbedding, StoredLinear
+from questlm.quant.layers.linear import FakeQuantLinear
+from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
 
 __all__ = ["adapter_modules", "is_plain_linear", "skipped_layers"]
 

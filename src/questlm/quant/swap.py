@@ -11,14 +11,14 @@ from torch import nn
 
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError, quoted
-from questlm.quant.branches import BranchedLinear, branch_axis
-from questlm.quant.fused import QuantizedNorm, QuantizedSwiGLU, fusions
-from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.layers.branches import BranchedLinear, branch_axis
+from questlm.quant.layers.fused import QuantizedNorm, QuantizedSwiGLU, fusions
+from questlm.quant.layers.linear import FakeQuantLinear
+from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
 from questlm.quant.methods import find_method
 from questlm.quant.overrides import FilterFn, layer_specs, plain_name
 from questlm.quant.quantizers import Quantizer
 from questlm.quant.skipped import adapter_modules, is_plain_linear, skipped_layers
-from questlm.quant.stored import StoredEmbedding, StoredLinear
 
 __all__ = ["FilterFn", "dense", "learned_parameters", "prepare", "quantized_layers", "restore", "unfused"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from questlm.quant.adabin import AdaBinActivation, AdaBinWeight
 from questlm.quant.methods.base import FactorSpec, Method
+from questlm.quant.quantizers.adabin import AdaBinActivation, AdaBinWeight
 
 __all__ = ["adabin"]
 

@@ -12,8 +12,8 @@ from questlm.errors import ConfigError, quoted
 from questlm.ops import Grid
 from questlm.quant.estimators import Estimator
 from questlm.quant.grids import fp4_grid, gaussian_grid, lloydmax_grid
-from questlm.quant.learned import LearnedQuantizer, LearnedStep
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer, SparseQuantizer
+from questlm.quant.quantizers.learned import LearnedQuantizer, LearnedStep
 
 __all__ = [
     "ALL_BITS",

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from questlm.ops import Grid
 from questlm.quant.grids import level_count
-from questlm.quant.learned import LearnedStep
 from questlm.quant.methods.base import ALL_BITS, Method, Request, learned, mean_magnitude
 from questlm.quant.methods.lsq import lsq_grid, lsq_rule
+from questlm.quant.quantizers.learned import LearnedStep
 
 __all__ = ["lsq_plus"]
 

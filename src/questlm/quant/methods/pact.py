@@ -8,8 +8,8 @@ from torch import Tensor
 
 from questlm.ops import Grid
 from questlm.quant.grids import gaussian_scale, level_count
-from questlm.quant.learned import LearnedStep
 from questlm.quant.methods.base import ALL_BITS, Method, Request, learned
+from questlm.quant.quantizers.learned import LearnedStep
 
 __all__ = ["pact"]
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from questlm.ops import Grid
 from questlm.quant.grids import level_count
-from questlm.quant.learned import LearnedStep
 from questlm.quant.methods.base import Method, Request, learned, mean_magnitude
+from questlm.quant.quantizers.learned import LearnedStep
 
 __all__ = ["seq"]
 

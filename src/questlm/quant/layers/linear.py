@@ -4,7 +4,7 @@ Forward (arXiv 2502.05003, section 3):   y  = x_q w_q^T, both factors in the Had
 Backward, in the precision of the layer: dx = IHT(M_x * (dy w_q)),  dw = IHT(M_w * (dy^T x_q)).
 
 The codes are multiplied as they are and each row's step size is applied to the product, which keeps the integer part
-exact. `questlm.quant.rows` has the gradients, and says what is saved for them.
+exact. `questlm.quant.autograd` has the gradients, and says what is saved for them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.ops import LinearFormat, Operand, without_autocast
+from questlm.quant.autograd import Pending, Rows, encode_rows, product
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import Quantizer, refuse_transforms
-from questlm.quant.rows import Pending, Rows, encode_rows, product
 
 __all__ = ["FakeQuantLinear", "HeldWeight"]
 
@@ -33,7 +33,7 @@ class HeldWeight(NamedTuple):
     Attributes:
         operand, mask: codes, and bits of the entries whose gradient passes.
         dtype: of the products that they are for.
-        carrier: takes the gradient in the rotated domain (`questlm.quant.rows`); None: the layer's weight does.
+        carrier: takes the gradient in the rotated domain (`questlm.quant.autograd`); None: the layer's weight does.
     """
 
     operand: Operand
@@ -55,8 +55,9 @@ class FakeQuantLinear(nn.Linear):
         input_norm: RMSNorm before the layer, for methods that have one.
         quantized: False computes the plain product.
         blending: whether quantisation is being faded in, to the share `strength` (`questlm.quant.gradual`).
-        held: codes of the weight for the present optimizer step (`questlm.quant.held`); None: made on each call.
-        defers: whether the product of quantised rows is left to the activation that takes it (`questlm.quant.fused`).
+        held: codes of the weight for this optimizer step (`questlm.quant.weight_cache`); None: made on each call.
+        defers: whether the product of quantised rows is left to the activation behind it
+            (`questlm.quant.layers.fused`).
     """
 
     spec: QuantSpec

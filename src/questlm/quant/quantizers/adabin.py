@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.ops import Grid, Operand
-from questlm.quant.learned import StatefulQuantizer
 from questlm.quant.quantizers import Quantizer
+from questlm.quant.quantizers.learned import StatefulQuantizer
 
 __all__ = ["AdaBinActivation", "AdaBinWeight"]
 

@@ -18,7 +18,7 @@ from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.ops import Operand
-from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.layers.linear import FakeQuantLinear
 from questlm.quant.methods import find_method, make_quantizer
 from questlm.quant.quantizers import LearningQuantizer, Quantizer
 

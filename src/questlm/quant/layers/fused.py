@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.ops import ResidualNorm, SwiGLU
-from questlm.quant.linear import FakeQuantLinear
+from questlm.quant.autograd import Pending, Rows, norm_rows, swiglu_rows
+from questlm.quant.layers.linear import FakeQuantLinear
 from questlm.quant.quantizers import MaskedRounding, refuse_transforms
-from questlm.quant.rows import Pending, Rows, norm_rows, swiglu_rows
 
 __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.quant.linear import FakeQuantLinear, HeldWeight
+from questlm.quant.layers.linear import FakeQuantLinear, HeldWeight
 from questlm.quant.quantizers import MaskedRounding
 
 __all__ = ["held_weights"]

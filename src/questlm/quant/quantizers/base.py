@@ -1,7 +1,7 @@
-"""Quantisers without state: one factor of a product, from rows of numbers to codes and to values with a gradient.
+"""The interface of a quantiser: one factor of a product, from rows of numbers to codes and to values with a gradient.
 
-A quantiser is an `nn.Module`, because those that learn (`questlm.quant.learned`, `questlm.quant.adabin`) keep what they
-learn in parameters and buffers: it is saved, loaded and moved with the model.
+A quantiser is an `nn.Module`, because those that learn keep what they learn in parameters and buffers: it is saved,
+loaded and moved with the model.
 """
 
 from __future__ import annotations
@@ -11,22 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from questlm import ops
 from questlm.errors import CheckpointError, ConfigError, quoted
 from questlm.ops import Grid, Operand
-from questlm.ops.reference.storage import stored_form
 
-__all__ = [
-    "CenteredSignQuantizer",
-    "DynamicQuantizer",
-    "LearningQuantizer",
-    "MaskedRounding",
-    "Quantizer",
-    "SparseQuantizer",
-    "refuse_transforms",
-]
+__all__ = ["LearningQuantizer", "MaskedRounding", "Quantizer", "StraightThrough", "refuse_transforms"]
 
 
 def refuse_transforms() -> None:
@@ -141,61 +130,7 @@ def _text(state: Any) -> str:
         return repr(state)
 
 
-class _Masked(torch.autograd.Function):
-    """x_q in the rotated domain; backward IHT(M * gradient). Saves the mask bits and nothing else."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, block_size: int, mask_bound: float | None) -> Tensor:
-        quantized = ops.quantize(x, grid, block_size, mask_bound)
-        ctx.save_for_backward(quantized.mask)
-        ctx.block_size = block_size
-        values = ops.dequantize(quantized.codes, quantized.step, grid)
-        return ops.as_dtype(values, x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (mask,) = ctx.saved_tensors
-        dx = ops.masked_hadamard(gradients[0], mask, ctx.block_size)
-        return ops.as_dtype(dx, gradients[0].dtype), None, None, None
-
-
-class DynamicQuantizer(Quantizer):
-    """Step from the rows themselves, gradient 1 or 0 by distance: QuEST and its variants, STE, QuaRot, BitNet.
-
-    A subclass may have codes (`operand`) or a gradient (`values`) of its own; it then has no `rounding`.
-
-    Args:
-        mask_bound: gradients pass where |x_h| <= mask_bound * step; None: everywhere.
-    """
-
-    grid: Grid
-
-    def __init__(self, grid: Grid, block_size: int, mask_bound: float | None) -> None:
-        super().__init__()
-        self.grid, self.block_size, self.mask_bound = grid, block_size, mask_bound
-
-    @property
-    def rounding(self) -> MaskedRounding | None:
-        kind = type(self)
-        if kind.operand is not DynamicQuantizer.operand or kind.values is not DynamicQuantizer.values:
-            return None
-        return MaskedRounding(self.grid, self.block_size, self.mask_bound)
-
-    def operand(self, x: Tensor) -> Operand:
-        codes, step, _ = ops.quantize(x.detach(), self.grid, self.block_size)
-        return Operand(codes, self.grid, step)
-
-    def values(self, x: Tensor, operand: Operand) -> Tensor:
-        result: Tensor
-        if self.mask_bound is None:
-            result = _StraightThrough.apply(ops.hadamard(x, self.block_size), ops.operand_values(operand))
-        else:
-            result = _Masked.apply(x, self.grid, self.block_size, self.mask_bound)
-        return result
-
-
-class _StraightThrough(torch.autograd.Function):
+class StraightThrough(torch.autograd.Function):
     """Replace x by other values in the forward pass; the gradient goes to x as it is."""
 
     @staticmethod
@@ -205,44 +140,3 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
-
-
-_SIGN = Grid(2, None, scale="one")
-
-
-class CenteredSignQuantizer(Quantizer):
-    """g sign(W - mean(W)) with g = mean|W| over the whole tensor; straight-through gradient. The weights of BitNet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.grid, self.block_size = _SIGN, 1
-
-    def operand(self, x: Tensor) -> Operand:
-        x = x.detach()
-        unit = ops.power_of_two(x.reshape(1, -1))  # sums of large entries leave float32
-        step, center = 2 * (x / unit).abs().mean() * unit, ((x / unit).mean() * unit).to(x.dtype)
-        codes, step, _ = ops.quantize(x, _SIGN, 1, None, step, center)
-        return Operand(codes, _SIGN, step)
-
-    def values(self, x: Tensor, operand: Operand) -> Tensor:
-        result: Tensor = _StraightThrough.apply(x, ops.operand_values(operand))
-        return result
-
-
-class SparseQuantizer(Quantizer):
-    """2:4 sparse bf16 weights: of each 4 neighbouring entries the 2 largest, rounded; straight-through gradient.
-
-    Entries that are dropped keep their gradient too, so that they can come back.
-    """
-
-    def __init__(self, block_size: int) -> None:
-        super().__init__()
-        self.grid, self.block_size = None, block_size
-
-    def operand(self, x: Tensor) -> Operand:
-        rotated = ops.hadamard(x.detach().to(torch.promote_types(x.dtype, torch.float32)), self.block_size)
-        return Operand(stored_form(rotated, "bf16") * ops.kept_entries(rotated, 1))
-
-    def values(self, x: Tensor, operand: Operand) -> Tensor:
-        result: Tensor = _StraightThrough.apply(ops.hadamard(x, self.block_size), operand.data)
-        return result

@@ -1,0 +1,33 @@
+"""One bit around the mean of the whole tensor."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from questlm import ops
+from questlm.ops import Grid, Operand
+from questlm.quant.quantizers.base import Quantizer, StraightThrough
+
+__all__ = ["CenteredSignQuantizer"]
+
+
+_SIGN = Grid(2, None, scale="one")
+
+
+class CenteredSignQuantizer(Quantizer):
+    """g sign(W - mean(W)) with g = mean|W| over the whole tensor; straight-through gradient. The weights of BitNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid, self.block_size = _SIGN, 1
+
+    def operand(self, x: Tensor) -> Operand:
+        x = x.detach()
+        unit = ops.power_of_two(x.reshape(1, -1))  # sums of large entries leave float32
+        step, center = 2 * (x / unit).abs().mean() * unit, ((x / unit).mean() * unit).to(x.dtype)
+        codes, step, _ = ops.quantize(x, _SIGN, 1, None, step, center)
+        return Operand(codes, _SIGN, step)
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        result: Tensor = StraightThrough.apply(x, ops.operand_values(operand))
+        return result

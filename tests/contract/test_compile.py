@@ -8,7 +8,7 @@ from torch import nn
 
 from questlm import Llama, QuantSpec, ops, prepare
 from questlm.config import ModelConfig
-from questlm.quant.weight_cache import held_weights
+from questlm.quant.weight_cache import cached_weights
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_compiled_blocks_have_the_gradients_of_plain_ones(spec, autocast):
     def run() -> dict[str, torch.Tensor]:
         model.zero_grad()
         backend, half = ops.using_backend("reference"), torch.autocast("cpu", torch.bfloat16, enabled=autocast)
-        with backend, half, held_weights(model):
+        with backend, half, cached_weights(model):
             loss = model(ids, targets=ids)[0]
             loss.backward()
         return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}

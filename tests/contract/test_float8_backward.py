@@ -12,7 +12,7 @@ from questlm import ops
 from questlm.config import ModelConfig, QuantSpec
 from questlm.models import Llama
 from questlm.ops import Operand
-from questlm.quant import held_weights, prepare
+from questlm.quant import cached_weights, prepare
 
 SHAPE = ModelConfig(layers=2, hidden=32, heads=2, vocab_size=64)
 
@@ -70,7 +70,7 @@ def test_only_the_gradients_of_inputs_change(held: bool) -> None:
     for backward in ("bf16", "float8"):
         model = prepare(Llama(SHAPE).initialize(0), QuantSpec(backward=backward))
         if held:
-            with held_weights(model):
+            with cached_weights(model):
                 loss, _ = model(ids[:, :-1], targets=ids[:, 1:])
                 loss.backward()
         else:

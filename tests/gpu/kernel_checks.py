@@ -22,7 +22,7 @@ from questlm.ops.reference.hadamard import hadamard
 from questlm.ops.reference.hadamard import masked_hadamard as reference_masked_hadamard
 from questlm.ops.reference.packing import pack, unpack
 from questlm.ops.reference.quantize import quantize as reference_quantize
-from questlm.quant import gaussian_grid, held_weights
+from questlm.quant import cached_weights, gaussian_grid
 from questlm.quant.swap import unfused
 from questlm.train import train
 
@@ -308,7 +308,7 @@ def outcome(model: Llama, ids: Tensor, backend: str, *, bf16: bool, held: bool) 
     with (
         ops.using_backend(backend),
         torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16),
-        held_weights(model) if held else nullcontext(),
+        cached_weights(model) if held else nullcontext(),
     ):
         logits: Tensor = model(ids)
         nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids.flatten()).backward()
@@ -334,7 +334,7 @@ def check_model(device: str, bits: int | str, *, bf16: bool = False, held: bool 
 
 
 def check_compiled(device: str, compiler: str) -> None:
-    """A compiled block with held weights: one graph, compiled once, and the numbers of the block run plainly."""
+    """A compiled block with cached weights: one graph, compiled once, and the numbers of the block run plainly."""
     model = small_llama(device, hidden=128, mlp_hidden=256)
     block = model.layers[0]
     width = model.config.head_width
@@ -346,7 +346,7 @@ def check_compiled(device: str, compiler: str) -> None:
     def run(forward: Callable[..., Tensor]) -> dict[str, Tensor]:
         model.zero_grad()
         own = x.clone().requires_grad_()
-        with torch.autocast(device, torch.bfloat16), held_weights(block):
+        with torch.autocast(device, torch.bfloat16), cached_weights(block):
             y = forward(own, angles, 0, None)
             y.backward(dy)
         return {"y": y.detach(), "x": own.grad, **{name: p.grad.clone() for name, p in block.named_parameters()}}

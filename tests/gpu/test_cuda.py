@@ -15,7 +15,7 @@ from questlm import Llama, ops
 from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.parallel import compile_blocks
 from questlm.quant import prepare
-from questlm.quant.weight_cache import held_weights
+from questlm.quant.weight_cache import cached_weights
 from questlm.train import checks, loop, train
 
 pytestmark = pytest.mark.gpu
@@ -72,7 +72,7 @@ def test_compiled_blocks_have_the_gradients_of_plain_ones(backend: str) -> None:
 
     def gradients() -> dict[str, torch.Tensor]:
         model.zero_grad()
-        with ops.using_backend(backend), held_weights(model):
+        with ops.using_backend(backend), cached_weights(model):
             loss = model(ids, targets=ids)[0]
             loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -129,11 +129,11 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def _compute_like_a_gpu() -> None:
-    send_narrow = engine.send_narrow
-    vars(engine)["send_narrow"] = lambda model, processes, dtype: send_narrow(model, processes, torch.bfloat16)
+    gather_as_codes = engine.gather_as_codes
+    vars(engine)["gather_as_codes"] = lambda model, processes, dtype: gather_as_codes(model, processes, torch.bfloat16)
     for module in (loop, step):
         vars(module)["autocast"] = lambda device: torch.autocast("cpu", dtype=torch.bfloat16)
-    vars(ops)["compile_ahead"] = lambda rehearse, device: rehearse()
+    vars(ops)["compile_ahead"] = lambda warm_up, device: warm_up()
 
 
 def start(processes: int, *arguments: str) -> subprocess.Popen[str]:

@@ -14,13 +14,13 @@ from torch import Tensor
 from questlm.data import TokenStream, windows
 from questlm.data.loader import batch_count
 from questlm.errors import DataError
-from questlm.parallel import Ranks
+from questlm.parallel import Processes
 from questlm.progress import progress
 
 __all__ = ["Evaluation", "evaluate"]
 
 _TOKENS_PER_BATCH = 4096
-_ALONE = Ranks()
+_ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def evaluate(
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
-    ranks: Ranks = _ALONE,
+    ranks: Processes = _ALONE,
 ) -> Evaluation:
     """Measure `logits`: ids (batch, tokens) int64 -> (batch, tokens, vocabulary) on `stream`.
 
@@ -74,9 +74,9 @@ def evaluate(
     batch_size = max(1, _TOKENS_PER_BATCH // seq_len)
     total = torch.zeros(3, dtype=torch.float64, device=device)  # nats, tokens, nats of ends of documents
     expected = min(len(stream) - 1, max_tokens or len(stream))
-    with progress("evaluating", expected, show=show_progress and ranks.leads) as update:
+    with progress("evaluating", expected, show=show_progress and ranks.is_main) as update:
         count = calls = 0
-        for batch in windows(stream, seq_len, batch_size, max_tokens, ranks.rank, ranks.size):
+        for batch in windows(stream, seq_len, batch_size, max_tokens, ranks.rank, ranks.world_size):
             inputs, targets = (torch.from_numpy(part).to(device) for part in batch)
             flat = targets.flatten()
             scores = logits(inputs).flatten(0, 1).float()
@@ -87,8 +87,8 @@ def evaluate(
             count += flat.numel()
             total += torch.stack((nats, torch.full_like(nats, flat.numel()), of_ends))
             calls += 1
-            update(count * ranks.size)
-    if calls < -(-batch_count(stream, seq_len, batch_size, max_tokens) // ranks.size):
+            update(count * ranks.world_size)
+    if calls < -(-batch_count(stream, seq_len, batch_size, max_tokens) // ranks.world_size):
         # For the others' sake, who have a batch more: of a model that is cut, a pass needs all processes.
         logits(torch.zeros(1, 1, dtype=torch.int64, device=device))
     nats, tokens, of_ends = ranks.sum(total).tolist()

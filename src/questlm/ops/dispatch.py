@@ -86,13 +86,13 @@ def backend_for(operation: str, x: Tensor, block_size: int = 1) -> str:
     return _requested
 
 
-def compile_ahead(rehearse: Callable[[], object], device: torch.device) -> None:
-    """Compile at once, on all cores, the kernels that `rehearse` needs on `device`, where they are compiled on use.
+def compile_ahead(warm_up: Callable[[], object], device: torch.device) -> None:
+    """Compile at once, on all cores, the kernels that `warm_up` needs on `device`, where they are compiled on use.
 
     What it computes is undefined, as kernels do not run in it; gradients and the like are its caller's to clear.
     """
     if device.type == "cuda" and _requested != "reference" and unavailable("triton") is None:
-        importlib.import_module("questlm.ops.triton.launch").compile_ahead(rehearse)
+        importlib.import_module("questlm.ops.triton.launch").compile_ahead(warm_up)
 
 
 def float8_products(device: torch.device) -> bool:

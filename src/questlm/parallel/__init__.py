@@ -1,5 +1,6 @@
 """Several processes that train one model: who they are, how they share it, and how they save it."""
 
+from questlm.parallel.activation_checkpointing import checkpoint_activations
 from questlm.parallel.engine import (
     Engine,
     clip_gradients,
@@ -7,28 +8,27 @@ from questlm.parallel.engine import (
     distribute,
     gathered,
     gradient_exchange,
-    holding_weights,
-    local_part,
+    local_shard,
     pick_engine,
+    weight_cache,
     whole,
 )
-from questlm.parallel.ranks import LostPeerError, Ranks, connect, reporting_lost_peers
-from questlm.parallel.recompute import recompute
+from questlm.parallel.processes import LostPeerError, Processes, connect, reporting_lost_peers
 
 __all__ = [
     "Engine",
     "LostPeerError",
-    "Ranks",
+    "Processes",
+    "checkpoint_activations",
     "clip_gradients",
     "compile_blocks",
     "connect",
     "distribute",
     "gathered",
     "gradient_exchange",
-    "holding_weights",
-    "local_part",
+    "local_shard",
     "pick_engine",
-    "recompute",
     "reporting_lost_peers",
+    "weight_cache",
     "whole",
 ]

@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from questlm.parallel.ranks import Ranks
-from questlm.parallel.sent import send_narrow, sent_weights
-from questlm.quant import held_weights
+from questlm.parallel.processes import Processes
+from questlm.parallel.quantized_gather import gather_as_codes, gathered_codes
+from questlm.quant import cached_weights
 
 __all__ = [
     "Engine",
@@ -30,18 +30,18 @@ __all__ = [
     "distribute",
     "gathered",
     "gradient_exchange",
-    "holding_weights",
-    "local_part",
+    "local_shard",
     "pick_engine",
+    "weight_cache",
     "whole",
 ]
 
 Engine = Literal["none", "ddp", "fsdp"]
 
 
-def pick_engine(setting: Literal["auto", "ddp", "fsdp"], ranks: Ranks) -> Engine:
+def pick_engine(setting: Literal["auto", "ddp", "fsdp"], ranks: Processes) -> Engine:
     """The engine for these processes: none for a single one, which has nobody to share with."""
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         return "none"
     return "ddp" if setting == "auto" else setting
 
@@ -83,7 +83,7 @@ def compile_blocks(model: nn.Module) -> None:
 def _shard(model: nn.Module, device: torch.device) -> None:
     processes = torch.distributed.get_world_size()
     mesh = init_device_mesh(device.type, (processes,))
-    send_narrow(model, processes, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    gather_as_codes(model, processes, torch.bfloat16 if device.type == "cuda" else torch.float32)
     layers = model.layers
     assert isinstance(layers, nn.ModuleList)
     for block in layers:
@@ -91,14 +91,14 @@ def _shard(model: nn.Module, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def holding_weights(model: nn.Module, engine: Engine) -> AbstractContextManager[None]:
+def weight_cache(model: nn.Module, engine: Engine) -> AbstractContextManager[None]:
     """A context for the passes of one optimizer step: weights are quantised once, at its beginning.
 
     Enter it with autocast as in the passes; gradients are whole behind it.
     """
     if engine == "fsdp":
-        return sent_weights(model)
-    return held_weights(model, through_parameters=engine == "ddp")  # DDP watches the parameters themselves
+        return gathered_codes(model)
+    return cached_weights(model, through_parameters=engine == "ddp")  # DDP watches the parameters themselves
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local_part(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+def local_shard(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """What this process has of a tensor that may be cut; of a whole `tensor` the part that it has of `like`."""
     if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
         tensor = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from questlm.errors import CheckpointError, quoted
-from questlm.parallel.ranks import Ranks, reporting_lost_peers
+from questlm.parallel.processes import Processes, reporting_lost_peers
 
 __all__ = ["TensorInfo", "describe_tensors", "load_tensors", "save_pieces"]
 
@@ -33,7 +33,7 @@ class TensorInfo(NamedTuple):
     dtype: torch.dtype
 
 
-def save_pieces(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> None:
+def save_pieces(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks: Processes) -> None:
     """Write what each process has of the tensors of all groups into `folder`. All processes call it.
 
     Args:

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from questlm.config import ModelConfig, QuantSpec, preset
 from questlm.models import Llama
-from questlm.parallel.engine import distribute, holding_weights
-from questlm.parallel.ranks import Ranks, connect
+from questlm.parallel.engine import distribute, weight_cache
+from questlm.parallel.processes import Processes, connect
 from questlm.quant import prepare
 
 __all__ = ["counted_traffic", "step_traffic"]
@@ -54,7 +54,7 @@ def counted_traffic() -> Iterator[Counter[str]]:
 def step_traffic(model: nn.Module, share: Callable[[nn.Module], nn.Module], ids: Tensor) -> Counter[str]:
     """Bytes by kind that a forward and a backward pass of `model`, shared by `share`, move; ids are (batch, tokens)."""
     module = share(model)
-    with counted_traffic() as sent, holding_weights(model, "fsdp"):
+    with counted_traffic() as sent, weight_cache(model, "fsdp"):
         module(ids).float().square().mean().backward()
     return sent
 
@@ -89,12 +89,16 @@ def _main() -> None:
             lambda model: distribute(model, "fsdp", cpu),
         ),
     }
-    with connect(Ranks.from_environment(), cpu, 60) as ranks:
+    with connect(Processes.from_environment(), cpu, 60) as ranks:
         ids = torch.randint(2048, (1, 16))
         for name, (spec, share) in rows.items():
             sent = step_traffic(prepare(Llama(shape).initialize(0), spec), share, ids)
-            if ranks.leads:
-                print(f"{name:18}", *(f"{kind} {size / 1e6:9.3f} MB" for kind, size in sorted(sent.items())), sep="  ")
+            if ranks.is_main:
+                print(
+                    f"{name:18}",
+                    *(f"{kind} {size / 1e6:9.3f} MB" for kind, size in sorted(sent.items())),
+                    sep="  ",
+                )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from questlm.quant.quantizers import Quantizer
 from questlm.quant.quantizers.learned import StatefulQuantizer
 from questlm.quant.skipped import skipped_layers
 from questlm.quant.swap import dense, learned_parameters, prepare, quantized_layers, restore
-from questlm.quant.weight_cache import held_weights
+from questlm.quant.weight_cache import cached_weights
 
 __all__ = [
     "METHODS",
@@ -25,6 +25,7 @@ __all__ = [
     "StatefulQuantizer",
     "StoredEmbedding",
     "StoredLinear",
+    "cached_weights",
     "dense",
     "dequantize",
     "fake_quantize",
@@ -33,7 +34,6 @@ __all__ = [
     "gaussian_mse",
     "gaussian_scale",
     "grid_mse",
-    "held_weights",
     "learned_parameters",
     "make_quantizer",
     "prepare",

@@ -1,7 +1,7 @@
 """Weights quantised once for a whole optimizer step.
 
 Between two optimizer steps weights do not change, and so neither do their codes nor the mask of their gradient. Inside
-`held_weights` all forward passes use codes made once at its beginning; the gradients dy^T x_q add up in the rotated
+`cached_weights` all forward passes use codes made once at its beginning; the gradients dy^T x_q add up in the rotated
 domain, in a leaf that stands for the weight, and at the end are masked and rotated back, once, into `weight.grad`:
 dw = IHT(M * sum dy^T x_q). With n micro-batches that saves n - 1 quantisations and n - 1 inverse transforms of every
 weight; the result is the same, up to the order of summation.
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.quant.layers.linear import FakeQuantLinear, HeldWeight
+from questlm.quant.layers.linear import CachedWeight, FakeQuantLinear
 from questlm.quant.quantizers import MaskedRounding
 
-__all__ = ["held_weights"]
+__all__ = ["cached_weights"]
 
 
 @contextmanager
-def held_weights(model: nn.Module, through_parameters: bool = False) -> Iterator[None]:
+def cached_weights(model: nn.Module, through_parameters: bool = False) -> Iterator[None]:
     """Quantise the weights of `model` now and keep their codes inside the block; gradients are whole behind it.
 
     Enter it with autocast as in the forward passes, and do the backward passes inside too. Layers whose weights are
@@ -36,10 +36,10 @@ def held_weights(model: nn.Module, through_parameters: bool = False) -> Iterator
     Raises:
         RuntimeError: a weight has a gradient already, which would mix with those of the block.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, FakeQuantLinear) and layer.holds]
+    layers = [layer for layer in model.modules() if isinstance(layer, FakeQuantLinear) and layer.caches_weight]
     if through_parameters and any(layer.weight.grad is not None for layer in layers):
         raise RuntimeError(
-            "held_weights(through_parameters=True) needs weights without a gradient; call "
+            "cached_weights(through_parameters=True) needs weights without a gradient; call "
             "optimizer.zero_grad(set_to_none=True) first"
         )
     groups = _alike(layers)
@@ -82,17 +82,17 @@ def _hold(layers: list[FakeQuantLinear], through_parameters: bool) -> None:
     for layer, (operand, mask) in zip(layers, encoded, strict=True):
         weight = layer.weight
         carrier = None if through_parameters else weight.detach().requires_grad_(weight.requires_grad)
-        layer.held = HeldWeight(operand, mask, dtype, carrier)
+        layer.cached_weight = CachedWeight(operand, mask, dtype, carrier)
 
 
 @torch.no_grad()
 def _bring_back(layers: Iterable[FakeQuantLinear]) -> None:
     reached = []
     for layer in layers:
-        assert layer.held is not None
-        gradient = (layer.weight if layer.held.carrier is None else layer.held.carrier).grad
+        assert layer.cached_weight is not None
+        gradient = (layer.weight if layer.cached_weight.carrier is None else layer.cached_weight.carrier).grad
         if gradient is not None:
-            reached.append((layer, gradient, layer.held.mask))
+            reached.append((layer, gradient, layer.cached_weight.mask))
     if not reached:
         return
     _, gradients, masks = zip(*reached, strict=True)
@@ -105,10 +105,10 @@ def _bring_back(layers: Iterable[FakeQuantLinear]) -> None:
 
 
 def _release(layer: FakeQuantLinear) -> None:
-    held, layer.held = layer.held, None
-    if held is not None and held.carrier is not None and held.carrier.requires_grad:
-        held.carrier.register_hook(_too_late)
+    cached, layer.cached_weight = layer.cached_weight, None
+    if cached is not None and cached.carrier is not None and cached.carrier.requires_grad:
+        cached.carrier.register_hook(_too_late)
 
 
 def _too_late(gradient: Tensor) -> None:
-    raise RuntimeError("a backward pass through held weights came after their block; do it inside held_weights")
+    raise RuntimeError("a backward pass through cached weights came after their block; do it inside cached_weights")

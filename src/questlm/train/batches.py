@@ -11,7 +11,7 @@ import torch
 
 from questlm.config import RunConfig
 from questlm.memory import Memory, host_memory, require_memory
-from questlm.parallel import Ranks
+from questlm.parallel import Processes
 from questlm.readable import bytes_text
 from questlm.scaling.memory import TrainingMemory, training_memory
 from questlm.scaling.shapes import training_settings
@@ -51,7 +51,7 @@ def choose_batch(config: RunConfig, processes: int, tokens: float | None = None)
     return _changed(config, batch_size=unit * 2 ** (units.bit_length() - 1))
 
 
-def choose_micro_batch(config: RunConfig, ranks: Ranks, device: torch.device) -> RunConfig:
+def choose_micro_batch(config: RunConfig, ranks: Processes, device: torch.device) -> RunConfig:
     """`config` with sequences per pass that fit the device's memory, where it has none and the whole share does not.
 
     Raises:
@@ -59,9 +59,9 @@ def choose_micro_batch(config: RunConfig, ranks: Ranks, device: torch.device) ->
     """
     train = config.train
     assert train.batch_size is not None
-    share = train.batch_size // ranks.size
+    share = train.batch_size // ranks.world_size
     if train.micro_batch_size is None and share > 0:
-        memory, needed = _free_for_each(device, ranks), _needed(config, device, ranks.size)
+        memory, needed = _free_for_each(device, ranks), _needed(config, device, ranks.world_size)
         fitting = share if memory is None else needed.most_sequences(memory.free / _ESTIMATE_ERROR)
         if device.type == "cpu":
             fitting = min(fitting, _CPU_TOKENS // train.seq_len)
@@ -72,14 +72,14 @@ def choose_micro_batch(config: RunConfig, ranks: Ranks, device: torch.device) ->
     return config
 
 
-def require_training_memory(config: RunConfig, ranks: Ranks, device: torch.device) -> None:
+def require_training_memory(config: RunConfig, ranks: Processes, device: torch.device) -> None:
     """Refuse a model that does not fit the memory, before it is built, by an estimate that may be off by a quarter.
 
     Raises:
         ConfigError: it does not; the message says how much it needs and how much there is.
     """
-    train, needed = config.train, _needed(config, device, ranks.size)
-    sequences = train.micro_batch_size or (train.batch_size or 1) // ranks.size or 1
+    train, needed = config.train, _needed(config, device, ranks.world_size)
+    sequences = train.micro_batch_size or (train.batch_size or 1) // ranks.world_size or 1
     what = (
         f"training this model of {config.model.parameters:,} parameters (weights, gradients, optimizer: "
         f"{bytes_text(needed.model)}; a pass of {sequences} x {train.seq_len} tokens: "
@@ -111,14 +111,14 @@ def _needed(config: RunConfig, device: torch.device, processes: int) -> Training
     return training_memory(config.model, config.quant, config.train, gpu, compiled, processes)
 
 
-def _free_for_each(device: torch.device, ranks: Ranks) -> Memory | None:
+def _free_for_each(device: torch.device, ranks: Processes) -> Memory | None:
     """The least memory that any of the processes has for itself."""
     memory = free_memory(device) if device.type == "cuda" else _host_memory_for_each(ranks)
     free = -ranks.largest(-float(memory.free) if memory else -float("inf"))[0]
     return None if memory is None else Memory(int(min(free, memory.free)), memory.total, memory.kind)
 
 
-def _host_memory_for_each(ranks: Ranks) -> Memory | None:
+def _host_memory_for_each(ranks: Processes) -> Memory | None:
     memory = host_memory()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)) if ranks.size > 1 else 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)) if ranks.world_size > 1 else 1
     return None if memory is None else Memory(memory.free // here, memory.total // here)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from questlm.errors import CheckpointError, quoted
 from questlm.files import atomic_folder, remove_folder, remove_leftovers, seal, verify
-from questlm.parallel import Ranks
+from questlm.parallel import Processes
 from questlm.parallel.storage import describe_tensors, load_tensors, save_pieces
 from questlm.train.state import STATE_NAME, CheckpointState, read_state
 
@@ -44,14 +44,14 @@ _NAME = "step-{:08d}"
 _PIECES = "shard-*.safetensors"  # DCP's names for them
 _MODEL_PIECES = "shard-*-model-00001-of-00002.safetensors"
 _MISFITS = {"model": "a checkpoint of another model", "optimizer": "not a whole checkpoint of this model"}
-_ALONE = Ranks()
+_ALONE = Processes()
 
 
 def write_checkpoint(
     folder: Path,
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: CheckpointState,
-    ranks: Ranks = _ALONE,
+    ranks: Processes = _ALONE,
     pieces: bool = False,
 ) -> Path:
     """Write `folder/step-` and at least eight digits: safetensors for each entry of `tensors`, and `state` as JSON.

@@ -107,13 +107,13 @@ def check_quantization(
     loss_fn: _LossFn,
     batch: tuple[Tensor, Tensor],
     expected: Expected,
-    holding: Callable[[], AbstractContextManager[object]] = nullcontext,
+    weight_cache: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, Any]:
     """Run the check on the batch that `expected` was computed on; gradients are cleared afterwards.
 
     Args:
         loss_fn: the path that trains, compiled or not, on one process or on several.
-        holding: context of an optimizer step, behind which gradients are whole.
+        weight_cache: context of an optimizer step, behind which gradients are complete.
 
     Returns:
         What was measured, for the run record.
@@ -123,7 +123,7 @@ def check_quantization(
     """
     layers = quantized_layers(model)
     model.zero_grad(set_to_none=True)
-    with holding():  # of a dense model too, whose compiling would else be part of the time it trained
+    with weight_cache():  # of a dense model too, whose compiling would else be part of the time it trained
         loss, logits = loss_fn(*batch)
         loss.backward()
     if not layers:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.parallel import Engine
-from questlm.quant import held_weights
+from questlm.quant import cached_weights
 from questlm.train.step import TrainStep
 
-__all__ = ["compile_kernels", "uncompiled", "without_advice"]
+__all__ = ["compile_kernels", "uncompiled", "without_compiler_warnings"]
 
-_SHORT = 64  # tokens of a rehearsal
+_SHORT = 64  # tokens of a warm-up
 
 
 @contextmanager
-def without_advice() -> Iterator[None]:
+def without_compiler_warnings() -> Iterator[None]:
     """Silence torch.compile, which advises TF32 (it would round the Hadamard transform to ten bits), and looks at the
     gradient of a block's input though it is no leaf.
     """
@@ -43,15 +43,15 @@ def compile_kernels(
     """Those of a step, of a validation while training, and of the last one; their number of tokens is no matter."""
     short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
 
-    def rehearse() -> None:
+    def warm_up() -> None:
         if engine != "fsdp":  # a model that is cut is put together elsewhere for the last validation
-            with torch.no_grad(), held_weights(model):
+            with torch.no_grad(), cached_weights(model):
                 model(short[0])
-        with step.holding_weights():
+        with step.weight_cache():
             with torch.no_grad():
                 step.loss(*short)
             step.loss(*short)[0].backward()
 
     with uncompiled():
-        ops.compile_ahead(rehearse, device)
+        ops.compile_ahead(warm_up, device)
     model.zero_grad(set_to_none=True)

@@ -12,14 +12,14 @@ import torch
 from questlm.config import TrainConfig
 from questlm.errors import ConfigError, quoted
 from questlm.memory import Memory
-from questlm.parallel import Ranks
+from questlm.parallel import Processes
 
 __all__ = ["autocast", "device_name", "free_memory", "peak_memory", "pick_device", "should_compile"]
 
-_ALONE = Ranks()
+_ALONE = Processes()
 
 
-def pick_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
+def pick_device(name: str, ranks: Processes = _ALONE) -> torch.device:
     """The device `name` stands for; 'auto' is CUDA where there is one, else the CPU.
 
     Of several processes on a machine each takes the GPU of its own number.
@@ -35,7 +35,7 @@ def pick_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
         raise ConfigError(f"train.device = {quoted(name)} is no device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"train.device = {quoted(name)} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and ranks.size > 1:
+    if device.type == "cuda" and ranks.world_size > 1:
         return _own_gpu(device, ranks)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
@@ -45,10 +45,10 @@ def pick_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
     return device
 
 
-def _own_gpu(device: torch.device, ranks: Ranks) -> torch.device:
+def _own_gpu(device: torch.device, ranks: Processes) -> torch.device:
     if str(device) != "cuda":
         raise ConfigError(
-            f"train.device = {quoted(str(device))} is one GPU for {ranks.size} processes; use cuda or auto"
+            f"train.device = {quoted(str(device))} is one GPU for {ranks.world_size} processes; use cuda or auto"
         )
     if ranks.local_rank >= torch.cuda.device_count():
         raise ConfigError(

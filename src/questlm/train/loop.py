@@ -25,18 +25,18 @@ from questlm.evaluation import Evaluation, evaluate
 from questlm.files import atomic_write
 from questlm.models import Llama
 from questlm.parallel import (
-    Ranks,
+    Processes,
+    checkpoint_activations,
     compile_blocks,
     connect,
     distribute,
-    local_part,
+    local_shard,
     pick_engine,
-    recompute,
     reporting_lost_peers,
     whole,
 )
 from questlm.progress import progress, tell
-from questlm.quant import StatefulQuantizer, held_weights, set_quantization_strength
+from questlm.quant import StatefulQuantizer, cached_weights, set_quantization_strength
 from questlm.records import RunRecord, package_versions
 from questlm.terminal import command_text
 from questlm.train.batches import choose_batch, choose_micro_batch, keep_batches, require_training_memory
@@ -50,7 +50,7 @@ from questlm.train.checkpoint import (
     write_checkpoint,
 )
 from questlm.train.checks import check_quantization, compute_plainly
-from questlm.train.compiling import compile_kernels, uncompiled, without_advice
+from questlm.train.compiling import compile_kernels, uncompiled, without_compiler_warnings
 from questlm.train.device import autocast, device_name, peak_memory, pick_device, should_compile
 from questlm.train.extension import require_same_budget
 from questlm.train.initial import InitialModel, adopt_shape, choose_tokenizer, find_initial
@@ -66,7 +66,7 @@ from questlm.train.step import TrainStep, should_record
 
 __all__ = ["Interrupted", "Trainer", "resume", "train"]
 
-_ALONE = Ranks()
+_ALONE = Processes()
 _STOPPING = "quest: the run stops after this step and is saved; Ctrl-C again leaves at once, without saving"
 
 
@@ -103,9 +103,11 @@ def train(config: RunConfig, out: Path, longest: float | None = None) -> RunReco
                 config = config.model_copy(
                     update={"data": config.data.model_copy(update={"end_of_text": initial.end_of_text})}
                 )
-        data, config = ranks.in_turn(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
+        data, config = ranks.main_first(lambda: _prepare_data(config, choose_tokenizer(config, initial)))
         asked = config
-        config = choose_micro_batch(choose_batch(config, ranks.size), ranks, pick_device(config.train.device, ranks))
+        config = choose_micro_batch(
+            choose_batch(config, ranks.world_size), ranks, pick_device(config.train.device, ranks)
+        )
         trainer = Trainer(config, folder, data, initial, ranks)
         trainer.prepare(asked)
         if longest is not None:
@@ -149,7 +151,7 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
         finished = ranks.first(folder.is_finished)
         if finished and chosen.data == saved.data:
             return RunRecord.load(out)
-        data, chosen = ranks.in_turn(lambda: _prepare_again(chosen, saved, started_in, folder))
+        data, chosen = ranks.main_first(lambda: _prepare_again(chosen, saved, started_in, folder))
         if finished:
             ranks.first(lambda: _keep_data_settings(folder, saved, chosen))
             return RunRecord.load(out)
@@ -167,9 +169,9 @@ def _verify(checkpoint: Path) -> None:
 
 
 @contextmanager
-def _together(train: TrainConfig, out: Path) -> Iterator[Ranks]:
+def _together(train: TrainConfig, out: Path) -> Iterator[Processes]:
     """The processes that train, connected; alone, this one."""
-    ranks = Ranks.from_environment()
+    ranks = Processes.from_environment()
     advice = f"continue from the last checkpoint with: {command_text('train', '--resume', out)}"
     with reporting_lost_peers(ranks, advice), connect(ranks, pick_device(train.device, ranks), train.timeout) as joined:
         yield joined
@@ -257,10 +259,10 @@ class Trainer:
         folder: RunFolder,
         data: PreparedData,
         initial: InitialModel | None = None,
-        ranks: Ranks = _ALONE,
+        ranks: Processes = _ALONE,
     ) -> None:
         self.config, self.folder, self.data, self.ranks = config, folder, data, ranks
-        for note in data.notes if ranks.leads else ():
+        for note in data.notes if ranks.is_main else ():
             tell(note)
         train = config.train
         self.device = pick_device(train.device, ranks)
@@ -281,9 +283,9 @@ class Trainer:
     def _loader(self) -> WindowLoader:
         train, ranks = self.config.train, self.ranks
         batch_size = train.tokens_per_step // train.seq_len
-        return WindowLoader(self.data.train, train.seq_len, batch_size, self.config.seed, ranks.rank, ranks.size)
+        return WindowLoader(self.data.train, train.seq_len, batch_size, self.config.seed, ranks.rank, ranks.world_size)
 
-    @without_advice()
+    @without_compiler_warnings()
     def prepare(self, asked: RunConfig | None = None) -> None:
         """Compile what is compiled, check that quantisation is on, measure how fast it is, and say what is to come.
 
@@ -301,11 +303,11 @@ class Trainer:
         self._distribute()
         compile_kernels(self.model, self.step, self.engine, batch, self.device)
         checks = self.ranks.together(
-            lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.holding_weights)
+            lambda: check_quantization(self.model, self.step.loss, batch, expected, self.step.weight_cache)
         )
         self.state.checks = self.state.checks or checks  # of a resumed run those of its beginning
         self._step_seconds = self._time_step(batch)
-        if self.ranks.leads:
+        if self.ranks.is_main:
             if asked is not None and (text := chosen_text(self.config, asked)):
                 tell(text)
             tell(budget_text(self.config, self._step_seconds, self._share_done()))
@@ -323,11 +325,11 @@ class Trainer:
     def run(self) -> RunRecord:
         """Train until the budget is spent, validate on the whole split in float32, and return the record."""
         with ExitStack() as stack:
-            loggers = self.config.train.loggers if self.ranks.leads else ()
+            loggers = self.config.train.loggers if self.ranks.is_main else ()
             log = open_loggers(loggers, self.folder.path, self.config.model_dump(mode="json"), stack)
-            stack.enter_context(without_advice())
-            interrupt = stack.enter_context(Interrupt(_STOPPING if self.ranks.leads else ""))
-            with progress("training", 1.0, show=self.ranks.leads) as update:
+            stack.enter_context(without_compiler_warnings())
+            interrupt = stack.enter_context(Interrupt(_STOPPING if self.ranks.is_main else ""))
+            with progress("training", 1.0, show=self.ranks.is_main) as update:
                 self._loop(log, interrupt, update)
             self._save()
             if (number := self._stopped_by(interrupt)) is not None:
@@ -338,19 +340,19 @@ class Trainer:
         """Make a batch that was chosen smaller, where `seconds` would pay for few steps of it."""
         inputs, targets = (part[:1] for part in self._first_micro_batch())
         took = [self._time(lambda: self._plain_loss(inputs, targets)[0].backward()) for _ in range(2)][-1]
-        tokens = seconds / self.ranks.largest(took)[0] * inputs.numel() * self.ranks.size
+        tokens = seconds / self.ranks.largest(took)[0] * inputs.numel() * self.ranks.world_size
         config = self.config.model_copy(update={"train": asked.train})
-        self.config = choose_micro_batch(choose_batch(config, self.ranks.size, tokens), self.ranks, self.device)
+        self.config = choose_micro_batch(choose_batch(config, self.ranks.world_size, tokens), self.ranks, self.device)
         self.loader = self._loader()
 
     def _time_step(self, batch: tuple[Tensor, Tensor]) -> float:
         """Seconds of a step, from one pass over a micro-batch; the optimizer's part, which is short, is left out."""
 
         def work() -> None:
-            with self.step.holding_weights():
+            with self.step.weight_cache():
                 self.step.loss(*batch)[0].backward()
 
-        passes = self.config.train.tokens_per_step / (batch[0].numel() * self.ranks.size)
+        passes = self.config.train.tokens_per_step / (batch[0].numel() * self.ranks.world_size)
         return self.ranks.largest(passes * self._time(work))[0]
 
     def _time(self, work: Callable[[], None]) -> float:
@@ -401,7 +403,7 @@ class Trainer:
         Until here it was whole, because quantisers take their first steps from it, and the check what is right.
         """
         train = self.config.train
-        recompute(self.model, train.recompute)
+        checkpoint_activations(self.model, train.recompute)
         if should_compile(train, self.device):
             compile_blocks(self.model)
         module = distribute(self.model, self.engine, self.device)
@@ -467,7 +469,7 @@ class Trainer:
             recipe.after_step(moment)
         self._pending.append(loss)
         self.state.step += 1
-        self.state.tokens += inputs.numel() * self.ranks.size
+        self.state.tokens += inputs.numel() * self.ranks.world_size
 
     def _plain_loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What `TrainStep.loss` computes, of the model that is neither compiled nor cut."""
@@ -518,7 +520,7 @@ class Trainer:
         return f"{what} at step {step}{where}; {kept}; start a run with a lower train.lr, or look at the data there"
 
     def _is_finite(self, parameter: Tensor) -> bool:
-        return not self.ranks.largest(not bool(torch.isfinite(local_part(parameter)).all()))[0]
+        return not self.ranks.largest(not bool(torch.isfinite(local_shard(parameter)).all()))[0]
 
     def _add_to_curve(self, lr: float, log: Log) -> None:
         losses = self.state.recent_losses
@@ -535,7 +537,7 @@ class Trainer:
 
     def _validate(self, log: Log) -> None:
         train = self.config.train
-        with autocast(self.device), uncompiled(), self.step.holding_weights():
+        with autocast(self.device), uncompiled(), self.step.weight_cache():
             result = evaluate(
                 self.model, self.data.val, train.seq_len, max_tokens=train.eval_tokens, device=self.device,
                 show_progress=False, ranks=self.ranks,
@@ -564,7 +566,7 @@ class Trainer:
 
     def _finish(self) -> RunRecord:
         model = self._whole_model()
-        with uncompiled(), held_weights(model):
+        with uncompiled(), cached_weights(model):
             result = evaluate(
                 model, self.data.val, self.config.train.seq_len, text_bytes=self.data.val_bytes,
                 end_of_text=self.data.end_of_text, device=self.device, ranks=self.ranks,
@@ -616,6 +618,6 @@ class Trainer:
             peak_memory_bytes=int(self.ranks.largest(peak_memory(self.device))[0]),
             checks=state.checks,
             initial_weights=state.initial_weights,
-            processes=self.ranks.size,
+            processes=self.ranks.world_size,
             parallel=self.engine,
         )

@@ -1,9 +1,9 @@
 """One optimizer step: micro-batches forward and backward, gradients joined and clipped, weights moved.
 
-Weights are quantised once a step (`questlm.quant.held_weights`). On a GPU the blocks are compiled, each by itself: the
-first costs seconds, the others, being alike, nothing, where compiling the whole model takes minutes and gives no more
-speed. What is then left is Python that starts kernels, and where a model is so small that the GPU waits for it, a step
-is recorded once as a CUDA graph and played back.
+Weights are quantised once a step (`questlm.quant.cached_weights`). On a GPU the blocks are compiled, each by itself:
+the first costs seconds, the others, being alike, nothing, where compiling the whole model takes minutes and gives no
+more speed. What is then left is Python that starts kernels, and where a model is so small that the GPU waits for it, a
+step is recorded once as a CUDA graph and played back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from questlm.config import TrainConfig
 from questlm.errors import ConfigError
 from questlm.models import Llama
-from questlm.parallel import Engine, clip_gradients, gradient_exchange, holding_weights
+from questlm.parallel import Engine, clip_gradients, gradient_exchange, weight_cache
 from questlm.quant import FakeQuantLinear, Quantizer, quantized_layers
 from questlm.train.device import autocast
 from questlm.train.optim import Optimizers
@@ -110,18 +110,18 @@ class TrainStep:
         return loss
 
     @contextmanager
-    def holding_weights(self) -> Iterator[None]:
+    def weight_cache(self) -> Iterator[None]:
         """The context of a step's passes: weights are quantised at its beginning, gradients whole behind it."""
         with ExitStack() as stack:
             with autocast(self.device):
-                stack.enter_context(holding_weights(self.model, self.engine))
+                stack.enter_context(weight_cache(self.model, self.engine))
             yield
 
     def _step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), device=self.device)
         size = self.train.micro_batch_size or len(inputs)
         micro_batches = list(zip(inputs.split(size), targets.split(size), strict=True))
-        with self.holding_weights():
+        with self.weight_cache():
             for index, batch in enumerate(micro_batches, 1):
                 share = len(batch[0]) / len(inputs)
                 with gradient_exchange(self.module, on=index == len(micro_batches)):

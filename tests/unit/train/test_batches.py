@@ -10,11 +10,11 @@ import torch
 from questlm.config import RunConfig, load_config
 from questlm.errors import ConfigError
 from questlm.memory import Memory
-from questlm.parallel import Ranks
+from questlm.parallel import Processes
 from questlm.train import batches
 from questlm.train.batches import choose_batch, choose_micro_batch, keep_batches, require_training_memory
 
-CPU, ALONE = torch.device("cpu"), Ranks()
+CPU, ALONE = torch.device("cpu"), Processes()
 SMALL = {"layers": 2, "hidden": 64, "heads": 1, "vocab_size": 512}  # 0.13 million parameters in blocks
 LARGE = {"layers": 6, "hidden": 640, "heads": 5, "vocab_size": 512}  # 30 million
 
@@ -95,7 +95,7 @@ def test_passes_that_were_given_are_kept_or_refused(free: Any) -> None:
 def test_processes_of_one_machine_share_its_memory(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     free(8e9)
-    memory = batches._host_memory_for_each(Ranks(0, 8, 0))
+    memory = batches._host_memory_for_each(Processes(0, 8, 0))
     assert memory == Memory(2 * 10**9, 4 * 10**9)
 
 

@@ -26,14 +26,14 @@ def test_five_signals_at_once_are_one_request(clock: list[float]) -> None:
 
 
 def test_a_later_signal_leaves_at_once_and_a_third_would_end_the_process(clock: list[float]) -> None:
-    def in_turn() -> None:
+    def main_first() -> None:
         signal.raise_signal(signal.SIGINT)
         clock[0] += 2.5
         signal.raise_signal(signal.SIGINT)
 
     with Interrupt():
         with pytest.raises(KeyboardInterrupt):
-            in_turn()
+            main_first()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL

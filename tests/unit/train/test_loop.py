@@ -66,9 +66,9 @@ def test_a_rehearsal_leaves_no_trace(
     )
     noted: list[object] = []
 
-    def rehearse_alone(rehearse: Callable[[], object], device: torch.device) -> None:
+    def rehearse_alone(warm_up: Callable[[], object], device: torch.device) -> None:
         monkeypatch.setattr(launch, "_noted", noted)
-        rehearse()
+        warm_up()
         monkeypatch.setattr(launch, "_noted", None)
 
     with ops.using_backend("triton"):

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, held weights, and when steps are recorded."""
+"""One optimizer step: micro-batches, cached weights, and when steps are recorded."""
 
 from __future__ import annotations
 

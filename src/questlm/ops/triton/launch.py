@@ -3,7 +3,7 @@
 Triton compiles a kernel when it is first started, and who started it waits: a training step needs some twenty, one
 second each, one after the other. So a step can be rehearsed first: while it is, nothing is started, only noted, and
 then all that was noted is compiled at once, on as many cores as there are. What is compiled must not depend on the
-number of rows, then, which is another in a step than in a rehearsal or in a validation's last batch; hence the
+number of rows, then, which is another in a step than in a warm-up or in a validation's last batch; hence the
 `do_not_specialize` of kernels, without which Triton makes another one of a number that 16 divides.
 """
 
@@ -23,7 +23,7 @@ _noted: list[_Call] | None = None  # of all threads: autograd has its own
 
 
 def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run `kernel`, as kernel[grid](...) does; in a rehearsal only note it."""
+    """Run `kernel`, as kernel[grid](...) does; in a warm-up only note it."""
     if _noted is None:
         kernel[grid](*arguments, **options)
     else:
@@ -36,8 +36,8 @@ def _typical(argument: Any) -> Any:
     return argument.dtype if aligned else argument  # and not the tensor, whose memory it would hold
 
 
-def compile_ahead(rehearse: Callable[[], object]) -> None:
-    """Compile all kernels that `rehearse` starts. They do not run, so what it computes is undefined.
+def compile_ahead(warm_up: Callable[[], object]) -> None:
+    """Compile all kernels that `warm_up` starts. They do not run, so what it computes is undefined.
 
     One that cannot be compiled says so when it is started.
     """
@@ -47,7 +47,7 @@ def compile_ahead(rehearse: Callable[[], object]) -> None:
     calls: list[_Call] = []
     _noted = calls
     try:
-        rehearse()
+        warm_up()
     finally:
         _noted = None
     with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):

@@ -22,12 +22,12 @@ from questlm.quant.autograd import Pending, Rows, encode_rows, product
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import Quantizer, refuse_transforms
 
-__all__ = ["FakeQuantLinear", "HeldWeight"]
+__all__ = ["CachedWeight", "FakeQuantLinear"]
 
 _NORM_EPS = 1e-5
 
 
-class HeldWeight(NamedTuple):
+class CachedWeight(NamedTuple):
     """A weight's codes for one optimizer step.
 
     Attributes:
@@ -55,7 +55,7 @@ class FakeQuantLinear(nn.Linear):
         input_norm: RMSNorm before the layer, for methods that have one.
         quantized: False computes the plain product.
         blending: whether quantisation is being faded in, to the share `strength` (`questlm.quant.gradual`).
-        held: codes of the weight for this optimizer step (`questlm.quant.weight_cache`); None: made on each call.
+        cached_weight: codes of the weight for this optimizer step (`questlm.quant.weight_cache`), or None.
         defers: whether the product of quantised rows is left to the activation behind it
             (`questlm.quant.layers.fused`).
     """
@@ -68,7 +68,7 @@ class FakeQuantLinear(nn.Linear):
     strength: Tensor | None
     quantized: bool
     blending: bool
-    held: HeldWeight | None
+    cached_weight: CachedWeight | None
     defers: bool = False
 
     @classmethod
@@ -80,7 +80,7 @@ class FakeQuantLinear(nn.Linear):
         """
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.spec, layer.quantized, layer.blending, layer.held = spec, True, False, None
+        layer.spec, layer.quantized, layer.blending, layer.cached_weight = spec, True, False, None
         quantizers = layer_quantizers(spec, linear.out_features, linear.in_features)
         layer.weight_quantizer, layer.act_quantizer, layer.block_size = quantizers
         layer.input_norm = (
@@ -129,7 +129,7 @@ class FakeQuantLinear(nn.Linear):
         return self.spec.backward == "float8"
 
     @property
-    def holds(self) -> bool:
+    def caches_weight(self) -> bool:
         """Whether the weight's codes can be kept for a whole optimizer step."""
         quantizes = self.quantized and not self.blending and type(self) is FakeQuantLinear
         return quantizes and self.weight_quantizer is not None and self.weight_quantizer.rounding is not None
@@ -151,10 +151,10 @@ class FakeQuantLinear(nn.Linear):
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
 
     def _dense(self, input: Tensor) -> Tensor:
-        if self.held is not None and self.held.carrier is None and torch.is_grad_enabled():
+        if self.cached_weight is not None and self.cached_weight.carrier is None and torch.is_grad_enabled():
             raise RuntimeError(
-                "a dense pass inside held_weights would leave its gradient masked and rotated; do it outside, or under "
-                "torch.no_grad()"
+                "a dense pass inside cached_weights would leave its gradient masked and rotated; do it outside, or "
+                "under torch.no_grad()"
             )
         return super().forward(input)
 
@@ -174,14 +174,18 @@ class FakeQuantLinear(nn.Linear):
 
     def weight_rows(self, dtype: torch.dtype) -> Rows:
         """The weight as a factor of products in `dtype`, with its gradient."""
-        if self.held is None:
+        if self.cached_weight is None:
             return encode_rows(self.weight, self.weight_quantizer, self.block_size, dtype)
-        if self.held.dtype is not dtype:
+        if self.cached_weight.dtype is not dtype:
             raise RuntimeError(
-                f"weights are held for products in {self.held.dtype}, but this forward pass computes in {dtype}; "
-                "enter held_weights with autocast as in the forward passes"
+                f"weights are cached for products in {self.cached_weight.dtype}, but this forward pass computes in "
+                f"{dtype}; "
+                "enter cached_weights with autocast as in the forward passes"
             )
-        return Rows(self.held.operand, self.weight if self.held.carrier is None else self.held.carrier)
+        return Rows(
+            self.cached_weight.operand,
+            self.weight if self.cached_weight.carrier is None else self.cached_weight.carrier,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.label}, block_size={self.block_size}"
@@ -191,7 +195,7 @@ class FakeQuantLinear(nn.Linear):
         self.blending = self.strength is not None and not self.strength.is_meta and bool(self.strength < 1)
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.held is not None:
+        if self.cached_weight is not None:
             rows = encode_rows(x, self.act_quantizer, self.block_size, dtype)
             return product(rows, self.weight_rows(dtype), dtype, self._float8)
         return self._quantized_product(x, self.weight, self.weight_quantizer, dtype)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from questlm.config import TrainConfig
-from questlm.parallel import Ranks
+from questlm.parallel import Processes
 from questlm.train.optim.adamw import AdamW
 from questlm.train.optim.groups import Group, parameter_groups
 from questlm.train.optim.muon import Muon
@@ -19,14 +19,14 @@ from questlm.train.optim.optimizers import Optimizers, Part
 
 __all__ = ["OPTIMIZERS", "AdamW", "Muon", "Optimizers", "Part", "make_optimizer"]
 
-_ALONE = Ranks()
+_ALONE = Processes()
 
 
-def _adamw(groups: dict[Group, dict[str, object]], train: TrainConfig, ranks: Ranks) -> list[Part]:
+def _adamw(groups: dict[Group, dict[str, object]], train: TrainConfig, ranks: Processes) -> list[Part]:
     return [AdamW(list(groups.values()), train.lr, (train.beta1, train.beta2))]
 
 
-def _muon(groups: dict[Group, dict[str, object]], train: TrainConfig, ranks: Ranks) -> list[Part]:
+def _muon(groups: dict[Group, dict[str, object]], train: TrainConfig, ranks: Processes) -> list[Part]:
     """Muon for the blocks' matrices, AdamW for everything else."""
     matrices = groups.pop("matrices", None)
     parts: list[Part] = _adamw(groups, train, ranks) if groups else []
@@ -36,13 +36,13 @@ def _muon(groups: dict[Group, dict[str, object]], train: TrainConfig, ranks: Ran
     return parts
 
 
-OPTIMIZERS: dict[str, Callable[[dict[Group, dict[str, object]], TrainConfig, Ranks], list[Part]]] = {
+OPTIMIZERS: dict[str, Callable[[dict[Group, dict[str, object]], TrainConfig, Processes], list[Part]]] = {
     "adamw": _adamw,
     "muon": _muon,
 }
 
 
-def make_optimizer(model: nn.Module, train: TrainConfig, ranks: Ranks = _ALONE) -> Optimizers:
+def make_optimizer(model: nn.Module, train: TrainConfig, ranks: Processes = _ALONE) -> Optimizers:
     """The optimizer `train.optimizer` over the parameters of `model`.
 
     Args:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from questlm.parallel import Ranks, local_part
+from questlm.parallel import Processes, local_shard
 
 __all__ = ["Muon", "orthogonalize"]
 
@@ -35,7 +35,7 @@ _EPS = 1e-7
 _LARGEST_STACK = 2**27
 """Entries of the largest stack. Its temporary tensors take about 12 bytes an entry."""
 
-_ALONE = Ranks()
+_ALONE = Processes()
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         precision: torch.dtype | None = None,
-        ranks: Ranks = _ALONE,
+        ranks: Processes = _ALONE,
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum})
         self.precision, self.ranks = precision, ranks
@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
         rows, columns = parameters[0].shape
-        weights = [local_part(parameter) for parameter in parameters]
+        weights = [local_shard(parameter) for parameter in parameters]
         updates = torch.stack(self._momenta(parameters, group["momentum"]))
         updates = self._orthogonal(updates, isinstance(parameters[0], DTensor), rows).to(weights[0].dtype)
         updates.mul_(group["lr"] * (0.2 * max(rows, columns) ** 0.5))
@@ -111,18 +111,18 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        buffers = [local_part(self.state[parameter]["momentum"]) for parameter in parameters]
-        gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        buffers = [local_shard(self.state[parameter]["momentum"]) for parameter in parameters]
+        gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         precision = self.precision or (torch.bfloat16 if buffers[0].is_cuda else torch.float32)
         return [ahead.to(precision) for ahead in torch._foreach_lerp(gradients, buffers, momentum)]
 
     def _orthogonal(self, updates: Tensor, sharded: bool, rows: int) -> Tensor:
         """What this process has of the orthogonal matrices, (count, rows here, columns)."""
-        if self.ranks.size == 1:
+        if self.ranks.world_size == 1:
             return orthogonalize(updates)
         whole = _gathered_rows(updates, self.ranks, rows) if sharded else updates
-        count, share = len(whole), -(-len(whole) // self.ranks.size)
+        count, share = len(whole), -(-len(whole) // self.ranks.world_size)
         own = whole[self.ranks.rank * share : (self.ranks.rank + 1) * share]
         sent = whole.new_zeros(share, *whole.shape[1:])
         if len(own):
@@ -130,7 +130,7 @@ class Muon(torch.optim.Optimizer):
         together = _all_gather(sent, self.ranks).flatten(0, 1)[:count]
         if not sharded:
             return together
-        first = self.ranks.rank * -(-rows // self.ranks.size)
+        first = self.ranks.rank * -(-rows // self.ranks.world_size)
         return together[:, first : first + updates.shape[1]]
 
 
@@ -145,20 +145,20 @@ def _stacks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             yield alike[start : start + most]
 
 
-def _gathered_rows(part: Tensor, ranks: Ranks, rows: int) -> Tensor:
+def _gathered_rows(part: Tensor, ranks: Processes, rows: int) -> Tensor:
     """Whole matrices (count, rows, columns) from the rows that each process has of them, in the order of processes.
 
     FSDP gives ceil(rows / processes) rows to each process, and fewer or none to the last ones.
     """
     count, here, columns = part.shape
-    padded = part.new_zeros(count, -(-rows // ranks.size), columns)
+    padded = part.new_zeros(count, -(-rows // ranks.world_size), columns)
     padded[:, :here] = part
     return _all_gather(padded, ranks).transpose(0, 1).reshape(count, -1, columns)[:, :rows]
 
 
-def _all_gather(part: Tensor, ranks: Ranks) -> Tensor:
+def _all_gather(part: Tensor, ranks: Processes) -> Tensor:
     """(processes, *shape) from a contiguous tensor of one shape on every process."""
-    result = part.new_empty(ranks.size, *part.shape)
+    result = part.new_empty(ranks.world_size, *part.shape)
     # As bytes, because gloo does not know every dtype.
     dist.all_gather(list(result.view(torch.uint8).unbind()), part.view(torch.uint8))
     return result

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from questlm.config import TrainConfig
-from questlm.parallel import gathered, local_part
+from questlm.parallel import gathered, local_shard
 from questlm.quant import quantized_layers
 from questlm.train.recipes.base import Moment, Recipe
 
@@ -54,4 +54,4 @@ def pull_to_grid(model: nn.Module, rate: float) -> None:
         if layer.weight_quantizer is not None:
             with gathered(layer):
                 rounded = layer.rounded_weight()
-            local_part(layer.weight).lerp_(local_part(rounded, like=layer.weight), rate)
+            local_shard(layer.weight).lerp_(local_shard(rounded, like=layer.weight), rate)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Recompute", "recompute"]
+__all__ = ["Recompute", "checkpoint_activations"]
 
 Recompute = Literal["none", "mlp", "block"]
 
 
-def recompute(model: nn.Module, what: Recompute) -> None:
+def checkpoint_activations(model: nn.Module, what: Recompute) -> None:
     """Let each block of `model.layers`, or each block's `mlp`, keep its input alone for the backward pass.
 
     No number changes: the same operations run again. The modules' `forward` is replaced, and nothing is wrapped around

@@ -7,7 +7,7 @@ learn, weights whose scale is taken over the whole tensor) goes as it is.
 
 In the other direction the gradient dy^T x_q is summed over micro-batches and processes in the rotated domain; mask and
 inverse transform, which go row by row too, are then applied to the own rows, once an optimizer step. This is
-`questlm.quant.held_weights` for a model that is cut, and gives the same numbers.
+`questlm.quant.cached_weights` for a model that is cut, and gives the same numbers.
 
 FSDP2 asks a parameter's own tensor what to gather (`fsdp_pre_all_gather`) and what to make of it
 (`fsdp_post_all_gather`); the tensors here answer.
@@ -30,15 +30,15 @@ from torch.utils._pytree import tree_map_only
 from questlm import ops
 from questlm.ops import Encoded
 from questlm.quant import FakeQuantLinear, StoredEmbedding, StoredLinear
-from questlm.quant.layers.linear import HeldWeight
+from questlm.quant.layers.linear import CachedWeight
 
-__all__ = ["send_narrow", "sent_weights"]
+__all__ = ["gather_as_codes", "gathered_codes"]
 
 _Gathered = tuple[Tensor, ...]
 _SENDER = "sender"  # attribute of a layer whose weight goes as codes
 
 
-def send_narrow(model: nn.Module, processes: int, dtype: torch.dtype) -> None:
+def gather_as_codes(model: nn.Module, processes: int, dtype: torch.dtype) -> None:
     """Let the weights of `model` travel in the form that its layers use. To be done before `fully_shard`.
 
     Args:
@@ -61,7 +61,7 @@ def send_narrow(model: nn.Module, processes: int, dtype: torch.dtype) -> None:
 
 
 @contextmanager
-def sent_weights(model: nn.Module) -> Iterator[None]:
+def gathered_codes(model: nn.Module) -> Iterator[None]:
     """Quantise the rows of this process now, for all passes inside the block; its gradients are right behind it."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -79,7 +79,7 @@ def sent_weights(model: nn.Module) -> Iterator[None]:
 def _quantizes_rows(layer: FakeQuantLinear) -> bool:
     """Whether a row's codes follow from the row alone, at every time of the training."""
     rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
-    return layer.holds and layer.strength is None and rounding is not None and rounding.grid.scale != "absmean"
+    return layer.caches_weight and layer.strength is None and rounding is not None and rounding.grid.scale != "absmean"
 
 
 def _multiplies_bfloat16(module: nn.Module, dtype: torch.dtype) -> bool:
@@ -143,7 +143,7 @@ class _Sender:
         weight = self.layer.weight
         assert isinstance(weight, DTensor)
         if weight.grad is not None:
-            raise RuntimeError("sent_weights needs weights without a gradient; call optimizer.zero_grad() first")
+            raise RuntimeError("gathered_codes needs weights without a gradient; call optimizer.zero_grad() first")
         self.own = self._encoded(weight.to_local(), self.rounding.mask_bound)
 
     @torch.no_grad()
@@ -163,15 +163,19 @@ class _Sender:
 
     def unpack(self, bits: Tensor, step: Tensor) -> None:
         """Make the whole weight's operand of everyone's bits and steps, where the layer looks for it."""
-        codes, grid, held = ops.unpack(bits, self.symbols, self.layer.in_features), self.rounding.grid, self.layer.held
-        if held is None:
+        codes, grid, cached = (
+            ops.unpack(bits, self.symbols, self.layer.in_features),
+            self.rounding.grid,
+            self.layer.cached_weight,
+        )
+        if cached is None:
             form = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # as this device likes it
             data = torch.empty(codes.shape, dtype=form.data.dtype, device=codes.device)
         else:
-            data = held.operand.data
+            data = cached.operand.data
         with _preserve_version(data):  # as FSDP does where it fills tensors again
             data.copy_(ops.codes_in_form(codes, grid, data.dtype))
-        self.layer.held = HeldWeight(ops.operand_of(data, step, grid), None, self.dtype, None)
+        self.layer.cached_weight = CachedWeight(ops.operand_of(data, step, grid), None, self.dtype, None)
 
     def _encoded(self, rows: Tensor, mask_bound: float | None) -> Encoded:
         rows = _plain(rows)
@@ -194,9 +198,9 @@ class _SentAsCodes(_Sent):
         sender.unpack(*gathered)
         if out is not None:
             return None
-        assert sender.layer.held is not None
+        assert sender.layer.cached_weight is not None
         # FSDP frees the operand's memory, and takes it again, together with its own.
-        return gathered[1].new_zeros(()).as_subclass(_GradientCarrier), (sender.layer.held.operand.data,)
+        return gathered[1].new_zeros(()).as_subclass(_GradientCarrier), (sender.layer.cached_weight.operand.data,)
 
 
 class _GradientCarrier(Tensor):

@@ -7,15 +7,15 @@ import torch
 
 from questlm.config import ModelConfig, QuantSpec
 from questlm.models import Llama
-from questlm.parallel import recompute
-from questlm.parallel.recompute import Recompute
+from questlm.parallel import checkpoint_activations
+from questlm.parallel.activation_checkpointing import Recompute
 from questlm.quant import prepare
 
 
 def _passes(what: Recompute, spec: QuantSpec) -> tuple[list[str], list[torch.Tensor], int]:
     model = Llama(ModelConfig(layers=2, hidden=32, heads=2, mlp_hidden=64, vocab_size=50)).initialize(0)
     prepare(model, spec)
-    recompute(model, what)
+    checkpoint_activations(model, what)
     kept: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

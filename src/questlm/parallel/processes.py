@@ -1,8 +1,8 @@
 """The processes that train one model together: who they are, and how they agree on anything.
 
 `torchrun` starts them and says by WORLD_SIZE, RANK and LOCAL_RANK who each is. Whatever one process alone must decide
-or do (name the run folder, write a file) goes through `Ranks.first`, and what all must decide alike (stop now?) through
-`Ranks.largest`: a process that went its own way would leave the others waiting for it.
+or do (name the run folder, write a file) goes through `Processes.first`, and what all must decide alike (stop now?)
+through `Processes.largest`: a process that went its own way would leave the others waiting for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from questlm import errors
 from questlm.errors import ConfigError, QuestError, TrainingError
 
-__all__ = ["LostPeerError", "Ranks", "connect", "reporting_lost_peers"]
+__all__ = ["LostPeerError", "Processes", "connect", "reporting_lost_peers"]
 
 T = TypeVar("T")
 
@@ -35,23 +35,23 @@ class LostPeerError(TrainingError):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """This process among those of the run; by default the only one, for which everything here costs nothing.
 
     Attributes:
         rank: number of this process, 0 for the one that writes and speaks.
-        size: how many there are.
+        world_size: how many there are.
         local_rank: its number on its machine, which is the number of its GPU.
         waiting: group over the CPU for what may take long.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
     waiting: dist.ProcessGroup | None = None
 
     @classmethod
-    def from_environment(cls) -> Ranks:
+    def from_environment(cls) -> Processes:
         """Who torchrun says that we are; the only process where it says nothing.
 
         Raises:
@@ -73,7 +73,7 @@ class Ranks:
         return cls(rank, size, local_rank)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
@@ -83,11 +83,11 @@ class Ranks:
         Raises:
             QuestError: what it raised, on all processes.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return work()
         problem: BaseException | None = None
         answer: dict[str, Any] = {}
-        if self.leads:
+        if self.is_main:
             try:
                 answer = {"result": work()}
             except BaseException as caught:
@@ -106,7 +106,7 @@ class Ranks:
         Raises:
             QuestError: what it raised here or on another process.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return work()
         problem: QuestError | None = None
         try:
@@ -119,7 +119,7 @@ class Ranks:
         text = self._text(json.dumps([type(problem).__name__, str(problem)]), source=int(failed[0]) - 1)
         raise problem or _same_error(*json.loads(text))
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         """What `work()` gives here; the first process of each machine does it before the others, who find it done."""
         early = self.together(lambda: work() if self.local_rank == 0 else None)
         late = self.together(lambda: work() if self.local_rank != 0 else None)
@@ -127,17 +127,17 @@ class Ranks:
 
     def largest(self, *values: float) -> list[float]:
         """The largest of each value over all processes. Goes over the CPU, so it waits for no GPU."""
-        if self.size == 1:
+        if self.world_size == 1:
             return list(values)
         return self._agree(torch.tensor(values, dtype=torch.float64), None)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over all processes of `values`, on the device they are on."""
-        return self.sum(values / self.size) if self.size > 1 else values
+        return self.sum(values / self.world_size) if self.world_size > 1 else values
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over all processes of `values`, on the device they are on."""
-        if self.size > 1:
+        if self.world_size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
@@ -158,7 +158,7 @@ class Ranks:
 
 
 @contextmanager
-def connect(ranks: Ranks, device: torch.device, timeout: float) -> Iterator[Ranks]:
+def connect(ranks: Processes, device: torch.device, timeout: float) -> Iterator[Processes]:
     """Join the other processes: `ranks` with the means to talk to them.
 
     CPU tensors go through gloo and CUDA tensors through NCCL. A group that exists already is used and left alone.
@@ -169,12 +169,12 @@ def connect(ranks: Ranks, device: torch.device, timeout: float) -> Iterator[Rank
     Raises:
         LostPeerError: they cannot be reached.
     """
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         yield ranks
         return
     with _joined(device, timeout):
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        yield Ranks(ranks.rank, ranks.size, ranks.local_rank, group)
+        yield Processes(ranks.rank, ranks.world_size, ranks.local_rank, group)
 
 
 @contextmanager
@@ -201,7 +201,7 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_lost_peers(ranks: Ranks, advice: str) -> Iterator[None]:
+def reporting_lost_peers(ranks: Processes, advice: str) -> Iterator[None]:
     """Turn what a collective raises when a peer is gone into one sentence that ends in `advice`.
 
     Raises:
@@ -210,10 +210,10 @@ def reporting_lost_peers(ranks: Ranks, advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        if ranks.size == 1 or not _is_about_peers(problem):
+        if ranks.world_size == 1 or not _is_about_peers(problem):
             raise
         raise LostPeerError(
-            f"another of the {ranks.size} processes ended or stopped answering, so this one ends too; {advice}"
+            f"another of the {ranks.world_size} processes ended or stopped answering, so this one ends too; {advice}"
         ) from None
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 
 from questlm.errors import ConfigError, DataError, QuestError, TrainingError
-from questlm.parallel import LostPeerError, Ranks, pick_engine, reporting_lost_peers
-from questlm.parallel.ranks import _same_error
+from questlm.parallel import LostPeerError, Processes, pick_engine, reporting_lost_peers
+from questlm.parallel.processes import _same_error
 from questlm.train.device import pick_device
 
 
@@ -19,9 +19,9 @@ def _no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_alone_it_leads_and_decides() -> None:
-    ranks = Ranks.from_environment()
-    assert (ranks.rank, ranks.size, ranks.leads) == (0, 1, True)
-    assert ranks.first(lambda: 3) == ranks.together(lambda: 3) == ranks.in_turn(lambda: 3) == 3
+    ranks = Processes.from_environment()
+    assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
+    assert ranks.first(lambda: 3) == ranks.together(lambda: 3) == ranks.main_first(lambda: 3) == 3
     assert ranks.largest(2.0, 5) == [2.0, 5]
     values = torch.ones(2)
     assert ranks.sum(values) is values
@@ -32,8 +32,8 @@ def test_alone_it_leads_and_decides() -> None:
 def test_torchrun_says_who_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    ranks = Ranks.from_environment()
-    assert (ranks.rank, ranks.size, ranks.local_rank, ranks.leads) == (3, 4, 1, False)
+    ranks = Processes.from_environment()
+    assert (ranks.rank, ranks.world_size, ranks.local_rank, ranks.is_main) == (3, 4, 1, False)
     assert pick_engine("auto", ranks) == "ddp"
     assert pick_engine("fsdp", ranks) == "fsdp"
 
@@ -43,7 +43,7 @@ def test_half_of_what_torchrun_says_is_refused(given: dict[str, str], monkeypatc
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="start it with torchrun"):
-        Ranks.from_environment()
+        Processes.from_environment()
 
 
 def test_an_error_of_another_process_is_the_same_here() -> None:
@@ -54,12 +54,12 @@ def test_an_error_of_another_process_is_the_same_here() -> None:
 
 
 def test_what_a_collective_raises_becomes_a_sentence() -> None:
-    two = Ranks(0, 2)
+    two = Processes(0, 2)
     for problem in (RuntimeError("[gloo/pair.cc:1] Connection closed by peer"), dist.DistBackendError("NCCL timeout")):
         sentence = r"another of the 2 processes ended .*; go on with X"
         with pytest.raises(LostPeerError, match=sentence), reporting_lost_peers(two, "go on with X"):
             raise problem
-        with pytest.raises(RuntimeError), reporting_lost_peers(Ranks(), "x"):
+        with pytest.raises(RuntimeError), reporting_lost_peers(Processes(), "x"):
             raise problem
     with pytest.raises(RuntimeError, match="mat1"), reporting_lost_peers(two, "x"):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -69,7 +69,7 @@ def test_what_a_collective_raises_becomes_a_sentence() -> None:
 def test_one_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="one GPU for 2 processes"):
-        pick_device("cuda:0", Ranks(0, 2))
+        pick_device("cuda:0", Processes(0, 2))
     with pytest.raises(ConfigError, match="process 2 of this machine has no GPU"):
-        pick_device("cuda", Ranks(1, 2, 1))
-    assert pick_device("cuda", Ranks(0, 2, 0)) == torch.device("cuda:0")
+        pick_device("cuda", Processes(1, 2, 1))
+    assert pick_device("cuda", Processes(0, 2, 0)) == torch.device("cuda:0")

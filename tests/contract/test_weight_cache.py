@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from questlm import Llama, QuantSpec, ops, prepare
 from questlm.config import ModelConfig
 from questlm.errors import BackendError
-from questlm.quant import FakeQuantLinear, held_weights, quantized_layers, set_quantization_strength
+from questlm.quant import FakeQuantLinear, cached_weights, quantized_layers, set_quantization_strength
 from questlm.quant.swap import unfused
 
 SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "mlp_hidden": 48, "vocab_size": 40}
@@ -58,7 +58,7 @@ def step(model: nn.Module, count: int, held: bool, forward: object = None) -> tu
     """Losses and summed gradients of `count` micro-batches."""
     model.zero_grad()
     losses = []
-    with held_weights(model) if held else nullcontext():
+    with cached_weights(model) if held else nullcontext():
         for index in range(count):
             ids = torch.randint(0, 40, (2, 6), generator=torch.Generator().manual_seed(index))
             logits = (model if forward is None else forward)(ids)
@@ -69,7 +69,7 @@ def step(model: nn.Module, count: int, held: bool, forward: object = None) -> tu
 
 
 def check(model: nn.Module, count: int, tolerance: float = 1e-5) -> None:
-    """A step with held weights is the step without."""
+    """A step with cached weights is the step without."""
     losses, gradients = step(copy.deepcopy(model), count, held=False)
     found_losses, found = step(model, count, held=True)
     assert all(torch.equal(a, b) for a, b in zip(found_losses, losses, strict=True))
@@ -78,14 +78,14 @@ def check(model: nn.Module, count: int, tolerance: float = 1e-5) -> None:
         assert found[name].dtype is want.dtype
         difference = (found[name].double() - want.double()).norm() / want.double().norm().clamp_min(1e-300)
         assert difference < tolerance, name
-    assert all(layer.held is None for layer in quantized_layers(model).values())
+    assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
 
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("spec", HELD, ids=lambda s: f"{s.label}-{s.method}")
 def test_held_weights_change_nothing(spec: QuantSpec, count: int) -> None:
     model = make(spec)
-    assert all(layer.holds for layer in quantized_layers(model).values())
+    assert all(layer.caches_weight for layer in quantized_layers(model).values())
     check(model, count)
 
 
@@ -94,16 +94,16 @@ def test_weights_that_learn_or_are_not_codes_are_left_alone(spec: QuantSpec) -> 
     model = make(spec)
     layers = quantized_layers(model).values()
     # pquant cuts the layers of its MLPs into branches, and holds none of them.
-    assert not any(layer.holds for layer in layers)
-    with held_weights(model):
-        assert all(layer.held is None for layer in layers)
+    assert not any(layer.caches_weight for layer in layers)
+    with cached_weights(model):
+        assert all(layer.cached_weight is None for layer in layers)
     check(model, 3, tolerance=1e-12)
 
 
 def test_layers_of_several_kinds() -> None:
     overrides = {"attention.q": {"method": "lsq"}, "attention.v": 8, "mlp.up": 16, "mlp.down": {"weight_bits": 16}}
     model = make(QuantSpec(weight_bits=2, act_bits=4, overrides=overrides))
-    assert {layer.holds for layer in quantized_layers(model).values()} == {True, False}
+    assert {layer.caches_weight for layer in quantized_layers(model).values()} == {True, False}
     check(model, 3)
 
 
@@ -132,10 +132,10 @@ def test_unfused_and_while_nothing_is_faded_in() -> None:
         check(model, 2)
     model = make(QuantSpec(gradual=0.5))
     set_quantization_strength(model, 0.3)
-    assert not any(layer.holds for layer in quantized_layers(model).values())
+    assert not any(layer.caches_weight for layer in quantized_layers(model).values())
     check(model, 2)
     set_quantization_strength(model, 1.0)
-    assert all(layer.holds for layer in quantized_layers(model).values())
+    assert all(layer.caches_weight for layer in quantized_layers(model).values())
     check(model, 2)
 
 
@@ -156,7 +156,7 @@ def test_codes_are_those_of_the_beginning_of_the_block() -> None:
     model = make(QuantSpec())
     ids = torch.arange(6).view(1, 6)
     expected = model(ids)
-    with held_weights(model):
+    with cached_weights(model):
         with torch.no_grad():
             for layer in quantized_layers(model).values():
                 layer.weight.neg_()
@@ -169,10 +169,10 @@ def test_frozen_weights_and_weights_that_nothing_used() -> None:
     model.layers[0].mlp.up.weight.requires_grad_(False)
     check(model, 2)
     model.zero_grad()
-    with held_weights(model):
+    with cached_weights(model):
         pass
     assert all(parameter.grad is None for parameter in model.parameters())
-    with held_weights(model):
+    with cached_weights(model):
         model.layers[0].mlp.gate(torch.randn(2, 32)).sum().backward()
     assert model.layers[0].mlp.gate.weight.grad is not None and model.layers[0].mlp.down.weight.grad is None
 
@@ -180,7 +180,7 @@ def test_frozen_weights_and_weights_that_nothing_used() -> None:
 @pytest.mark.parametrize("held", [True, False])
 def test_a_bare_layer_without_activations_quantised(held: bool) -> None:
     layer = prepare(nn.Linear(64, 8), QuantSpec(act_bits=16))
-    with held_weights(layer) if held else nullcontext():
+    with cached_weights(layer) if held else nullcontext():
         layer(torch.ones(2, 64)).sum().backward()
     twin = copy.deepcopy(layer)
     twin.zero_grad()
@@ -196,7 +196,7 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
     model, ids = make(QuantSpec()), torch.arange(6).view(1, 6)
     weight = model.layers[0].mlp.down.weight
     for _ in range(2):
-        with held_weights(model):
+        with cached_weights(model):
             (model(ids).sum() + weight.square().sum()).backward()  # one gradient through the layer, one past it
     found = weight.grad
     model.zero_grad()
@@ -207,10 +207,10 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
 def test_through_parameters_a_gradient_that_is_there_already_is_refused() -> None:
     model = make(QuantSpec())
     step(model, 1, held=True)
-    held = held_weights(model, through_parameters=True)
+    held = cached_weights(model, through_parameters=True)
     with pytest.raises(RuntimeError, match=r"without a gradient; call optimizer\.zero_grad"), held:
         pytest.fail("entered")
-    assert all(layer.held is None for layer in quantized_layers(model).values())
+    assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
 
 
 def test_a_weight_shared_with_a_plain_layer_gets_both_gradients() -> None:
@@ -221,9 +221,9 @@ def test_a_weight_shared_with_a_plain_layer_gets_both_gradients() -> None:
         return prepare(model, QuantSpec(), filter_fn=lambda module, name: name == "0")
 
     x, gradients = torch.randn(5, 32), []
-    for context in (nullcontext, held_weights):
+    for context in (nullcontext, cached_weights):
         model = shared()
-        with context(model) if context is held_weights else context():
+        with context(model) if context is cached_weights else context():
             model(x).square().sum().backward()
         gradients.append(model[0].weight.grad)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
@@ -231,16 +231,16 @@ def test_a_weight_shared_with_a_plain_layer_gets_both_gradients() -> None:
 
 def test_a_backward_pass_behind_the_block_is_refused() -> None:
     model = make(QuantSpec())
-    with held_weights(model):
+    with cached_weights(model):
         loss = model(torch.arange(6).view(1, 6)).sum()
-    with pytest.raises(RuntimeError, match="do it inside held_weights"):
+    with pytest.raises(RuntimeError, match="do it inside cached_weights"):
         loss.backward()
 
 
 def test_a_forward_pass_before_the_block_keeps_its_own_gradient() -> None:
     model, ids = make(QuantSpec()), torch.arange(6).view(1, 6)
     loss = model(ids).sum()
-    with held_weights(model):
+    with cached_weights(model):
         loss.backward()
     found = [p.grad for p in model.parameters()]
     model.zero_grad()
@@ -253,38 +253,38 @@ def test_a_forward_pass_before_the_block_keeps_its_own_gradient() -> None:
 def test_another_dtype_inside_is_refused(autocast_inside: bool) -> None:
     model, ids = make(QuantSpec()), torch.arange(6).view(1, 6)
     outer, inner = (torch.autocast("cpu", torch.bfloat16, enabled=on != autocast_inside) for on in (True, False))
-    with outer, held_weights(model), inner, pytest.raises(RuntimeError, match="enter held_weights with autocast"):
+    with outer, cached_weights(model), inner, pytest.raises(RuntimeError, match="enter cached_weights with autocast"):
         model(ids)
-    assert all(layer.held is None for layer in quantized_layers(model).values())
+    assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
 
 
 def test_layers_are_released_when_an_exception_passes() -> None:
     model, ids = make(QuantSpec()), torch.arange(6).view(1, 6)
     expected = model(ids)
-    with pytest.raises(ZeroDivisionError), held_weights(model):
-        assert all(layer.held is not None for layer in quantized_layers(model).values())
+    with pytest.raises(ZeroDivisionError), cached_weights(model):
+        assert all(layer.cached_weight is not None for layer in quantized_layers(model).values())
         model(ids).sum().backward()
         raise ZeroDivisionError
-    assert all(layer.held is None for layer in quantized_layers(model).values())
+    assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
     assert torch.equal(model(ids), expected)
     assert all(layer.weight.grad is None for layer in quantized_layers(model).values())  # half a step is none
 
 
 def test_layers_are_released_when_one_cannot_be_quantised() -> None:
     model = prepare(nn.Sequential(nn.Linear(32, 24), nn.Linear(24, 16)), QuantSpec(block_size=8))
-    with ops.using_backend("triton"), pytest.raises(BackendError, match="rows of 24"), held_weights(model):
+    with ops.using_backend("triton"), pytest.raises(BackendError, match="rows of 24"), cached_weights(model):
         pytest.fail("entered")
-    assert all(layer.held is None for layer in quantized_layers(model).values())
+    assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
 
 
 def test_what_is_held_is_no_part_of_the_state() -> None:
     model = make(QuantSpec())
     names = list(model.state_dict())
-    with held_weights(model):
+    with cached_weights(model):
         assert list(model.state_dict()) == names
         layer = model.layers[0].mlp.down
-        assert isinstance(layer, FakeQuantLinear) and layer.held is not None
-        assert not layer.held.operand.data.requires_grad
+        assert isinstance(layer, FakeQuantLinear) and layer.cached_weight is not None
+        assert not layer.cached_weight.operand.data.requires_grad
 
 
 def test_compiled_once_for_all_steps() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from questlm.errors import ConfigError
 from questlm.readable import bytes_text
 
-__all__ = ["Memory", "host_memory", "require_memory"]
+__all__ = ["Memory", "host_memory", "peak_resident_memory", "require_memory"]
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -38,6 +39,22 @@ def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory | None:
     return Memory(
         min([machine.free, *(limit.free for limit in limits)]), min([machine.total, *(limit.total for limit in limits)])
     )
+
+
+def peak_resident_memory(proc: Path = _PROC) -> int:
+    """Most bytes that this process has had resident.
+
+    Linux keeps `ru_maxrss` over fork and exec, so there a child of a large process would report its parent's peak.
+    """
+    try:
+        for line in (proc / "self" / "status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def require_memory(needed: float, memory: Memory | None, what: str, advice: str) -> None:

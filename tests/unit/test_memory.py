@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from questlm.errors import ConfigError
-from questlm.memory import Memory, host_memory, require_memory
+from questlm.memory import Memory, host_memory, peak_resident_memory, require_memory
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
 
@@ -78,3 +80,16 @@ def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
     )
     require_memory(3e9, Memory(3 * 10**9, 16 * 10**9), "the model", "")
     require_memory(3e30, None, "the model", "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is no /proc")
+def test_the_peak_of_a_child_is_not_that_of_its_parent() -> None:
+    large = bytearray(b"x" * 400_000_000)  # written to, so that it is resident
+    code = "from questlm.memory import peak_resident_memory; print(peak_resident_memory())"
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert peak_resident_memory() > len(large)
+    assert child < len(large) / 2
+
+
+def test_where_the_kernel_does_not_say_the_peak_it_is_that_of_the_process_and_its_parents(tmp_path: Path) -> None:
+    assert peak_resident_memory(tmp_path) >= peak_resident_memory() > 0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from questlm.config import TrainConfig
 from questlm.errors import ConfigError, quoted
-from questlm.memory import Memory
+from questlm.memory import Memory, peak_resident_memory
 from questlm.parallel import Processes
 
 __all__ = ["autocast", "device_name", "free_memory", "peak_memory", "pick_device", "should_compile"]
@@ -79,8 +77,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: most ever allocated on the GPU, or most resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_memory()
 
 
 def free_memory(device: torch.device) -> Memory:

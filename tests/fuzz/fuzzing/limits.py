@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from questlm.memory import peak_resident_memory
+
 __all__ = ["TooSlow", "fault_of_message", "limited", "memory_limit", "peak_bytes", "reset_peak"]
 
 _MEMORY = 384 * 2**20  # that the peak may rise above what the process had before
@@ -53,7 +55,7 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """Most memory that was in use since `reset_peak`."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_memory()
 
 
 def too_much(before: int, now: int) -> str | None:

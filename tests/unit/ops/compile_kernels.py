@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 
 import torch
 import triton
@@ -58,6 +59,9 @@ def start_each(form: str) -> None:
 
 
 if __name__ == "__main__":
+    # Our own warnings are errors. Triton's about itself, such as of Python 3.13's syntax trees, are not, because they
+    # would leave kernels uncompiled.
+    warnings.filterwarnings("error", module=r"(questlm|__main__)(\.|$)")
     backend, arch, warp, form = sys.argv[1:]
     driver.set_active(AbsentGpu(GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))))
     compiled: list[str] = []

@@ -18,6 +18,7 @@ PROGRAM = """
 import json, resource, sys
 import torch
 from questlm.config import RunConfig
+from questlm.memory import peak_resident_memory
 from questlm.train.optim import make_optimizer
 from questlm.train.run_folder import build_model
 from questlm.train.step import TrainStep
@@ -35,7 +36,7 @@ def step(layers, hidden, vocabulary, sequences, tokens):
 step(1, 32, 300, 1, 16)  # libraries load what they load
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 step(*json.loads(sys.argv[1]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(peak_resident_memory() - before)
 """
 
 
@@ -62,6 +63,7 @@ import resource
 import torch
 from questlm.config import ModelConfig
 from questlm.evaluation import evaluate
+from questlm.memory import peak_resident_memory
 from questlm.models import Llama
 
 class Tokens:
@@ -81,7 +83,7 @@ def measure(vocabulary):
 measure(300)
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 measure(16000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(peak_resident_memory() - before)
 """
 
 

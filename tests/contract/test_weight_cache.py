@@ -83,7 +83,7 @@ def check(model: nn.Module, count: int, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("spec", HELD, ids=lambda s: f"{s.label}-{s.method}")
-def test_held_weights_change_nothing(spec: QuantSpec, count: int) -> None:
+def test_cached_weights_change_nothing(spec: QuantSpec, count: int) -> None:
     model = make(spec)
     assert all(layer.caches_weight for layer in quantized_layers(model).values())
     check(model, count)

@@ -256,7 +256,7 @@ def test_a_whole_model_under_autocast(bits: int) -> None:
     check_model("cpu", bits, bf16=True, held=True, hidden=128, mlp_hidden=256)
 
 
-def test_a_compiled_block_is_one_graph_with_held_weights() -> None:
+def test_a_compiled_block_is_one_graph_with_cached_weights() -> None:
     check_compiled("cpu", "aot_eager")
 
 

@@ -1,8 +1,8 @@
 """Quantised against dense: time, peak memory and kernels of a training step; same model, same batch, in turns.
 
-The step is the trainer's own (`questlm.train.step`): bf16 autocast on CUDA (float32 on a CPU), blocks and head compiled
-each by itself, weights quantised once a step, gradients clipped, fused AdamW, small models played back from a CUDA
-graph. The batch lies on the device already. Kernels are counted in one more step, which is not played back.
+The step is the trainer's own (`questlm.training.step`): bf16 autocast on CUDA (float32 on a CPU), blocks and head
+compiled each by itself, weights quantised once a step, gradients clipped, fused AdamW, small models played back from a
+CUDA graph. The batch lies on the device already. Kernels are counted in one more step, which is not played back.
 
 On CUDA all sides run in one process, in turns, `--rounds` times; a model is built and freed each time. A round is
 `--warm-up` steps and then `--windows` windows of `--steps` steps, with one synchronisation a window. Reported are the
@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace, side: str, profiled: bool) -> dict[str, Any]:
     """One round of one side, in this process; models of earlier rounds are gone."""
     from questlm.ops import backend_for, using_backend
-    from questlm.train.device import peak_memory
+    from questlm.training.device import peak_memory
 
     device = _device(arguments)
     common.free_memory()
@@ -135,10 +135,10 @@ def make_step(arguments: argparse.Namespace, side: str, device: torch.device) ->
     """Model, optimizer and batch of one side, set up as the trainer does it."""
     from questlm.config import load_config
     from questlm.parallel import compile_blocks
-    from questlm.train.device import should_compile
-    from questlm.train.optim import make_optimizer
-    from questlm.train.run_folder import build_model
-    from questlm.train.step import TrainStep, should_record
+    from questlm.training.device import should_compile
+    from questlm.training.optim import make_optimizer
+    from questlm.training.run_folder import build_model
+    from questlm.training.step import TrainStep, should_record
 
     bits: int | str = int(side) if side.isdecimal() else side
     model_settings = {"vocab_size": arguments.vocab_size} | ({"layers": arguments.layers} if arguments.layers else {})
@@ -188,7 +188,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _device(arguments: argparse.Namespace) -> torch.device:
-    from questlm.train.device import pick_device
+    from questlm.training.device import pick_device
 
     return pick_device(arguments.device)
 

@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 def header(benchmark: str, device: torch.device, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Date, device, command, versions and settings: what every result begins with. Paths in it are last parts only."""
     from questlm.records import package_versions
-    from questlm.train.device import device_name
+    from questlm.training.device import device_name
 
     return {
         "benchmark": benchmark,

@@ -15,7 +15,7 @@ from typing import Any
 from questlm.cli.options import parse_count
 from questlm.config import load_config
 from questlm.records import RunRecord, package_versions
-from questlm.train import train
+from questlm.training import train
 
 SIDES = {"float32": 16, "W4A4": 4, "W1A1": 1}
 

@@ -138,7 +138,7 @@ def stage(config: Any) -> None:
 def run(config: Any, bits: str, seed: int, backend: str, compile_: str) -> dict[str, Any]:
     """Train once; what the run's record says, and the time of the whole call."""
     from questlm.ops import using_backend
-    from questlm.train import train
+    from questlm.training import train
 
     common.free_memory()
     started = time.perf_counter()
@@ -230,7 +230,7 @@ def _print_run(item: dict[str, Any]) -> None:
 
 
 def _device(arguments: argparse.Namespace) -> torch.device:
-    from questlm.train.device import pick_device
+    from questlm.training.device import pick_device
 
     return pick_device(arguments.device)
 

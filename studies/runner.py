@@ -222,7 +222,7 @@ def train_once(config: RunConfig) -> dict[str, Any]:
 
     import torch
 
-    from questlm.train import train
+    from questlm.training import train
 
     torch.compiler.reset()  # after eight kinds of layers in one process torch.compile would silently give up
     gc.collect()

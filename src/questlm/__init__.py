@@ -1,5 +1,6 @@
 """questlm: language models whose weights and activations are born in 1 to 8 bits.
 
+    questlm.train(config, folder)                                  train a model by the settings of a run
     questlm.prepare(model, QuantSpec(weight_bits=4, act_bits=4))   quantise any model's linear layers, in place
     questlm.restore(model)                                         plain layers again
     questlm.pack(model, folder)                                    write its codes as bits
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from questlm.inference import PackedModel, load
     from questlm.models import Llama
     from questlm.quant import dequantize, fake_quantize, make_quantizer, prepare, quantize, restore
+    from questlm.training import resume, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "prepare",
     "quantize",
     "restore",
+    "resume",
+    "train",
 ]
 
 _LAZY = {
@@ -50,9 +54,11 @@ _LAZY = {
     "prepare": "questlm.quant",
     "quantize": "questlm.quant",
     "restore": "questlm.quant",
+    "resume": "questlm.training",
+    "train": "questlm.training",
 }
 _PACKAGES = {
-    "artifact", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "quant", "train",
+    "artifact", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "quant", "training",
 }  # fmt: skip
 
 

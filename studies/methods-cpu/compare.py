@@ -70,7 +70,7 @@ def run(side: dict[str, Any], seed: int) -> tuple[float, float, str]:
     """Final validation loss in nats per token, seconds of training, and device."""
     import torch
 
-    from questlm.train import train
+    from questlm.training import train
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from questlm.config import RunConfig
 from questlm.quant import METHODS
 from questlm.quant.methods import FactorSpec, Request
 from questlm.quant.quantizers import DynamicQuantizer
-from questlm.train import train
+from questlm.training import train
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "add-a-method.md"
 NAME = "quest-leaky"

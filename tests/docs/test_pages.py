@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from questlm.config import RunConfig
-from questlm.train import recipes, train
+from questlm.training import recipes, train
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -24,7 +24,7 @@ from questlm.ops.reference.packing import pack, unpack
 from questlm.ops.reference.quantize import quantize as reference_quantize
 from questlm.quant import cached_weights, gaussian_grid
 from questlm.quant.swap import unfused
-from questlm.train import train
+from questlm.training import train
 
 BITS = ("ternary", *range(1, 9))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

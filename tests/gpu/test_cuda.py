@@ -16,7 +16,7 @@ from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.parallel import compile_blocks
 from questlm.quant import prepare
 from questlm.quant.weight_cache import cached_weights
-from questlm.train import checks, loop, train
+from questlm.training import checks, loop, train
 
 pytestmark = pytest.mark.gpu
 BITS = [1, 2, 3, 4, 5, 6, 7, 8, "ternary"]

@@ -14,7 +14,7 @@ import torch
 
 from questlm.config import RunConfig, to_yaml
 from questlm.records import RunRecord
-from questlm.train import train
+from questlm.training import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
 

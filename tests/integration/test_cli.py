@@ -22,7 +22,7 @@ from questlm.config import RunConfig, to_yaml
 from questlm.files import sha256_file
 from questlm.ops import BACKENDS, OPERATIONS
 from questlm.records import RunRecord
-from questlm.train.checkpoint import latest_checkpoint
+from questlm.training.checkpoint import latest_checkpoint
 
 Quest = Callable[..., str]
 COMMANDS = (

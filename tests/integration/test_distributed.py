@@ -35,9 +35,9 @@ from questlm.files import seal
 from questlm.models import Llama
 from questlm.parallel import engine
 from questlm.records import RunRecord
-from questlm.train import RunFolder, load_run, loop, resume, step, train
-from questlm.train.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
-from questlm.train.initial import find_initial
+from questlm.training import RunFolder, load_run, loop, resume, step, train
+from questlm.training.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
+from questlm.training.initial import find_initial
 
 Settings = Callable[..., RunConfig]
 

@@ -15,9 +15,9 @@ from questlm.errors import ConfigError, TrainingError
 from questlm.evaluation import evaluate
 from questlm.export.pack import pack
 from questlm.quant import dense
-from questlm.train import checks, load_run, resume, train
-from questlm.train.checkpoint import latest_checkpoint
-from questlm.train.initial import find_initial
+from questlm.training import checks, load_run, resume, train
+from questlm.training.checkpoint import latest_checkpoint
+from questlm.training.initial import find_initial
 
 Settings = Callable[..., RunConfig]
 RUNS = [
@@ -48,7 +48,7 @@ def test_a_run_packs_to_its_own_loss(changes: dict, tiny_settings: Settings, tmp
 def test_a_run_stopped_half_way_resumes_to_the_same_bits(
     changes: dict, tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from questlm.train import Trainer
+    from questlm.training import Trainer
 
     train_changes = {"checkpoint_every": 4} | changes.get("train", {})
     config = tiny_settings(quant=changes["quant"], train=train_changes)
@@ -87,7 +87,7 @@ def test_a_dense_layer_behind_a_norm_is_noticed(tiny_settings: Settings, tmp_pat
             return check(model, *arguments)
 
     check = checks.compute_plainly
-    monkeypatch.setattr("questlm.train.loop.compute_plainly", plain)
+    monkeypatch.setattr("questlm.training.loop.compute_plainly", plain)
     quant = {"method": "bitnet", "weight_bits": "ternary", "act_bits": 8}
     with pytest.raises(TrainingError, match="computes the plain product"):
         train(tiny_settings(quant=quant), tmp_path / "run")

@@ -12,7 +12,7 @@ import pytest
 from questlm.config import RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError
 from questlm.records import RunRecord
-from questlm.train import resume, train
+from questlm.training import resume, train
 
 Settings = Callable[..., RunConfig]
 Command = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,7 @@ from questlm.config import RunConfig
 from questlm.records import RunRecord
 from questlm.report import write_report
 from questlm.scaling import fit_law, published_runs, read_runs
-from questlm.train import train
+from questlm.training import train
 
 CHROMIUM = shutil.which("chromium")
 PROBE = """

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from questlm.config import RunConfig, to_yaml
 from questlm.errors import CheckpointError
 from questlm.records import RunRecord
-from questlm.train import Trainer, resume, train
-from questlm.train.checkpoint import latest_checkpoint
+from questlm.training import Trainer, resume, train
+from questlm.training.checkpoint import latest_checkpoint
 
 Settings = Callable[..., RunConfig]
 
@@ -38,7 +38,7 @@ import os, signal, sys
 from pathlib import Path
 from questlm import files
 from questlm.cli import main
-from questlm.train import checkpoint
+from questlm.training import checkpoint
 
 moment, *words = sys.argv[1:]
 sys.argv = ["quest", *words]
@@ -318,7 +318,7 @@ def test_only_the_last_checkpoints_are_kept(tiny: RunConfig, tmp_path: Path) -> 
 def test_a_full_disk_stops_with_one_sentence_and_keeps_the_last_checkpoint(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from questlm.train import checkpoint
+    from questlm.training import checkpoint
 
     save, saved = checkpoint.save_file, []
 

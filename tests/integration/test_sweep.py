@@ -16,7 +16,7 @@ from questlm.cli.sweep import _cores
 from questlm.errors import ConfigError
 from questlm.records import RunRecord
 from questlm.sweep import Stopped, Sweep, cells, make_slots, read_grid
-from questlm.train.checkpoint import latest_checkpoint
+from questlm.training.checkpoint import latest_checkpoint
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from questlm.config import RunConfig, to_yaml
 from questlm.data import train_tokenizer
 from questlm.inference import load
 from questlm.records import RunRecord
-from questlm.train import RunFolder
+from questlm.training import RunFolder
 
 Command = Callable[..., tuple[int, str, str]]
 Settings = Callable[..., RunConfig]

@@ -12,8 +12,8 @@ import pytest
 from questlm.config import RunConfig, to_yaml
 from questlm.data import train_tokenizer
 from questlm.records import RunRecord
-from questlm.train import RunFolder, load_run
-from questlm.train.checkpoint import latest_checkpoint
+from questlm.training import RunFolder, load_run
+from questlm.training.checkpoint import latest_checkpoint
 
 Command = Callable[..., tuple[int, str, str]]
 

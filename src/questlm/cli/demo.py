@@ -33,7 +33,7 @@ def demo(
         quest demo --bits 2 --seconds 60
     """
     from questlm.inference import load
-    from questlm.train import RunFolder
+    from questlm.training import RunFolder
 
     run = out or fresh_folder("demo")
     flags = {"quant": {"weight_bits": bits, "act_bits": bits}, "budget": {"seconds": seconds}}

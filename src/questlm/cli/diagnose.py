@@ -71,8 +71,8 @@ def diagnose_run(
     from questlm.diagnostics.plots import draw, require_matplotlib
     from questlm.files import atomic_folder, write_json
     from questlm.records import package_versions
-    from questlm.train import load_run
-    from questlm.train.device import device_name, pick_device
+    from questlm.training import load_run
+    from questlm.training.device import device_name, pick_device
 
     require_matplotlib()
     _require_absent(out)
@@ -140,7 +140,7 @@ def _require_absent(out: Path) -> None:
 def _stream(run: Path, config: RunConfig, data: str | None) -> TokenStream:
     """The run's validation tokens, or all of another text by the run's tokenizer."""
     from questlm.data import prepare, prepare_all
-    from questlm.train import RunFolder
+    from questlm.training import RunFolder
 
     settings = RunFolder(run).data_settings(data)
     if data is not None:
@@ -171,15 +171,15 @@ def _draw_batches(stream: TokenStream, seq_len: int, count: int, seed: int, devi
 
 def _checkpoints(run: Path) -> list[Path]:
     """Checkpoints that the run kept, oldest first."""
-    from questlm.train import RunFolder
-    from questlm.train.checkpoint import checkpoints_in
+    from questlm.training import RunFolder
+    from questlm.training.checkpoint import checkpoints_in
 
     return checkpoints_in(RunFolder(run).checkpoints)
 
 
 def _snapshots(checkpoints: list[Path]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
     """Step and model tensors of each checkpoint, one at a time, verified."""
-    from questlm.train.checkpoint import read_checkpoint
+    from questlm.training.checkpoint import read_checkpoint
 
     for path in checkpoints:
         tensors, state = read_checkpoint(path)

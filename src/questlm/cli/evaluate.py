@@ -81,7 +81,7 @@ def evaluate_artifact(path: Path, data: str | None = None) -> tuple[Evaluation, 
 def evaluate_run(path: Path, data: str | None = None) -> tuple[Evaluation, dict[str, Any] | None]:
     """Evaluate a run's newest checkpoint with the training code; also its final metrics, likewise."""
     from questlm.records import RunRecord
-    from questlm.train import RunFolder, load_run
+    from questlm.training import RunFolder, load_run
 
     loaded = load_run(path)
     record, config = RunRecord.load(path), loaded.config

@@ -42,7 +42,7 @@ def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = 
     from questlm.memory import host_memory, require_memory
     from questlm.records import RunRecord
     from questlm.scaling.memory import packing_memory
-    from questlm.train import RunFolder, load_run
+    from questlm.training import RunFolder, load_run
 
     needed = packing_memory(RunFolder(run).read_config().model)
     require_memory(needed, host_memory(), f"packing {run}", "use a machine that has more memory")

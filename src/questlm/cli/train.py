@@ -98,7 +98,7 @@ train.__doc__ = _HELP
 
 def run_training(config: RunConfig, out: Path, longest: float | None = None) -> RunRecord:
     """Train and print the result. A budget in tokens that takes more than `longest` seconds is refused."""
-    from questlm.train import train as train_run
+    from questlm.training import train as train_run
 
     record: RunRecord = _stoppable(lambda: train_run(config, out, longest))
     if _speaks():
@@ -122,8 +122,8 @@ def metric_rows(final: dict[str, Any]) -> list[tuple[str, str]]:
 def _continue(
     run: Path, preset: str | None, out: Path | None, config: Path | None, flags: dict[str, Any], overrides: list[str]
 ) -> None:
-    from questlm.train import RunFolder
-    from questlm.train import resume as resume_run
+    from questlm.training import RunFolder
+    from questlm.training import resume as resume_run
 
     if out is not None:
         raise ConfigError(f"--resume continues in its own folder {run}; leave --out away")
@@ -152,7 +152,7 @@ def _say_next(run: Path) -> None:
 
 
 def _stoppable(work: Any) -> Any:
-    from questlm.train import Interrupted, LostPeerError
+    from questlm.training import Interrupted, LostPeerError
 
     try:
         return work()

@@ -34,8 +34,8 @@ from questlm.sweep.runs import (
     work,
 )
 from questlm.sweep.slots import Slot
-from questlm.train import RunFolder
-from questlm.train.interrupt import Interrupt
+from questlm.training import RunFolder
+from questlm.training.interrupt import Interrupt
 
 __all__ = ["Item", "State", "Stopped", "Sweep", "locked"]
 

@@ -12,10 +12,10 @@ from questlm.config import RunConfig
 from questlm.errors import CheckpointError
 from questlm.records import RECORD_NAME, RunRecord
 from questlm.sweep.grid import Cell
-from questlm.train import RunFolder
-from questlm.train.batches import keep_batches
-from questlm.train.origin import continued
-from questlm.train.run_folder import require_same_config
+from questlm.training import RunFolder
+from questlm.training.batches import keep_batches
+from questlm.training.origin import continued
+from questlm.training.run_folder import require_same_config
 
 __all__ = [
     "Progress",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from fuzzing.formats.data import DOCUMENTS
 from questlm.config import DataConfig, load_config, to_yaml
 from questlm.records import RunRecord
-from questlm.train.checkpoint import latest_checkpoint
+from questlm.training.checkpoint import latest_checkpoint
 
 __all__ = ["JOBS", "Job"]
 
@@ -110,7 +110,7 @@ class Pack(Job):
     name = "pack"
 
     def prepare(self, folder: Path) -> None:
-        from questlm.train import train
+        from questlm.training import train
 
         super().prepare(folder)
         sections = {"model": _MODEL, "data": _DATA | {"source": str(folder / "text.txt")}, "train": _TRAIN}

@@ -16,7 +16,7 @@ import typer
 
 from questlm.config import QuantSpec, RunConfig
 from questlm.diagnostics import plots
-from questlm.train import train
+from questlm.training import train
 
 PICTURES = set(plots.PICTURES)
 Quest = Callable[..., tuple[int, str, str]]

@@ -37,7 +37,7 @@ def test_a_packed_model_runs_without_the_training_code(folder) -> None:
         "import sys, questlm\n"
         "text = questlm.load(sys.argv[1]).generate('ab', max_new_tokens=3)\n"
         "assert isinstance(text, str)\n"
-        "print([m for m in sys.modules if m.startswith(('questlm.quant', 'questlm.train', 'questlm.data'))])\n"
+        "print([m for m in sys.modules if m.startswith(('questlm.quant', 'questlm.training', 'questlm.data'))])\n"
     )
     run = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from questlm.errors import ConfigError, DataError, QuestError, TrainingError
 from questlm.parallel import LostPeerError, Processes, pick_engine, reporting_lost_peers
 from questlm.parallel.processes import _same_error
-from questlm.train.device import pick_device
+from questlm.training.device import pick_device
 
 
 @pytest.fixture(autouse=True)

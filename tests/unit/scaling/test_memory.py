@@ -19,9 +19,9 @@ import json, resource, sys
 import torch
 from questlm.config import RunConfig
 from questlm.memory import peak_resident_memory
-from questlm.train.optim import make_optimizer
-from questlm.train.run_folder import build_model
-from questlm.train.step import TrainStep
+from questlm.training.optim import make_optimizer
+from questlm.training.run_folder import build_model
+from questlm.training.step import TrainStep
 
 def step(layers, hidden, vocabulary, sequences, tokens):
     shape = {"layers": layers, "hidden": hidden, "heads": 2, "vocab_size": vocabulary}

@@ -15,7 +15,7 @@ from questlm.sweep import Cell, Slot, Stopped, Sweep
 from questlm.sweep.queue import Item, locked
 from questlm.sweep.runs import Progress, log_file, read_progress, work
 from questlm.sweep.table import display, summary
-from questlm.train import RunFolder
+from questlm.training import RunFolder
 
 Cells = Callable[..., list[Cell]]
 

@@ -20,8 +20,8 @@ from questlm.data import train_tokenizer
 from questlm.files import MANIFEST_NAME
 from questlm.models import Llama
 from questlm.models.names import hugging_face_config, to_hugging_face
-from questlm.train import load_run, resume, train
-from questlm.train.initial import choose_tokenizer, find_initial
+from questlm.training import load_run, resume, train
+from questlm.training.initial import choose_tokenizer, find_initial
 
 __all__ = ["Checkpoints", "HuggingFace"]
 

@@ -1,0 +1,124 @@
+"""Batch sizes that nobody gave, chosen when a run begins.
+
+The settings of the run record them, so that a resumed run keeps them on whatever machine it goes on.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from questlm.config import RunConfig
+from questlm.memory import Memory, host_memory, require_memory
+from questlm.parallel import Processes
+from questlm.readable import bytes_text
+from questlm.scaling.memory import TrainingMemory, training_memory
+from questlm.scaling.shapes import training_settings
+from questlm.training.device import free_memory, should_compile
+
+__all__ = ["choose_batch", "choose_micro_batch", "keep_batches", "require_training_memory"]
+
+_STEPS = 100
+"""Fewest steps that a budget should pay for, where the batch may be made smaller for that."""
+
+_ESTIMATE_ERROR = 1.25
+"""By this factor the estimate of memory may be too high or too low: sizes are chosen to fit even then, and refused only
+where they cannot fit even then."""
+
+_CPU_TOKENS = 8192
+"""Of a pass on a CPU, which longer passes make no faster."""
+
+
+def choose_batch(config: RunConfig, processes: int, tokens: float | None = None) -> RunConfig:
+    """`config` with a batch size, where it has none.
+
+    That of the preset nearest in size, but no more than a hundredth of the tokens that the budget pays for.
+
+    Args:
+        processes: those that share each batch.
+        tokens: what a budget in seconds pays for, as far as it is known.
+    """
+    train = config.train
+    if train.batch_size is not None:
+        return config
+    usual = training_settings(config.model.block_parameters)
+    most = usual["batch_size"] * usual["seq_len"]
+    budget = config.token_budget() if tokens is None else tokens
+    wanted = most if budget is None else min(most, budget / _STEPS)
+    unit = processes * (train.micro_batch_size or 1)
+    units = max(1, int(wanted / (train.seq_len * unit)))
+    return _changed(config, batch_size=unit * 2 ** (units.bit_length() - 1))
+
+
+def choose_micro_batch(config: RunConfig, ranks: Processes, device: torch.device) -> RunConfig:
+    """`config` with sequences per pass that fit the device's memory, where it has none and the whole share does not.
+
+    Raises:
+        ConfigError: the model does not fit with a single sequence, or not with those that were given.
+    """
+    train = config.train
+    assert train.batch_size is not None
+    share = train.batch_size // ranks.world_size
+    if train.micro_batch_size is None and share > 0:
+        memory, needed = _free_for_each(device, ranks), _needed(config, device, ranks.world_size)
+        fitting = share if memory is None else needed.most_sequences(memory.free / _ESTIMATE_ERROR)
+        if device.type == "cpu":
+            fitting = min(fitting, _CPU_TOKENS // train.seq_len)
+        size = max(size for size in range(1, max(1, min(share, fitting)) + 1) if share % size == 0)
+        if size < share:
+            config = _changed(config, micro_batch_size=size)
+    require_training_memory(config, ranks, device)
+    return config
+
+
+def require_training_memory(config: RunConfig, ranks: Processes, device: torch.device) -> None:
+    """Refuse a model that does not fit the memory, before it is built, by an estimate that may be off by a quarter.
+
+    Raises:
+        ConfigError: it does not; the message says how much it needs and how much there is.
+    """
+    train, needed = config.train, _needed(config, device, ranks.world_size)
+    sequences = train.micro_batch_size or (train.batch_size or 1) // ranks.world_size or 1
+    what = (
+        f"training this model of {config.model.parameters:,} parameters (weights, gradients, optimizer: "
+        f"{bytes_text(needed.model)}; a pass of {sequences} x {train.seq_len} tokens: "
+        f"{bytes_text(sequences * needed.sequence)})"
+    )
+    advice = "take a smaller model, or other memory"
+    if needed.total(1) < needed.total(sequences) and sequences > 1:
+        advice = "take fewer sequences with --set train.micro_batch_size=N, or a smaller model"
+    memory = _free_for_each(device, ranks)
+    if memory is not None and needed.total(sequences) > _ESTIMATE_ERROR * memory.free:
+        require_memory(needed.total(sequences), memory, what, advice)
+    if device.type == "cuda":  # where the weights are drawn or read
+        require_memory(4.0 * config.model.parameters, _host_memory_for_each(ranks), "building this model", advice)
+
+
+def keep_batches(config: RunConfig, saved: RunConfig) -> RunConfig:
+    """`config` with the sizes that were chosen when the run `saved` began, where it has none of its own."""
+    sizes = {name: getattr(saved.train, name) for name in ("batch_size", "micro_batch_size")}
+    unset = {name: size for name, size in sizes.items() if getattr(config.train, name) is None}
+    return _changed(config, **unset) if any(size is not None for size in unset.values()) else config
+
+
+def _changed(config: RunConfig, **sizes: int | None) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=sizes)})
+
+
+def _needed(config: RunConfig, device: torch.device, processes: int) -> TrainingMemory:
+    gpu, compiled = device.type == "cuda", should_compile(config.train, device)
+    return training_memory(config.model, config.quant, config.train, gpu, compiled, processes)
+
+
+def _free_for_each(device: torch.device, ranks: Processes) -> Memory | None:
+    """The least memory that any of the processes has for itself."""
+    memory = free_memory(device) if device.type == "cuda" else _host_memory_for_each(ranks)
+    free = -ranks.largest(-float(memory.free) if memory else -float("inf"))[0]
+    return None if memory is None else Memory(int(min(free, memory.free)), memory.total, memory.kind)
+
+
+def _host_memory_for_each(ranks: Processes) -> Memory | None:
+    memory = host_memory()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)) if ranks.world_size > 1 else 1
+    return None if memory is None else Memory(memory.free // here, memory.total // here)

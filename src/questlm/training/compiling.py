@@ -1,0 +1,57 @@
+"""What is compiled before the first step, what is not, and what of it nobody needs to hear."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from questlm import ops
+from questlm.parallel import Engine
+from questlm.quant import cached_weights
+from questlm.training.step import TrainStep
+
+__all__ = ["compile_kernels", "uncompiled", "without_compiler_warnings"]
+
+_SHORT = 64  # tokens of a warm-up
+
+
+@contextmanager
+def without_compiler_warnings() -> Iterator[None]:
+    """Silence torch.compile, which advises TF32 (it would round the Hadamard transform to ten bits), and looks at the
+    gradient of a block's input though it is no leaf.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        yield
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Blocks as they are written: compiling them for a validation takes longer than most validations."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def compile_kernels(
+    model: nn.Module, step: TrainStep, engine: Engine, batch: tuple[Tensor, Tensor], device: torch.device
+) -> None:
+    """Those of a step, of a validation while training, and of the last one; their number of tokens is no matter."""
+    short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
+
+    def warm_up() -> None:
+        if engine != "fsdp":  # a model that is cut is put together elsewhere for the last validation
+            with torch.no_grad(), cached_weights(model):
+                model(short[0])
+        with step.weight_cache():
+            with torch.no_grad():
+                step.loss(*short)
+            step.loss(*short)[0].backward()
+
+    with uncompiled():
+        ops.compile_ahead(warm_up, device)
+    model.zero_grad(set_to_none=True)

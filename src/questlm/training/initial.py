@@ -1,0 +1,322 @@
+"""Weights to begin a run from: a Hugging Face folder of a plain Llama, or a run of ours. Nothing is ever unpickled.
+
+Names, shapes and types of all weights are checked in the files' headers against the config before any memory is taken
+on its word; then the weights are read one at a time, as float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from questlm.config import DATA_PATHS, ModelConfig, RunConfig
+from questlm.data import holds_text, load_tokenizer, tokenizer_size
+from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
+from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, sha256_file
+from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
+from questlm.training.checkpoint import verify_checkpoint, weight_files
+from questlm.training.run_folder import RunFolder, require_same_config
+
+__all__ = ["InitialModel", "adopt_shape", "choose_tokenizer", "find_initial"]
+
+_WEIGHTS, _INDEX, _TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+_HEAD = "lm_head.weight"
+_DTYPES = ("F32", "F16", "BF16")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class _Place(NamedTuple):
+    """Where a weight lies: safetensors files, each with some of its rows and in their order, and its name there."""
+
+    files: tuple[Path, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """A model to begin from, whose headers have been checked.
+
+    Attributes:
+        folder: as the user gave it.
+        shape: of the model.
+        places: of each weight, by our name; of a tied head too where the folder holds one.
+        tokenizer: path of its tokenizer.json, or None.
+        end_of_text: the name of the token that ends a document, where a run's settings give one.
+    """
+
+    folder: Path
+    shape: ModelConfig
+    places: Mapping[str, _Place]
+    tokenizer: Path | None
+    end_of_text: str | None = None
+
+    @torch.no_grad()
+    def copy_into(self, model: Llama) -> None:
+        """Set all weights of `model`, a plain Llama of this shape.
+
+        Raises:
+            CheckpointError: a file that cannot be read, or a weight that is not finite.
+            ConfigError: a tied head that is not the embedding.
+        """
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_read(self.places[name]))
+        if self.shape.tied_head and _HEAD in self.places:
+            head = _read(self.places[_HEAD])
+            if not torch.equal(head, model.lm_head.weight.cpu()):
+                raise ConfigError(f"{self.folder} says that its head is tied to its embedding, but holds another head")
+
+    def weights_hash(self) -> str:
+        """Hex SHA-256 of the file of weights; of several, of the list of their hashes as `sha256sum` prints it."""
+        files = sorted({file for place in self.places.values() for file in place.files})
+        digests = [sha256_file(file) for file in files]
+        if len(files) == 1:
+            return digests[0]
+        lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def find_initial(config: RunConfig) -> InitialModel | None:
+    """The model that `config.init_from` names, or None where it names none.
+
+    Raises:
+        ConfigError: not the folder of a model that can be trained here.
+        CheckpointError: damaged or incomplete.
+    """
+    if config.init_from is None:
+        return None
+    folder = Path(config.init_from).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"init_from {quoted(config.init_from, 200)} is not a folder; give a Hugging Face folder on this machine "
+            "(config.json and safetensors) or a run folder"
+        )
+    if (folder / "config.yaml").is_file():
+        return _from_run(folder)
+    return _from_hugging_face(folder)
+
+
+def adopt_shape(config: RunConfig, shape: ModelConfig, source: Path) -> RunConfig:
+    """`config` with the shape of the model in `source`.
+
+    Raises:
+        ConfigError: a setting under `model.` was given that says otherwise.
+    """
+    for name in sorted(config.model.model_fields_set):
+        given, real = _effective(config.model, name), _effective(shape, name)
+        if given != real and not (name == "vocab_size" and given is None):
+            raise ConfigError(
+                f"the settings say model.{name} = {quoted(given)}, but the model in {source} has {quoted(real)}; "
+                f"leave model.{name} out, and a preset too (it sets the shape)"
+            )
+    return config.model_copy(update={"model": shape})
+
+
+def choose_tokenizer(config: RunConfig, initial: InitialModel | None) -> Path | None:
+    """The tokenizer that goes with the initial model: the one in the settings, else its own; None: none is needed.
+
+    Raises:
+        ConfigError: text to tokenise, and no tokenizer.
+        DataError: a tokenizer with ids that the model does not know.
+    """
+    if initial is None:
+        return None
+    path = initial.tokenizer if config.data.tokenizer == "train" else Path(config.data.tokenizer).expanduser()
+    if path is None:
+        if holds_text(config.data):
+            raise ConfigError(
+                f"{initial.folder} has no {_TOKENIZER}, and a new tokenizer would not fit its weights; "
+                "add --set data.tokenizer=PATH of the tokenizer.json that it was trained with"
+            )
+        return None
+    entries, known = tokenizer_size(load_tokenizer(path)), initial.shape.vocab_size or 0
+    if entries > known:
+        raise DataError(
+            f"the tokenizer {path} has ids up to {entries - 1}, but the vocabulary of the model in {initial.folder} "
+            f"has {known} entries; use the tokenizer that it was trained with"
+        )
+    return path
+
+
+def _effective(model: ModelConfig, name: str) -> Any:
+    """A setting of the shape, with what None stands for."""
+    derived = {"kv_heads": model.key_value_heads, "head_dim": model.head_width, "mlp_hidden": model.mlp_width}
+    return derived.get(name, getattr(model, name))
+
+
+# -- a run of ours -----------------------------------------------------------------------------------------------------
+
+
+def _from_run(path: Path) -> InitialModel:
+    """A run at its newest checkpoint; what its quantisers have learned is left behind."""
+    run = RunFolder(path)
+    config, checkpoint = run.read_config(), run.latest_checkpoint()
+    require_same_config(verify_checkpoint(checkpoint).config, config, checkpoint, DATA_PATHS)
+    expected = _shapes(config.model)
+    places = _headers(weight_files(checkpoint), in_pieces=True)
+    for name in places:
+        if name.endswith((".input_norm.weight", ".output_scale")):
+            raise ConfigError(
+                f"{path} holds {name}, without which its weights are another model; a run cannot begin from a run of "
+                f"{config.quant.method}, only continue it with --resume"
+            )
+    places = {name: place for name, place in places.items() if name in expected}
+    _check(places, expected, path)
+    tokenizer = run.tokenizer_file if run.tokenizer_file.is_file() else None
+    return InitialModel(path, config.model, places, tokenizer, config.data.end_of_text)
+
+
+# -- a Hugging Face folder ---------------------------------------------------------------------------------------------
+
+
+def _from_hugging_face(folder: Path) -> InitialModel:
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{folder} holds an adapter, not a model; merge it into its model and give that folder")
+    config = read_json(folder / "config.json", ConfigError)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{folder / 'config.json'} holds a {type(config).__name__}, not an object")
+    if config.get("format") == "questlm-artifact" or (folder / MANIFEST_NAME).exists():
+        raise ConfigError(
+            f"{folder} is a packed model, whose codes are not the weights to train; give the run folder it came from"
+        )
+    shape = _shape(config, folder / "config.json")
+    places = _our_names(_headers(_weight_files(folder)), folder)
+    _check(places, _shapes(shape), folder)
+    tokenizer = folder / _TOKENIZER
+    return InitialModel(folder, shape, places, tokenizer if tokenizer.is_file() else None)
+
+
+def _shape(config: Mapping[str, Any], path: Path) -> ModelConfig:
+    try:
+        return model_config_from_hugging_face(config)
+    except (ArithmeticError, ConfigError) as problem:
+        raise ConfigError(f"{path} cannot be used: {cleaned(problem, 300)}") from None
+
+
+def _our_names(theirs: Mapping[str, _Place], folder: Path) -> dict[str, _Place]:
+    try:
+        places = from_hugging_face(theirs)
+    except ConfigError as problem:
+        raise ConfigError(f"{folder} cannot be used: {cleaned(problem, 300)}") from None
+    if _HEAD not in theirs:
+        places.pop(_HEAD, None)  # the embedding's place: right where the head is tied, a guess where it is not
+    return places
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if (folder / _INDEX).is_file():
+        return _shards(folder, read_json(folder / _INDEX, CheckpointError))
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        raise ConfigError(
+            f"{folder} has its weights in {pickled[0]}, a form that can run code when read, so it is not opened; "
+            f"convert it to {_WEIGHTS} (save_pretrained of transformers)"
+        )
+    raise CheckpointError(f"{folder} holds neither {_WEIGHTS} nor {_INDEX}; it is no whole Hugging Face folder")
+
+
+def _shards(folder: Path, index: Any) -> list[Path]:
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise CheckpointError(f"{folder / _INDEX} lists no files of weights; it is damaged")
+    for name in sorted(set(named.values())):
+        if name != Path(name).name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{folder / _INDEX} names {quoted(name)}, which is no safetensors file in its folder; "
+                f"refusing to read it"
+            )
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing, though {_INDEX} lists it; fetch the whole model")
+    return [folder / name for name in sorted(set(named.values()))]
+
+
+# -- safetensors -------------------------------------------------------------------------------------------------------
+
+
+def _headers(files: list[Path], in_pieces: bool = False) -> dict[str, _Place]:
+    """Where each weight lies, by its name in the files; `in_pieces`, it may lie in several."""
+    places: dict[str, _Place] = {}
+    for file in files:
+        try:
+            check_safetensors_header(file, CheckpointError)
+            with safe_open(file, framework="pt") as tensors:
+                names = list(tensors.keys())
+        except (OSError, SafetensorError) as problem:
+            raise _damaged(file, problem) from None
+        for name in names:
+            earlier = places[name].files if name in places else ()
+            if earlier and not in_pieces:
+                raise CheckpointError(f"{file} and {earlier[0].name} both hold {quoted(name)}; one is left over")
+            places[name] = _Place((*earlier, file), name)
+    return places
+
+
+def _check(places: Mapping[str, _Place], expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """Refuse weights that are missing, too many, or of another shape or type than the config says."""
+    for name in sorted(expected.keys() - places.keys()):
+        raise CheckpointError(f"{folder} lacks the weight {name}, by its config; it is not whole")
+    for name in sorted(places.keys() - expected.keys() - {_HEAD}):
+        raise CheckpointError(f"{folder} has the weight {quoted(places[name].name)}, which by its config is not there")
+    for name, wanted in expected.items():
+        place = places[name]
+        headers = [_header(file, place.name) for file in place.files]
+        shapes = [shape for _, shape in headers]
+        shape = shapes[0] if len(shapes) == 1 else _joined(shapes)
+        if shape != wanted:
+            raise CheckpointError(f"{place.files[0]}: {place.name} is {shape}, but by the config it must be {wanted}")
+        for dtype, _ in headers:
+            if dtype not in _DTYPES:
+                raise CheckpointError(
+                    f"{place.files[0]}: {place.name} is stored as {dtype}; only {', '.join(_DTYPES)} can be trained"
+                )
+
+
+def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of pieces one below the other; (), which no weight has, where they do not fit together."""
+    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
+        return ()
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _header(file: Path, name: str) -> tuple[str, tuple[int, ...]]:
+    """Type and shape of a tensor."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            header = tensors.get_slice(name)
+            return header.get_dtype(), tuple(header.get_shape())
+    except (OSError, SafetensorError) as problem:
+        raise _damaged(file, problem) from None
+
+
+def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in Llama(model).named_parameters()}
+
+
+def _read(place: _Place) -> Tensor:
+    pieces = [_read_piece(file, place.name) for file in place.files]
+    weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    if not bool(torch.isfinite(weight).all()):
+        raise CheckpointError(f"{place.files[0]}: {place.name} holds a value that is not finite; the model is damaged")
+    return weight
+
+
+def _read_piece(file: Path, name: str) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            piece: Tensor = tensors.get_tensor(name).to(torch.float32)
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        raise _damaged(file, problem) from None
+    return piece
+
+
+def _damaged(file: Path, problem: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} is not a usable safetensors file: {' '.join(str(problem).split()):.200}")

@@ -57,7 +57,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="nano")
-    parser.add_argument("--bits", default="4", help="widths to compare with bf16, comma-separated")
+    parser.add_argument(
+        "--bits", default="4", help="sides to compare with bf16: widths, each with :OPTIMIZER if not AdamW; 4,4:muon"
+    )
     parser.add_argument("--micro-batch", type=int, default=8, help="sequences a pass")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens a sequence")
@@ -140,15 +142,16 @@ def make_step(arguments: argparse.Namespace, side: str, device: torch.device) ->
     from questlm.training.run_folder import build_model
     from questlm.training.step import TrainStep, should_record
 
-    bits: int | str = int(side) if side.isdecimal() else side
+    width, _, optimizer = side.partition(":")
+    bits: int | str = int(width) if width.isdecimal() else width
     model_settings = {"vocab_size": arguments.vocab_size} | ({"layers": arguments.layers} if arguments.layers else {})
     sequences = arguments.micro_batch * arguments.accumulate
     config = load_config(
         arguments.preset,
-        overrides=arguments.set if side != DENSE else [],
+        overrides=arguments.set if width != DENSE else [],
         flags={
             "model": model_settings,
-            "quant": {"weight_bits": bits, "act_bits": bits, "embeddings": "float" if side == DENSE else "bf16"},
+            "quant": {"weight_bits": bits, "act_bits": bits, "embeddings": "float" if width == DENSE else "bf16"},
             "train": {
                 "device": str(device),
                 "compile": arguments.compile,
@@ -156,6 +159,7 @@ def make_step(arguments: argparse.Namespace, side: str, device: torch.device) ->
                 "batch_size": sequences,
                 "micro_batch_size": arguments.micro_batch,
                 "cuda_graphs": arguments.cuda_graphs,
+                "optimizer": optimizer or "adamw",
             },
         },
     )
@@ -229,7 +233,9 @@ def summary(
 
 
 def _label(side: str) -> str:
-    return "float32" if side == DENSE else f"w{side}a{side}"
+    width, _, optimizer = side.partition(":")
+    name = "float32" if side == DENSE else "bf16" if width == DENSE else f"w{width}a{width}"
+    return f"{name} {optimizer}".strip()
 
 
 def _side(runs: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
@@ -256,11 +262,11 @@ def print_table(result: dict[str, Any]) -> None:
         f"{settings['preset']}, {settings['micro_batch']} x {settings['seq_len']} tokens x {settings['accumulate']}, "
         f"vocabulary {settings['vocab_size']}, {result['device']}"
     )
-    print(f"{'':<10}{'tokens/s':>12}{'ratio':>8}{'GiB':>9}{'ratio':>8}{'spread':>8}{'kernels ms':>12}{'launches':>10}")
+    print(f"{'':<12}{'tokens/s':>12}{'ratio':>8}{'GiB':>9}{'ratio':>8}{'spread':>8}{'kernels ms':>12}{'launches':>10}")
     for name, side in result["results"].items():
         kernels = side["kernels"] or {"milliseconds": float("nan"), "launches": 0}
         print(
-            f"{name:<10}{side['tokens_per_second']:>12,.0f}{side['speed_over_dense']:>8.3f}"
+            f"{name:<12}{side['tokens_per_second']:>12,.0f}{side['speed_over_dense']:>8.3f}"
             f"{side['peak_memory_bytes'] / 2**30:>9.2f}{side['peak_memory_over_dense']:>8.3f}"
             f"{side['step_seconds']['spread']:>8.1%}{kernels['milliseconds']:>12.2f}{kernels['launches']:>10}",
             flush=True,

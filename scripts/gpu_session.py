@@ -124,6 +124,10 @@ def gpu_steps(data: Path) -> list[Step]:
         train_step("30m", 110, "--preset 30m --micro-batch 64 --bits 4,1,2,3,8 --steps 20 --rounds 2 --warm 6"),
         train_step("100m", 45, "--preset 100m --micro-batch 64 --warm 2"),
         train_step("800m", 90, "--preset 800m --micro-batch 32 --steps 5 --warm 2"),
+        train_step(
+            "30m-muon", 80, "--preset 30m --micro-batch 64 --bits 16:muon,4,4:muon --steps 20 --rounds 2 --warm 4"
+        ),
+        train_step("800m-muon", 90, "--preset 800m --micro-batch 32 --bits 4,4:muon --steps 5 --rounds 2 --warm 3"),
         train_step("30m-accumulate8", 55, "--preset 30m --micro-batch 64 --accumulate 8 --steps 4"),
         train_step(
             "800m-float8-backward", 70, f"--preset 800m --micro-batch 32 --steps 5 --rounds 1 {float8} --warm 2"

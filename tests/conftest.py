@@ -15,7 +15,6 @@ import torch
 from questlm.cli import main
 from questlm.config import RunConfig, load_config
 
-sys.path.append(str(Path(__file__).parent / "gpu"))  # `kernel_checks`, which run on a GPU and under the interpreter
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; must be set before they are imported
 
@@ -36,6 +35,15 @@ def command(
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The matrices of tests are small, and a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import artifact_reader
 import numpy as np
 import pytest
 import torch
-from artifact_reader import Reader, level_of
-from packed_models import IDS, SHAPE, specs, trained
 
 import questlm
+from helpers import artifact_reader
+from helpers.artifact_reader import Reader, level_of
+from helpers.packed_models import IDS, SHAPE, specs, trained
 from questlm.artifact.format import FORMAT, VERSION, expected_tensors
 from questlm.config import ModelConfig, QuantSpec, RopeScaling
 from questlm.export.pack import pack

@@ -6,7 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from method_oracles import (
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from helpers.method_oracles import (
     LEARNED,
     NORMED,
     WEIGHT_FORMATS,
@@ -19,9 +22,6 @@ from method_oracles import (
     pair_up,
     rows,
 )
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from questlm import QuantSpec, prepare
 from questlm.quant import METHODS
 

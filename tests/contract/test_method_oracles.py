@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from method_oracles import Answer, Case, answer, fp4_scale, gaussian_error, lloyd, normed, shrunk_range, to_bf16
-from oracle import SCALE
+
+from helpers.method_oracles import Answer, Case, answer, fp4_scale, gaussian_error, lloyd, normed, shrunk_range, to_bf16
+from helpers.oracle import SCALE
 
 WIDTHS = {"ternary": (1, 1), 2: (2, 1), 3: (4, 3), 4: (8, 7), 8: (128, 127)}  # Qn, Qp
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from method_oracles import FORMAT_BITS, LEARNED, Case, cases, gaussian_error, unit_levels
-from oracle import BITS
 from torch import nn
 
+from helpers.method_oracles import FORMAT_BITS, LEARNED, Case, cases, gaussian_error, unit_levels
+from helpers.oracle import BITS
 from questlm.ops import hadamard
 from questlm.quant import METHODS, fake_quantize, gaussian_mse, grid_mse, make_quantizer
 

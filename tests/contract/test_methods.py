@@ -6,10 +6,21 @@ import math
 
 import pytest
 import torch
-from method_oracles import LEARNED, Case, NoOracleError, answer, cases, fp4_scale, lloyd, pair_up, rows, shrunk_range
-from oracle import SCALE, rotation
 from torch import nn
 
+from helpers.method_oracles import (
+    LEARNED,
+    Case,
+    NoOracleError,
+    answer,
+    cases,
+    fp4_scale,
+    lloyd,
+    pair_up,
+    rows,
+    shrunk_range,
+)
+from helpers.oracle import SCALE, rotation
 from questlm import QuantSpec, prepare
 from questlm.errors import ConfigError
 from questlm.quant import METHODS, fake_quantize, make_quantizer

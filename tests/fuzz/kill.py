@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzzing.jobs import JOBS
-from fuzzing.kills import trial, uninterrupted
+from helpers.fuzzing.jobs import JOBS
+from helpers.fuzzing.kills import trial, uninterrupted
 
 
 def main() -> int:

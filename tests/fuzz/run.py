@@ -14,11 +14,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzzing.driver import Tally, build_samples, fuzz, replay
-from fuzzing.formats import FORMATS
-
+from helpers.fuzzing.driver import Tally, build_samples, fuzz, replay
+from helpers.fuzzing.formats import FORMATS
 from questlm.files import write_json
 
 

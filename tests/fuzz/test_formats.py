@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzzing.driver import build_samples, fuzz
-from fuzzing.formats import FORMATS
+
+from helpers.fuzzing.driver import build_samples, fuzz
+from helpers.fuzzing.formats import FORMATS
 
 _INPUTS = 600
 """Of each format: two to six seconds on one core."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzzing.jobs import JOBS
-from fuzzing.kills import trial, uninterrupted
+
+from helpers.fuzzing.jobs import JOBS
+from helpers.fuzzing.kills import trial, uninterrupted
 
 _TRIALS = {"tokenise": 8, "train": 6, "pack": 5, "report": 2, "sweep": 1}
 """With one to three kills each; about forty seconds in all on two free cores."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_checks import (
+
+from helpers.kernel_checks import (
     BITS,
     bound_of,
     check_compiled,
@@ -27,7 +28,6 @@ from kernel_checks import (
     draw_mask,
     opcheck_cases,
 )
-
 from questlm.config import RunConfig
 from questlm.ops.dispatch import float8_products
 from questlm.quant import gaussian_grid

@@ -12,7 +12,13 @@ from tokenizers import Tokenizer, models
 from questlm.config import DataConfig
 from questlm.data import prepare, train_tokenizer
 from questlm.errors import ArtifactError, DataError
-from questlm.vocabulary import LARGEST_VOCABULARY, library_failures, parse_tokenizer, read_tokenizer_text
+from questlm.vocabulary import (
+    LARGEST_VOCABULARY,
+    library_failures,
+    parse_tokenizer,
+    read_tokenizer_text,
+    usual_end_of_text,
+)
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -103,3 +109,9 @@ def test_only_failures_of_the_library_are_turned_into_errors() -> None:
     for problem in (KeyboardInterrupt, SystemExit, GeneratorExit):
         with pytest.raises(problem), library_failures(DataError):
             raise problem
+
+
+def test_the_end_of_text_is_found_by_its_usual_names(tokenizer_json: str) -> None:
+    assert usual_end_of_text(Tokenizer.from_str(tokenizer_json)) == 0
+    assert usual_end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "</s>"))) == 0
+    assert usual_end_of_text(Tokenizer.from_str(tokenizer_json.replace("<|endoftext|>", "stop"))) is None

@@ -1,0 +1,66 @@
+"""What trains is what ships, for every method and format: logits of the packed model, bit for bit, after a step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import questlm
+from helpers.packed_models import IDS, SHAPE, specs, trained
+from questlm.artifact.dense import dense_state_dict
+from questlm.artifact.read import load_artifact
+from questlm.config import QuantSpec
+from questlm.errors import ConfigError
+from questlm.export.hugging_face import to_hugging_face
+from questlm.export.pack import pack
+from questlm.models import Llama
+from questlm.quant import METHODS, quantized_layers
+
+
+@pytest.mark.parametrize("spec", specs(), ids=lambda spec: f"{spec.label}")
+def test_the_packed_model_is_the_trained_one(tmp_path, spec):
+    model = trained(spec)
+    pack(model, tmp_path / "a")
+    packed = questlm.load(tmp_path / "a")
+    half = questlm.load(tmp_path / "a", dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(packed.logits(IDS), model(IDS))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(half.logits(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("spec", specs(), ids=lambda spec: f"{spec.label}")
+def test_dense_weights_are_what_the_layers_multiply_by(tmp_path, spec):
+    model = trained(spec)
+    pack(model, tmp_path / "a")
+    artifact = load_artifact(tmp_path / "a")
+    weights = dense_state_dict(artifact)
+    for name, layer in quantized_layers(model).items():
+        if not METHODS[layer.spec.method].branches:
+            torch.testing.assert_close(weights[f"{name}.weight"], layer.rounded_weight(), rtol=1e-5, atol=1e-7)
+    if METHODS[spec.method].input_norm:
+        with pytest.raises(ConfigError, match="has a norm before it"):
+            to_hugging_face(artifact, tmp_path / "hf")
+
+
+def test_weights_of_zeros_ship_too(tmp_path):
+    model = Llama(SHAPE).initialize(0)
+    torch.nn.init.zeros_(model.layers[0].mlp.down.weight)
+    questlm.prepare(model, QuantSpec(method="lsq", embeddings="bf16"))
+    model(IDS)
+    pack(model, tmp_path / "a")
+    assert torch.equal(questlm.load(tmp_path / "a").logits(IDS), model(IDS))
+
+
+def test_a_model_that_has_seen_nothing_has_no_steps_to_ship(tmp_path):
+    model = questlm.prepare(Llama(SHAPE).initialize(0), QuantSpec(method="lsq", embeddings="bf16"))
+    with pytest.raises(ConfigError, match="has seen no data yet"):
+        pack(model, tmp_path / "a")
+
+
+def test_the_method_of_most_layers_is_named(tmp_path):
+    model = questlm.prepare(
+        Llama(SHAPE).initialize(0), QuantSpec(embeddings="bf16", overrides={"layers.0.attention.q": 8})
+    )
+    pack(model, tmp_path / "a")
+    assert load_artifact(tmp_path / "a").config.quantization_config.weight_bits == 4

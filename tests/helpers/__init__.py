@@ -1,0 +1,1 @@
+"""What tests share: independent implementations, checks that several folders of tests run, and the fuzzer."""

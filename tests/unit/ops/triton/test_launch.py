@@ -1,0 +1,44 @@
+"""Kernels are compiled ahead, side by side, and for GPUs of every kind that the README names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from questlm import ops
+
+KERNELS = [
+    "_masked_hadamard", "_masked_hadamard_many", "_norm_quantize", "_norm_quantize_backward",
+    "_quantize", "_quantize_many", "_swiglu_quantize", "_swiglu_quantize_backward",
+]  # fmt: skip
+
+
+# The form of the codes is that which `ops` chooses for such a GPU: float8 from Hopper on, int8 for more than 16 levels.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gpu", "form"),
+    [("cuda 80 32", "uint8"), ("cuda 90 32", "float8"), ("cuda 100 32", "int8"), ("hip gfx942 64", "uint8")],
+)
+def test_every_kernel_compiles(gpu: str, form: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[3] / "helpers" / "compile_kernels.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    job = subprocess.run(
+        [sys.executable, script, *gpu.split(), form],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert job.returncode == 0, job.stderr[-2000:]
+    expected = sorted([*KERNELS, "_int8_matmul"]) if form == "int8" else KERNELS
+    assert json.loads(job.stdout.splitlines()[-1]) == expected
+
+
+def test_nothing_is_rehearsed_where_nothing_is_compiled() -> None:
+    ops.compile_ahead(lambda: pytest.fail("rehearsed"), torch.device("cpu"))

@@ -35,12 +35,11 @@ from questlm.ops.reference.storage import to_int8_rows
 from questlm.quant import (
     BranchedLinear,
     FakeQuantLinear,
-    StatefulQuantizer,
     StoredEmbedding,
     StoredLinear,
     quantized_layers,
 )
-from questlm.quant.quantizers import SparseQuantizer
+from questlm.quant.layers.mode import Mode
 from questlm.vocabulary import parse_tokenizer, usual_end_of_text
 
 __all__ = ["pack"]
@@ -106,10 +105,9 @@ def _check_model(model: Llama) -> None:
         if not torch.isfinite(parameter).all():
             raise ConfigError(f"{name} holds a value that is not finite; the model has diverged and cannot be packed")
     for name, layer in layers.items():
-        act = layer.act_quantizer
-        if isinstance(act, StatefulQuantizer) and not bool(act.initialized):
+        if layer.act_quantizer is not None and layer.act_quantizer.needs_data():
             raise ConfigError(f"{name} has seen no data yet, so its inputs have no step; run or train the model first")
-        if layer.blending or (layer.strength is not None and bool(layer.strength < 1)):
+        if layer.mode is Mode.FADING_IN or (layer.strength is not None and bool(layer.strength < 1)):
             raise ConfigError(
                 f"quantisation of {name} is still being faded in; train to the end of the gradual schedule"
             )
@@ -150,10 +148,10 @@ def _quantized_format(layer: FakeQuantLinear) -> WeightFormat:
     narrow = None
     if isinstance(layer, BranchedLinear):
         narrow = NarrowBranch(axis=layer.axis, width=layer.narrow, weight=_narrow_grid(layer))
-    sparse = isinstance(layer.weight_quantizer, SparseQuantizer)
+    values_format = None if layer.weight_quantizer is None else layer.weight_quantizer.values_format
     return WeightFormat(
         block_size=layer.block_size,
-        weight=_grid(layer.form.weight) or ("bf16-2:4" if sparse else "float32"),
+        weight=_grid(layer.form.weight) or values_format or "float32",
         act=_grid(layer.form.act),
         weight_offset=layer.form.weight is not None and layer.quantized_weight().offset is not None,
         act_offset=act is not None and act.offset() is not None,

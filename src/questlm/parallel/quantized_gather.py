@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map_only
 from questlm import ops
 from questlm.ops import Encoded
 from questlm.quant import FakeQuantLinear, StoredEmbedding, StoredLinear
-from questlm.quant.layers.linear import CachedWeight
+from questlm.quant.layers.mode import CachedWeight
 
 __all__ = ["gather_as_codes", "gathered_codes"]
 
@@ -175,7 +175,7 @@ class _Sender:
             data = cached.operand.data
         with _preserve_version(data):  # as FSDP does where it fills tensors again
             data.copy_(ops.codes_in_form(codes, grid, data.dtype))
-        self.layer.cached_weight = CachedWeight(ops.operand_of(data, step, grid), None, self.dtype, None)
+        self.layer.mode = CachedWeight(ops.operand_of(data, step, grid), None, self.dtype, None)
 
     def _encoded(self, rows: Tensor, mask_bound: float | None) -> Encoded:
         rows = _plain(rows)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import nn
 
 from questlm.quant.layers.linear import FakeQuantLinear
+from questlm.quant.layers.mode import Mode
 from questlm.quant.methods import gradual_share
 
 __all__ = ["set_quantization_strength"]
@@ -26,9 +27,9 @@ def set_quantization_strength(model: nn.Module, done: float) -> None:
     layers = [(layer, layer.strength) for layer in modules if layer.strength is not None]
     for index, (layer, strength) in enumerate(layers):
         share = gradual_share(layer.spec)
-        if done >= share and not layer.blending:
+        if done >= share and layer.mode is not Mode.FADING_IN:
             continue  # finished before: nothing to write to the device
         ramp = share / 2
         start = ramp * index / max(len(layers) - 1, 1)
-        layer.blending = done < share
-        strength.fill_(min(max((done - start) / ramp, 0.0), 1.0) if layer.blending else 1.0)
+        layer.mode = Mode.FADING_IN if done < share else Mode.QUANTIZED
+        strength.fill_(min(max((done - start) / ramp, 0.0), 1.0) if done < share else 1.0)

@@ -14,6 +14,7 @@ from questlm.errors import ConfigError, quoted
 from questlm.quant.layers.branches import BranchedLinear, branch_axis
 from questlm.quant.layers.fused import QuantizedNorm, QuantizedSwiGLU, fusions
 from questlm.quant.layers.linear import FakeQuantLinear
+from questlm.quant.layers.mode import LayerMode, Mode
 from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
 from questlm.quant.methods import find_method
 from questlm.quant.overrides import FilterFn, layer_specs, plain_name
@@ -116,28 +117,34 @@ def learned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
-    """Run the model without quantising inside the block: the same weights, plain products."""
-    with _switched_off(model, (FakeQuantLinear, QuantizedNorm, QuantizedSwiGLU)):
+    """Run the model without quantising inside the block: the same weights, plain products. Blocks may nest.
+
+    Raises:
+        RuntimeError: inside `cached_weights(through_parameters=True)`, or where weights are gathered as codes.
+    """
+    before: list[tuple[FakeQuantLinear, LayerMode]] = []
+    try:
+        for layer in quantized_layers(model).values():
+            mode, layer.mode = layer.mode, Mode.DENSE
+            before.append((layer, mode))
         yield
+    finally:
+        for layer, mode in before:
+            layer.mode = mode
 
 
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
     """Let each quantised layer inside the block quantise its own input, so that it can be seen as a tensor."""
-    with _switched_off(model, (QuantizedNorm, QuantizedSwiGLU)):
-        yield
-
-
-@contextmanager
-def _switched_off(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
-    before = {module: vars(module)["quantized"] for module in model.modules() if isinstance(module, kinds)}
-    for module in before:
-        vars(module)["quantized"] = False
+    modules = [module for module in model.modules() if isinstance(module, QuantizedNorm | QuantizedSwiGLU)]
+    before = [module.fused for module in modules]
+    for module in modules:
+        module.fused = False
     try:
         yield
     finally:
-        for module, quantized in before.items():
-            vars(module)["quantized"] = quantized
+        for module, fused in zip(modules, before, strict=True):
+            module.fused = fused
 
 
 def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:

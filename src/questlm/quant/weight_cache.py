@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.quant.layers.linear import CachedWeight, FakeQuantLinear
+from questlm.quant.layers.linear import FakeQuantLinear
+from questlm.quant.layers.mode import CachedWeight, Mode
 from questlm.quant.quantizers import MaskedRounding
 
 __all__ = ["cached_weights"]
@@ -42,16 +43,22 @@ def cached_weights(model: nn.Module, through_parameters: bool = False) -> Iterat
             "cached_weights(through_parameters=True) needs weights without a gradient; call "
             "optimizer.zero_grad(set_to_none=True) first"
         )
-    groups = _alike(layers)
+    cached: list[tuple[FakeQuantLinear, CachedWeight]] = []
+    groups = []
     try:
-        for group in groups:
-            _hold(group, through_parameters)
+        for group in _alike(layers):
+            groups.append(_encode(group, through_parameters))
+            cached += groups[-1]
+            for layer, weight in groups[-1]:
+                layer.mode = weight
         yield
-        for group in groups:
-            _bring_back(group)
+        for made in groups:
+            _finish_gradients(made)
     finally:
-        for layer in layers:
-            _release(layer)
+        for layer, weight in cached:
+            layer.mode = Mode.QUANTIZED
+            if weight.carrier is not None and weight.carrier.requires_grad:
+                weight.carrier.register_hook(_too_late)
 
 
 def _alike(layers: list[FakeQuantLinear]) -> list[list[FakeQuantLinear]]:
@@ -67,32 +74,34 @@ def _alike(layers: list[FakeQuantLinear]) -> list[list[FakeQuantLinear]]:
 def _rounding(layer: FakeQuantLinear) -> MaskedRounding:
     assert layer.weight_quantizer is not None
     rounding = layer.weight_quantizer.rounding
-    assert rounding is not None  # or the layer would not hold
+    assert rounding is not None  # or the layer would not cache its weight
     return rounding
 
 
 @torch.no_grad()
-def _hold(layers: list[FakeQuantLinear], through_parameters: bool) -> None:
+def _encode(layers: list[FakeQuantLinear], through_parameters: bool) -> list[tuple[FakeQuantLinear, CachedWeight]]:
     first, rounding = layers[0], _rounding(layers[0])
     dtype = ops.compute_dtype(ops.autocast_dtype(first.weight) or first.weight.dtype)
     bound = rounding.mask_bound if first.weight.requires_grad else None
     with ops.without_autocast(first.weight):
         weights = [layer.weight for layer in layers]
         encoded = ops.encode_many(weights, rounding.grid, first.block_size, bound, dtype)
+    cached = []
     for layer, (operand, mask) in zip(layers, encoded, strict=True):
         weight = layer.weight
         carrier = None if through_parameters else weight.detach().requires_grad_(weight.requires_grad)
-        layer.cached_weight = CachedWeight(operand, mask, dtype, carrier)
+        cached.append((layer, CachedWeight(operand, mask, dtype, carrier)))
+    return cached
 
 
 @torch.no_grad()
-def _bring_back(layers: Iterable[FakeQuantLinear]) -> None:
+def _finish_gradients(cached: Iterable[tuple[FakeQuantLinear, CachedWeight]]) -> None:
+    """Mask and rotate back the gradients of layers of one kind, and add them to those of the weights."""
     reached = []
-    for layer in layers:
-        assert layer.cached_weight is not None
-        gradient = (layer.weight if layer.cached_weight.carrier is None else layer.cached_weight.carrier).grad
+    for layer, weight in cached:
+        gradient = (layer.weight if weight.carrier is None else weight.carrier).grad
         if gradient is not None:
-            reached.append((layer, gradient, layer.cached_weight.mask))
+            reached.append((layer, gradient, weight.mask))
     if not reached:
         return
     _, gradients, masks = zip(*reached, strict=True)
@@ -102,12 +111,6 @@ def _bring_back(layers: Iterable[FakeQuantLinear]) -> None:
             layer.weight.grad = gradient
         elif layer.weight.grad is not gradient:
             layer.weight.grad += gradient
-
-
-def _release(layer: FakeQuantLinear) -> None:
-    cached, layer.cached_weight = layer.cached_weight, None
-    if cached is not None and cached.carrier is not None and cached.carrier.requires_grad:
-        cached.carrier.register_hook(_too_late)
 
 
 def _too_late(gradient: Tensor) -> None:

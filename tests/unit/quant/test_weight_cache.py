@@ -14,7 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from questlm import Llama, QuantSpec, ops, prepare
 from questlm.config import ModelConfig
 from questlm.errors import BackendError
-from questlm.quant import FakeQuantLinear, cached_weights, quantized_layers, set_quantization_strength
+from questlm.quant import FakeQuantLinear, cached_weights, dense, quantized_layers, set_quantization_strength
+from questlm.quant.layers.mode import Mode
 from questlm.quant.swap import unfused
 
 SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "mlp_hidden": 48, "vocab_size": 40}
@@ -211,6 +212,32 @@ def test_through_parameters_a_gradient_that_is_there_already_is_refused() -> Non
     with pytest.raises(RuntimeError, match=r"without a gradient; call optimizer\.zero_grad"), held:
         pytest.fail("entered")
     assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
+
+
+def test_a_dense_pass_is_refused_only_where_the_weight_itself_takes_the_gradient_of_the_codes() -> None:
+    model, ids = make(QuantSpec()), torch.arange(6).view(1, 6)
+    with dense(model):
+        model(ids).sum().backward()
+    expected = model.layers[0].mlp.down.weight.grad
+    model.zero_grad()
+    with cached_weights(model):
+        cached = [layer.mode for layer in quantized_layers(model).values()]
+        with dense(model):
+            model(ids).sum().backward()
+        assert all(layer.mode is mode for layer, mode in zip(quantized_layers(model).values(), cached, strict=True))
+    assert torch.equal(model.layers[0].mlp.down.weight.grad, expected)
+    model.zero_grad()
+    refused = pytest.raises(RuntimeError, match="a dense pass inside cached_weights would leave its gradient masked")
+    with cached_weights(model, through_parameters=True), refused, dense(model):
+        pytest.fail("entered")
+    assert all(layer.mode is Mode.QUANTIZED for layer in quantized_layers(model).values())
+
+
+def test_weights_of_two_branches_are_never_cached() -> None:
+    donor = make(QuantSpec())
+    branched = make(QuantSpec(method="pquant", weight_bits=1, act_bits=8)).layers[0].mlp.gate
+    with cached_weights(donor), pytest.raises(RuntimeError, match="without learned parameters"):
+        branched.mode = donor.layers[0].mlp.gate.mode
 
 
 def test_a_weight_shared_with_a_plain_layer_gets_both_gradients() -> None:

@@ -16,6 +16,8 @@ from questlm.errors import CheckpointError, ConfigError, TrainingError
 from questlm.files import seal
 from questlm.models import Llama
 from questlm.ops.triton import launch
+from questlm.quant import FakeQuantLinear
+from questlm.quant.layers.mode import Mode
 from questlm.records import RunRecord
 from questlm.training import RunFolder, Trainer, checks, load_run, resume, train
 from questlm.training.checkpoint import latest_checkpoint
@@ -129,8 +131,8 @@ def test_a_model_trained_dense_by_mistake_is_caught(tiny: RunConfig, tmp_path: P
     def dense_build(*arguments: Any) -> Llama:
         model = original(*arguments)
         for module in model.modules():
-            if hasattr(module, "quantized"):
-                module.quantized = False  # type: ignore[assignment]
+            if isinstance(module, FakeQuantLinear):
+                module.mode = Mode.DENSE
         return model
 
     original = loop.build_model

@@ -90,6 +90,16 @@ class BranchedLinear(FakeQuantLinear):
             quantizer.to(device=linear.weight.device, dtype=linear.weight.dtype)
         return layer
 
+    @property
+    def rounds_weight(self) -> bool:
+        """False: each branch has a learned output scale."""
+        return False
+
+    @property
+    def takes_rows(self) -> bool:
+        """False: the branches quantise their inputs apart."""
+        return False
+
     def quantized_branches(self) -> tuple[Operand, Operand]:
         """Codes and steps of the wide and the narrow branch, output scales included."""
         wide, narrow = self._weights()

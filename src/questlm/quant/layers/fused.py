@@ -11,31 +11,48 @@ to the dtype computed in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from questlm import ops
 from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant.autograd import Pending, Rows, norm_rows, swiglu_rows
 from questlm.quant.layers.linear import FakeQuantLinear
+from questlm.quant.layers.mode import Mode
 from questlm.quant.quantizers import MaskedRounding, refuse_transforms
 
 __all__ = ["QuantizedNorm", "QuantizedSwiGLU", "fusions"]
 
 
-class QuantizedNorm(ResidualNorm):
-    """A norm whose output is quantised; the same parameters as the norm that it replaces."""
+class _Consumers(NamedTuple):
+    """The quantised layers that take one module's output, and the rounding of the input that they share."""
 
+    layers: tuple[FakeQuantLinear, ...]
     rounding: MaskedRounding
-    quantized: bool
+
+    @property
+    def quantized(self) -> bool:
+        """Whether all of them quantise now; a dense layer needs its input as a tensor."""
+        return all(layer.mode is not Mode.DENSE for layer in self.layers)
+
+
+class QuantizedNorm(ResidualNorm):
+    """A norm that quantises its output for the layers behind it; the same parameters as the norm that it replaces.
+
+    Attributes:
+        fused: False leaves quantising to the layers (`questlm.quant.unfused`).
+    """
+
+    fused: bool
+    _consumers: _Consumers
 
     @classmethod
-    def from_norm(cls, norm: ResidualNorm, rounding: MaskedRounding) -> QuantizedNorm:
+    def from_norm(cls, norm: ResidualNorm, consumers: _Consumers) -> QuantizedNorm:
         """Wrap `norm`, sharing its gain."""
-        fused = cls(norm.normalized_shape, eps=norm.eps, device="meta")
-        fused.weight, fused.rounding, fused.quantized = norm.weight, rounding, True
-        return fused.train(norm.training)
+        quantized = cls(norm.normalized_shape, eps=norm.eps, device="meta")
+        quantized.weight, quantized.fused, quantized._consumers = norm.weight, True, consumers
+        return quantized.train(norm.training)
 
     def to_plain(self) -> ResidualNorm:
         """The plain norm again, sharing its gain."""
@@ -47,26 +64,30 @@ class QuantizedNorm(ResidualNorm):
         self, x: Tensor, delta: Tensor | None = None
     ) -> tuple[Tensor, Tensor | Rows]:
         """r = x + delta, and its norm as rows for quantised layers, or as it is where those are dense."""
-        if not self.quantized:
+        if not (self.fused and self._consumers.quantized):
             return super().forward(x, delta)
         refuse_transforms()
         assert self.eps is not None
         dtype = ops.autocast_dtype(x) or self.weight.dtype
-        return norm_rows(x, delta, self.weight, self.eps, self.rounding, dtype)
+        return norm_rows(x, delta, self.weight, self.eps, self._consumers.rounding, dtype)
 
 
 class QuantizedSwiGLU(SwiGLU):
-    """SwiGLU whose output is quantised."""
+    """SwiGLU that quantises its output for the layers behind it.
 
-    rounding: MaskedRounding
-    quantized: bool
+    Attributes:
+        fused: False leaves quantising to the layers (`questlm.quant.unfused`).
+    """
+
+    fused: bool
+    _consumers: _Consumers
 
     @classmethod
-    def from_activation(cls, activation: SwiGLU, rounding: MaskedRounding) -> QuantizedSwiGLU:
+    def from_activation(cls, activation: SwiGLU, consumers: _Consumers) -> QuantizedSwiGLU:
         """Quantise what `activation` gives."""
-        fused = cls()
-        fused.rounding, fused.quantized = rounding, True
-        return fused.train(activation.training)
+        quantized = cls()
+        quantized.fused, quantized._consumers = True, consumers
+        return quantized.train(activation.training)
 
     def to_plain(self) -> SwiGLU:
         """The plain activation again."""
@@ -74,11 +95,11 @@ class QuantizedSwiGLU(SwiGLU):
 
     def forward(self, gate: Tensor | Pending, up: Tensor | Pending) -> Tensor | Rows:  # type: ignore[override]
         """Two of (..., K) -> rows for quantised layers, or the plain activation where those are dense."""
-        if not self.quantized:
+        if not (self.fused and self._consumers.quantized):
             plain = (each.computed() if isinstance(each, Pending) else each for each in (gate, up))
             return super().forward(*plain)
         first = gate.rows.carrier if isinstance(gate, Pending) else gate
-        return swiglu_rows(gate, up, self.rounding, ops.autocast_dtype(first) or first.dtype)
+        return swiglu_rows(gate, up, self._consumers.rounding, ops.autocast_dtype(first) or first.dtype)
 
 
 def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -86,25 +107,22 @@ def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     for module in model.modules():
         for source, names in getattr(module, "feeds", {}).items():
             plain, layers = module.get_submodule(source), [module.get_submodule(name) for name in names]
-            consumers = [layer for layer in layers if type(layer) is FakeQuantLinear]
-            rounding = _common_rounding(consumers) if len(consumers) == len(layers) else None
-            if rounding is None:
+            consumers = _consumers(layers)
+            if consumers is None:
                 continue
             if type(plain) is ResidualNorm and plain.eps is not None and plain.weight is not None:
-                yield plain, QuantizedNorm.from_norm(plain, rounding)
+                yield plain, QuantizedNorm.from_norm(plain, consumers)
             elif type(plain) is SwiGLU:
                 for name in getattr(module, "takes", {}).get(source, ()):
                     layer = module.get_submodule(name)
                     if isinstance(layer, FakeQuantLinear) and layer._parameters["bias"] is None:
                         layer.defers = True
-                yield plain, QuantizedSwiGLU.from_activation(plain, rounding)
+                yield plain, QuantizedSwiGLU.from_activation(plain, consumers)
 
 
-def _common_rounding(layers: Sequence[FakeQuantLinear]) -> MaskedRounding | None:
-    """The rounding of the input that all `layers` share, if rows rounded by it are what each of them would make."""
-    roundings = set()
-    for layer in layers:
-        if layer.input_norm is not None or layer.strength is not None or layer.weight.dtype is torch.float16:
-            return None
-        roundings.add(None if layer.act_quantizer is None else layer.act_quantizer.rounding)
-    return roundings.pop() if len(roundings) == 1 else None
+def _consumers(modules: Sequence[nn.Module]) -> _Consumers | None:
+    """The modules as quantised layers, if rows rounded once are what each of them would make; None otherwise."""
+    layers = tuple(module for module in modules if isinstance(module, FakeQuantLinear) and module.takes_rows)
+    roundings = {None if layer.act_quantizer is None else layer.act_quantizer.rounding for layer in layers}
+    rounding = roundings.pop() if len(roundings) == 1 and len(layers) == len(modules) else None
+    return None if rounding is None else _Consumers(layers, rounding)

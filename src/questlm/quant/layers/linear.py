@@ -9,7 +9,7 @@ exact. `questlm.quant.autograd` has the gradients, and says what is saved for th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +19,13 @@ from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.ops import LinearFormat, Operand, without_autocast
 from questlm.quant.autograd import Pending, Rows, encode_rows, product
+from questlm.quant.layers.mode import CachedWeight, LayerMode, Mode
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import Quantizer, refuse_transforms
 
-__all__ = ["CachedWeight", "FakeQuantLinear"]
+__all__ = ["FakeQuantLinear"]
 
 _NORM_EPS = 1e-5
-
-
-class CachedWeight(NamedTuple):
-    """A weight's codes for one optimizer step.
-
-    Attributes:
-        operand, mask: codes, and bits of the entries whose gradient passes.
-        dtype: of the products that they are for.
-        carrier: takes the gradient in the rotated domain (`questlm.quant.autograd`); None: the layer's weight does.
-    """
-
-    operand: Operand
-    mask: Tensor | None
-    dtype: torch.dtype
-    carrier: Tensor | None
 
 
 class FakeQuantLinear(nn.Linear):
@@ -53,9 +39,9 @@ class FakeQuantLinear(nn.Linear):
         weight_quantizer, act_quantizer: modules, or None for a factor that is not quantised.
         block_size: of the Hadamard transform; 1: none.
         input_norm: RMSNorm before the layer, for methods that have one.
-        quantized: False computes the plain product.
-        blending: whether quantisation is being faded in, to the share `strength` (`questlm.quant.gradual`).
-        cached_weight: codes of the weight for this optimizer step (`questlm.quant.weight_cache`), or None.
+        strength: buffer, the share in [0, 1] to which quantisation is faded in; None without a gradual schedule.
+        mode: how passes compute now; changed by `questlm.quant.dense`, `cached_weights` and
+            `set_quantization_strength`.
         defers: whether the product of quantised rows is left to the activation behind it
             (`questlm.quant.layers.fused`).
     """
@@ -66,10 +52,8 @@ class FakeQuantLinear(nn.Linear):
     block_size: int
     input_norm: nn.RMSNorm | None
     strength: Tensor | None
-    quantized: bool
-    blending: bool
-    cached_weight: CachedWeight | None
     defers: bool = False
+    _mode: LayerMode
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: QuantSpec) -> FakeQuantLinear:
@@ -80,7 +64,7 @@ class FakeQuantLinear(nn.Linear):
         """
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.spec, layer.quantized, layer.blending, layer.cached_weight = spec, True, False, None
+        layer.spec, layer._mode = spec, Mode.QUANTIZED
         quantizers = layer_quantizers(spec, linear.out_features, linear.in_features)
         layer.weight_quantizer, layer.act_quantizer, layer.block_size = quantizers
         layer.input_norm = (
@@ -129,10 +113,48 @@ class FakeQuantLinear(nn.Linear):
         return self.spec.backward == "float8"
 
     @property
+    def mode(self) -> LayerMode:
+        """How passes compute now.
+
+        Raises (when set):
+            ConfigError: FADING_IN for a layer that was prepared without a gradual schedule.
+            RuntimeError: cached codes of a weight that cannot be cached, or DENSE and codes without a gradient of their
+                own at once.
+        """
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: LayerMode) -> None:
+        if mode is Mode.FADING_IN and self.strength is None:
+            raise ConfigError("this layer was prepared without a gradual schedule; set quant.gradual")
+        if isinstance(mode, CachedWeight) and not self.rounds_weight:
+            raise RuntimeError("only a weight that is rounded without learned parameters can be cached")
+        if Mode.DENSE in (mode, self._mode) and any(_replaces_gradient(each) for each in (mode, self._mode)):
+            raise RuntimeError(
+                "a dense pass inside cached_weights would leave its gradient masked and rotated, and one of a weight "
+                "that is gathered as codes has no weight; do it outside, before the model is shared out"
+            )
+        self._mode = mode
+
+    @property
+    def cached_weight(self) -> CachedWeight | None:
+        """The codes that passes take the weight from now, or None."""
+        return self._mode if isinstance(self._mode, CachedWeight) else None
+
+    @property
+    def rounds_weight(self) -> bool:
+        """Whether codes and gradient of the weight follow from rounding alone, so that the codes can be cached."""
+        return self.weight_quantizer is not None and self.weight_quantizer.rounding is not None
+
+    @property
     def caches_weight(self) -> bool:
-        """Whether the weight's codes can be kept for a whole optimizer step."""
-        quantizes = self.quantized and not self.blending and type(self) is FakeQuantLinear
-        return quantizes and self.weight_quantizer is not None and self.weight_quantizer.rounding is not None
+        """Whether the weight's codes can be cached from now until the end of an optimizer step."""
+        return self._mode is Mode.QUANTIZED and self.rounds_weight
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the input can come as rows that a norm or an activation before the layer has quantised."""
+        return self.input_norm is None and self.strength is None and self.weight.dtype is not torch.float16
 
     def forward(self, input: Tensor | Rows) -> Tensor | Pending:  # type: ignore[override]
         """y = x_q w_q^T + b, of a tensor or of rows that a norm or an activation before this layer has quantised."""
@@ -141,8 +163,8 @@ class FakeQuantLinear(nn.Linear):
         if self.input_norm is not None:
             assert self.input_norm.eps is not None
             input = ops.rms_norm(input, self.input_norm.weight, self.input_norm.eps)
-        if not self.quantized:
-            return self._dense(input)
+        if self._mode is Mode.DENSE:
+            return super().forward(input)
         refuse_transforms()
         dtype = ops.autocast_dtype(input) or self.weight.dtype
         if self.act_quantizer is not None and self.act_quantizer.rounding is not None:
@@ -150,19 +172,7 @@ class FakeQuantLinear(nn.Linear):
         y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
 
-    def _dense(self, input: Tensor) -> Tensor:
-        if self.cached_weight is not None and self.cached_weight.carrier is None and torch.is_grad_enabled():
-            raise RuntimeError(
-                "a dense pass inside cached_weights would leave its gradient masked and rotated; do it outside, or "
-                "under torch.no_grad()"
-            )
-        return super().forward(input)
-
     def _of_rows(self, rows: Rows) -> Tensor | Pending:
-        if not self.quantized or self.blending:
-            raise RuntimeError(
-                "a dense layer was handed quantised rows; switch the model with questlm.quant.swap.dense"
-            )
         dtype = ops.autocast_dtype(rows.carrier) or self.weight.dtype
         weight = self.weight_rows(ops.compute_dtype(dtype))
         if self.defers:
@@ -174,25 +184,23 @@ class FakeQuantLinear(nn.Linear):
 
     def weight_rows(self, dtype: torch.dtype) -> Rows:
         """The weight as a factor of products in `dtype`, with its gradient."""
-        if self.cached_weight is None:
+        cached = self.cached_weight
+        if cached is None:
             return encode_rows(self.weight, self.weight_quantizer, self.block_size, dtype)
-        if self.cached_weight.dtype is not dtype:
+        if cached.dtype is not dtype:
             raise RuntimeError(
-                f"weights are cached for products in {self.cached_weight.dtype}, but this forward pass computes in "
-                f"{dtype}; "
+                f"weights are cached for products in {cached.dtype}, but this forward pass computes in {dtype}; "
                 "enter cached_weights with autocast as in the forward passes"
             )
-        return Rows(
-            self.cached_weight.operand,
-            self.weight if self.cached_weight.carrier is None else self.cached_weight.carrier,
-        )
+        return Rows(cached.operand, self.weight if cached.carrier is None else cached.carrier)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.label}, block_size={self.block_size}"
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.blending = self.strength is not None and not self.strength.is_meta and bool(self.strength < 1)
+        if self.strength is not None and not self.strength.is_meta:
+            self.mode = Mode.FADING_IN if bool(self.strength < 1) else Mode.QUANTIZED
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.cached_weight is not None:
@@ -202,7 +210,7 @@ class FakeQuantLinear(nn.Linear):
 
     def _quantized_product(self, x: Tensor, w: Tensor, quantizer: Quantizer | None, dtype: torch.dtype) -> Tensor:
         """x_q w_q^T of rows (tokens, K) and (out, K), w by `quantizer`."""
-        if self.blending:
+        if self._mode is Mode.FADING_IN:
             return self._blended_product(x, w, (self.act_quantizer, quantizer), dtype)
         x_rows = encode_rows(x, self.act_quantizer, self.block_size, dtype)
         return product(x_rows, encode_rows(w, quantizer, self.block_size, dtype), dtype, self._float8)
@@ -211,8 +219,7 @@ class FakeQuantLinear(nn.Linear):
         self, x: Tensor, w: Tensor, factors: tuple[Quantizer | None, Quantizer | None], dtype: torch.dtype
     ) -> Tensor:
         """The product of z + strength (Q(z) - z) for both factors (arXiv 2505.08823)."""
-        if self.strength is None:
-            raise ConfigError("this layer was prepared without a gradual schedule; set quant.gradual")
+        assert self.strength is not None  # or the mode could not have been set
         mixed = []
         for each, quantizer in zip((x, w), factors, strict=True):
             rotated = ops.hadamard(each, self.block_size) if self.block_size > 1 else each
@@ -220,3 +227,8 @@ class FakeQuantLinear(nn.Linear):
             mixed.append(rotated + self.strength.to(rotated.dtype) * (values - rotated))
         with without_autocast(x):
             return mixed[0].to(dtype) @ mixed[1].to(dtype).T
+
+
+def _replaces_gradient(mode: LayerMode) -> bool:
+    """Whether the layer's own weight takes the gradient of its cached codes."""
+    return isinstance(mode, CachedWeight) and mode.carrier is None

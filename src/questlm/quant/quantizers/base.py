@@ -7,7 +7,7 @@ loaded and moved with the model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,13 @@ class Quantizer(nn.Module, ABC):
         grid: what codes mean; None for a quantiser whose values are not codes (sparse bf16).
         block_size: of the Hadamard transform; 1: none.
         setting: what it was made for, as 'lsq, 4 bits, int'; '' where `make_quantizer` did not make it.
+        values_format: how the packed format stores the values of a quantiser without a grid; None where there is one.
     """
 
     grid: Grid | None
     block_size: int
     setting: str = ""
+    values_format: Literal["bf16-2:4"] | None = None
 
     @abstractmethod
     def operand(self, x: Tensor) -> Operand:
@@ -81,6 +83,10 @@ class Quantizer(nn.Module, ABC):
     def offset(self) -> Tensor | None:
         """Learned offset, (1, 1); None where there is none."""
         return None
+
+    def needs_data(self) -> bool:
+        """Whether parameters have no values yet, because no tensor has been seen. Waits for the device."""
+        return False
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., K)."""

@@ -76,6 +76,9 @@ class StatefulQuantizer(LearningQuantizer):
     def initialize(self, x: Tensor) -> bool:
         """Set the parameters from the rows x (rows, K); False where x says nothing of a size."""
 
+    def needs_data(self) -> bool:
+        return not bool(self.initialized)
+
     @torch.no_grad()
     def ensure_initialized(self, x: Tensor) -> None:
         """Initialise from the rows x (rows, K), unless that has been done, here or before a save.

@@ -19,6 +19,8 @@ class SparseQuantizer(Quantizer):
     Entries that are dropped keep their gradient too, so that they can come back.
     """
 
+    values_format = "bf16-2:4"
+
     def __init__(self, block_size: int) -> None:
         super().__init__()
         self.grid, self.block_size = None, block_size

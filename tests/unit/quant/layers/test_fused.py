@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from questlm import Llama, QuantSpec, ops, prepare, restore
 from questlm.config import ModelConfig
+from questlm.errors import ConfigError
 from questlm.ops import ResidualNorm, SwiGLU
 from questlm.quant import dense, fake_quantize, set_quantization_strength
 from questlm.quant.autograd import Rows
 from questlm.quant.layers.fused import QuantizedNorm, QuantizedSwiGLU
+from questlm.quant.layers.mode import Mode
 from questlm.quant.swap import unfused
 
 SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "mlp_hidden": 48, "vocab_size": 40}
@@ -391,19 +393,22 @@ def test_prepared_on_meta_then_loaded() -> None:
     assert torch.equal(empty(ids()), prepare(model, QuantSpec())(ids()))
 
 
-@pytest.mark.parametrize("how", ["dense", "blending"])
-def test_a_layer_that_cannot_take_rows_says_so(how: str) -> None:
+def test_one_dense_layer_gets_its_input_as_a_tensor_and_the_others_keep_their_numbers() -> None:
     model = make(QuantSpec())
-    layer = model.layers[0].attention.v
-    if how == "dense":
-        layer.quantized = False
-    else:
-        layer.blending = True
-    with pytest.raises(RuntimeError, match=r"a dense layer was handed quantised rows; switch the .*model with"):
-        model(ids())
-    _, rows = model.layers[0].attention_norm(torch.randn(2, 32))
-    with pytest.raises(RuntimeError, match="handed quantised rows"):
-        layer(rows)
+    attention, x = model.layers[0].attention, torch.randn(2, 32)
+    _, rows = model.layers[0].attention_norm(x)
+    expected = attention.q(rows)
+    with dense(attention.v):
+        _, normed = model.layers[0].attention_norm(x)
+        assert torch.equal(attention.v(normed), nn.functional.linear(normed, attention.v.weight))
+        assert torch.equal(attention.q(normed), expected)
+        model(ids()).sum().backward()
+
+
+def test_a_layer_that_is_fused_cannot_fade_in() -> None:
+    layer = make(QuantSpec()).layers[0].attention.v
+    with pytest.raises(ConfigError, match=r"without a gradual schedule; set quant\.gradual"):
+        layer.mode = Mode.FADING_IN
 
 
 def test_a_gradient_of_a_gradient_is_refused_and_not_zero():

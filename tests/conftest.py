@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from questlm import plugins
 from questlm.cli import main
 from questlm.config import RunConfig, load_config
 
@@ -44,6 +45,22 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def forget_plugins() -> Iterator[Callable[[], None]]:
+    """Forget all plugins, as a new process would have it; done again after the test."""
+
+    def forget() -> None:
+        for name in list(plugins._loaded):
+            plugin = plugins._loaded.pop(name)
+            for table in plugins._tables:
+                table.forget(plugin)
+            sys.modules.pop(f"questlm_plugin_{Path(name).stem}", None)
+            sys.modules.pop(name, None)
+
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

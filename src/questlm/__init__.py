@@ -58,7 +58,8 @@ _LAZY = {
     "train": "questlm.training",
 }
 _PACKAGES = {
-    "artifact", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "quant", "training",
+    "artifact", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "plugins", "quant",
+    "training",
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What the documents say can be done, can be done: their code runs, their commands parse, their links lead somewhere.
 
-A block tagged ```python notest is not run. Blocks run in a temporary folder that holds a packed model called `model`;
-each stands alone.
+A block tagged ```python notest is not run. Blocks run in a temporary folder that holds a packed model called `model`,
+and the page's blocks tagged ```python NAME.py as files of that name; else each stands alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,6 @@ import pytest
 import typer
 
 from questlm.cli.main import app
-from questlm.quant import METHODS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -61,6 +60,7 @@ def _places(blocks: list[Block]) -> list[str]:
 
 
 PYTHON = [block for block in _blocks() if block.tag == "python"]
+FILES = [block for block in _blocks() if re.fullmatch(r"python \w+\.py", block.tag)]
 COMMANDS = list(_commands())
 
 
@@ -92,17 +92,18 @@ def test_the_readme_shows_both_commands_and_a_library_example() -> None:
 
 @pytest.mark.parametrize("block", PYTHON, ids=_places(PYTHON))
 def test_python_in_a_document_runs(
-    block: Block, packed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block,
+    packed_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forget_plugins: Callable[[], None],
 ) -> None:
     shutil.copytree(packed_model, tmp_path / "model")
+    for file in FILES:
+        if file.path == block.path:
+            (tmp_path / file.tag.removeprefix("python ")).write_text(file.body, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    table = dict(METHODS)
-    code = compile("\n" * block.line + block.body, str(block.path), "exec")
-    try:
-        exec(code, {"__name__": "__main__"})
-    finally:  # a page may add a method, which other tests would look for
-        METHODS.clear()
-        METHODS.update(table)
+    exec(compile("\n" * block.line + block.body, str(block.path), "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize(("place", "command"), COMMANDS)

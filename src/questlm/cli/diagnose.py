@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from questlm.cli.options import parse_bits, print_table
+from questlm.cli.options import Plugins, load_plugins, parse_bits, print_table
 from questlm.config import QuantSpec, RunConfig
 from questlm.errors import CheckpointError, ConfigError, DataError
 from questlm.terminal import say
@@ -41,6 +41,7 @@ def diagnose(
         int, typer.Option(help="Batches of 1024 tokens to measure on (smaller ones of a short text).", min=1, max=4096)
     ] = 8,
     seed: Annotated[int, typer.Option(help="Chooses the tokens.", min=0)] = 0,
+    plugin: Plugins = None,
 ) -> None:
     """Draw how a run is quantised: gradient alignment, trust masks, normality, error; as PNG and as JSON.
 
@@ -52,6 +53,7 @@ def diagnose(
 
         quest diagnose runs/books-w2a2 --data 'tests/*.txt' --batches 32
     """
+    load_plugins(plugin)
     folder = out or run / "diagnostics"
     result = diagnose_run(run, folder, data, bits, batches, seed)
     print_table(f"diagnostics {folder}", _rows(result))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from questlm.cli.options import print_table
+from questlm.cli.options import Plugins, load_plugins, print_table
 from questlm.cli.train import metric_rows
 from questlm.config import DataConfig, TrainConfig
 from questlm.errors import ArtifactError, DataError
@@ -27,6 +27,7 @@ def evaluate(
     path: Annotated[Path, typer.Argument(help="Artifact or run folder.")],
     data: Annotated[str | None, typer.Option(help="Other text to evaluate on, all of it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Measure loss, perplexity and bits per byte in float32, on the run's own validation split unless --data is given.
 
@@ -40,6 +41,7 @@ def evaluate(
 
         quest eval runs/nano-quest-w4a4 --json
     """
+    load_plugins(plugin)
     is_run = (path / "config.yaml").exists()
     result, training = evaluate_run(path, data) if is_run else evaluate_artifact(path, data)
     rows = metric_rows(result.as_dict())

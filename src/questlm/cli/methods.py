@@ -6,12 +6,16 @@ from typing import Annotated
 
 import typer
 
-from questlm.cli.options import print_table
+from questlm.cli.options import Plugins, load_plugins, print_table
+from questlm.terminal import cell
 
 __all__ = ["methods"]
 
 
-def methods(name: Annotated[str | None, typer.Argument(help="Method to describe in full.")] = None) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Method to describe in full.")] = None,
+    plugin: Plugins = None,
+) -> None:
     """List the quantisation methods: bits of weights and activations, formats, what is learned, and source.
 
     Examples:
@@ -19,9 +23,12 @@ def methods(name: Annotated[str | None, typer.Argument(help="Method to describe 
         quest methods
 
         quest methods lsq-row
+
+        quest methods --plugin my_method.py
     """
     from questlm.quant.methods import METHODS, find_method
 
+    load_plugins(plugin)
     if name is None:
         _list_all(list(METHODS))
         return
@@ -54,9 +61,20 @@ def _list_all(names: list[str]) -> None:
         method = METHODS[name]
         learned = "; ".join(dict.fromkeys(filter(None, (method.weight.learned, method.act.learned)))) or "nothing"
         bits = f"weights {_bits(method.weight.bits)}; activations {_bits(method.act.bits)}"
-        table.add_row(name, f"{method.summary}\n{bits}\nlearns: {learned}\n{method.source}")
+        source = f"{method.source}, {_plugin(name)}" if name in METHODS.plugins else method.source
+        table.add_row(cell(name), cell(f"{method.summary}\n{bits}\nlearns: {learned}\n{source}"))
+    for name, point in METHODS.offered().items():
+        package = point.dist.name if point.dist is not None else point.module
+        table.add_row(cell(name), f"of the installed package {cell(package)}, not loaded yet")
     Console().print(table)
     typer.echo("16 bits for either factor leaves it unquantised. More on one: quest methods NAME")
+
+
+def _plugin(name: str) -> str:
+    from questlm.quant.methods import METHODS
+
+    plugin = METHODS.plugins[name]
+    return f"{'package' if plugin.kind == 'package' else 'plugin'} {plugin.name}"
 
 
 def _bits(bits: tuple[int | str, ...]) -> str:

@@ -6,12 +6,30 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from questlm.errors import ConfigError, quoted
 from questlm.readable import bytes_text
 from questlm.terminal import cell
 
-__all__ = ["fresh_folder", "parse_bits", "parse_bytes", "parse_count", "parse_seconds", "print_table", "size"]
+__all__ = [
+    "Plugins",
+    "fresh_folder",
+    "load_plugins",
+    "parse_bits",
+    "parse_bytes",
+    "parse_count",
+    "parse_seconds",
+    "print_table",
+    "size",
+]
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="Python file or module with methods or recipes of your own; may be repeated."),
+]
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
@@ -63,6 +81,15 @@ def parse_seconds(text: str, option: str) -> float:
 def parse_bits(text: str | None) -> int | str | None:
     """A number of bits, or a word such as 'ternary' (the settings decide which are allowed)."""
     return int(text) if text is not None and text.isdecimal() and len(text) < 10 else text
+
+
+def load_plugins(names: Sequence[str] | None) -> None:
+    """Import the plugins that the user names."""
+    if names:
+        from questlm.plugins import load_plugin
+
+        for name in names:
+            load_plugin(name)
 
 
 def fresh_folder(name: str) -> Path:

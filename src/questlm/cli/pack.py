@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from questlm.cli.options import print_table, size
+from questlm.cli.options import Plugins, load_plugins, print_table, size
 from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def pack(
         Literal["bf16", "int8"] | None,
         typer.Option(help="Form of embedding and head: bf16 or int8 [default: as trained]."),
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Pack a run's newest checkpoint into an artifact folder, and check that its codes are those that trained.
 
@@ -32,6 +33,7 @@ def pack(
 
         quest pack runs/nano-quest-w4a4 --out model-small/ --embeddings int8
     """
+    load_plugins(plugin)
     print_table(f"artifact {out}", report_rows(pack_run(run, out, embeddings)))
     say(f"Next: {command_text('eval', out)}   or   {command_text('generate', out, '--prompt', 'def ')}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from questlm.cli.options import Plugins, load_plugins
 from questlm.errors import ConfigError
 from questlm.terminal import command_text, say
 
@@ -25,6 +26,7 @@ def sweep(
     retries: Annotated[int, typer.Option(help="How often a run that failed is tried again.", min=0)] = 1,
     print_: Annotated[bool, typer.Option("--print", help="Only print a command for each run that is left.")] = False,
     slurm: Annotated[Path | None, typer.Option(help="Only write a SLURM array script, one task a run.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Train every run of a grid: sizes x methods x bits x tokens per parameter x seeds.
 
@@ -44,7 +46,8 @@ def sweep(
     from questlm.files import atomic_write
     from questlm.sweep import cells, command_lines, read_grid, slurm_script
 
-    runs = cells(read_grid(grid))
+    load_plugins(plugin)
+    runs = cells(read_grid(grid), plugin or ())
     folder = out or Path("runs") / grid.stem
     if print_ and slurm is not None:
         raise ConfigError("--print and --slurm are two ways of the same; give one of them")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from questlm.cli.options import fresh_folder, parse_bits, parse_count, print_table
+from questlm.cli.options import Plugins, fresh_folder, load_plugins, parse_bits, parse_count, print_table
 from questlm.config import PRESETS, RunConfig, load_config
 from questlm.config import preset as preset_settings
 from questlm.config.load import merge
@@ -45,6 +45,8 @@ Examples:
 
     quest train --resume runs/books-w2a2
 
+    quest train --plugin my_method.py --method my-method --bits 2
+
     torchrun --nproc-per-node 8 -m questlm train --preset 800m --data fineweb/ --set train.parallel=fsdp
 
 Presets: {", ".join(PRESETS)}. Every other setting is reached with --set section.key=value or a YAML file; the file
@@ -75,7 +77,11 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data order.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
+    plugin: Plugins = None,
 ) -> None:
+    from questlm.quant.methods import with_usual_bits
+
+    load_plugins(plugin)
     flags = _flags(method, bits, weight_bits, act_bits, format, data, tokens, tokens_per_param, seconds, seed)
     if init_from is not None:
         flags["init_from"] = str(init_from)
@@ -85,7 +91,7 @@ def train(
     fresh = "init_from" not in flags and not any(text.startswith("init_from=") for text in set_ or [])
     default = "nano" if config is None and fresh else None  # an initial model brings its own shape
     loaded = load_config(preset or default, config, flags, set_ or [])
-    settings = _with_usual_bits(loaded)
+    settings = loaded.model_copy(update={"quant": with_usual_bits(loaded.quant)})
     name = preset or default or (config.stem if config else Path(settings.init_from or "").resolve().name)
     run = out or fresh_folder(f"{name}-{settings.quant.label}")
     run_training(settings, run, longest=None if "budget" in loaded.model_fields_set else _LONGEST_UNASKED)
@@ -135,16 +141,6 @@ def _continue(
     if _speaks():
         _report(record, run)
         _say_next(run)
-
-
-def _with_usual_bits(settings: RunConfig) -> RunConfig:
-    """Where nobody said how many bits, those that the method is mostly used with: not all have the usual 4."""
-    from questlm.quant.methods import find_method
-
-    method = find_method(settings.quant.method)
-    usual = {"weight_bits": method.weight.bits[0], "act_bits": method.act.bits[0]}
-    unsaid = {key: bits for key, bits in usual.items() if key not in settings.quant.model_fields_set}
-    return settings.model_copy(update={"quant": settings.quant.model_copy(update=unsaid)})
 
 
 def _say_next(run: Path) -> None:

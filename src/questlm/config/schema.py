@@ -18,6 +18,7 @@ __all__ = [
     "Format",
     "LayerOverride",
     "ModelConfig",
+    "Plugin",
     "QuantSpec",
     "RopeScaling",
     "RunConfig",
@@ -29,6 +30,10 @@ Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "ternary"]
 
 Format = Literal["int", "ternary", "fp4", "lloydmax", "int-2:4", "bf16-2:4"]
 """Kind of grid: evenly spaced, three levels, E2M1, non-uniform Gaussian; 2:4 sparse weights of 4 bits or in bf16."""
+
+
+_ShortText = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+"""A text within a dictionary of settings."""
 
 
 class Section(BaseModel):
@@ -361,6 +366,10 @@ class TrainConfig(Section):
     cage: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="strength of the CAGE correction over the last fifth of the training; 10 as published"
     )
+    recipes: dict[_ShortText, dict[_ShortText, bool | int | float | _ShortText | None]] = Field(
+        default={},
+        description="recipes of plugins, by name, each with its own settings, such as {higher-decay: {factor: 3}}",
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
@@ -427,6 +436,19 @@ class Budget(Section):
         return self
 
 
+class Plugin(Section):
+    """Code outside questlm that a run was trained with. It is written down here, and never loaded because of it.
+
+    Attributes:
+        name: of the file without its folder, of the module, or of the installed package.
+        sha256: of the file; None for a module or package.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    kind: Literal["file", "module", "package"]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
 class RunConfig(Section):
     """All settings of one training run."""
 
@@ -440,6 +462,11 @@ class RunConfig(Section):
         default=None,
         description="folder of a Llama to begin from, of Hugging Face or a run of ours; the model's shape is then its "
         "own. None: weights drawn from the seed",
+    )
+    plugins: tuple[Plugin, ...] = Field(
+        default=(),
+        description="where methods and recipes come from that questlm does not have; written when a run begins, and "
+        "never loaded because of it",
     )
 
     def token_budget(self) -> int | None:

@@ -7,7 +7,7 @@ from questlm.quant.grids import gaussian_grid, gaussian_mse, gaussian_scale, gri
 from questlm.quant.layers.branches import BranchedLinear
 from questlm.quant.layers.linear import FakeQuantLinear
 from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
-from questlm.quant.methods import METHODS, Method, find_method, make_quantizer
+from questlm.quant.methods import METHODS, Method, find_method, make_quantizer, register_method
 from questlm.quant.quantizers import Quantizer
 from questlm.quant.quantizers.learned import StatefulQuantizer
 from questlm.quant.skipped import skipped_layers
@@ -39,6 +39,7 @@ __all__ = [
     "prepare",
     "quantize",
     "quantized_layers",
+    "register_method",
     "restore",
     "set_quantization_strength",
     "skipped_layers",

@@ -38,8 +38,9 @@ if [ -e "$run/config.yaml" ]; then
 else
   set -- "$@" --out "$run"
 fi
-exec quest train "$@"  # in the shell's place, so that it receives SLURM's SIGTERM and saves
+# In the shell's place, so that it receives SLURM's SIGTERM and saves.
 """
+_EXEC = 'exec quest train "$@"'
 
 
 def command_lines(cells: Sequence[Cell], out: Path) -> list[str]:
@@ -55,4 +56,5 @@ def slurm_script(cells: Sequence[Cell], out: Path) -> str:
         f"  {number}) run={shlex.quote(str(out / cell.name))}; set -- {shlex.join(cell.arguments)} ;;\n"
         for number, cell in enumerate(cells)
     ]
-    return head + "".join(tasks) + _TAIL
+    last = " ".join((_EXEC, *map(shlex.quote, cells[0].plugins)))
+    return head + "".join(tasks) + _TAIL + last + "\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from questlm.config.yaml_text import read_yaml
 from questlm.errors import ConfigError, quoted
 from questlm.models import Llama
 from questlm.quant import prepare
+from questlm.training.plugins import record_plugins
 
 __all__ = ["Cell", "Grid", "Widths", "cells", "read_grid"]
 
@@ -75,11 +76,13 @@ class Cell:
         name: of its folder, such as `1m-quest-w4a4-20x-s0`.
         config: its settings.
         arguments: the flags by which `quest train` makes these settings.
+        plugins: the flags by which it finds methods and recipes of plugins, also to go on with the run.
     """
 
     name: str
     config: RunConfig
     arguments: tuple[str, ...]
+    plugins: tuple[str, ...] = ()
 
 
 def read_grid(file: Path) -> Grid:
@@ -95,15 +98,19 @@ def read_grid(file: Path) -> Grid:
         raise ConfigError(f"the grid {file} cannot be used: {problem}") from None
 
 
-def cells(grid: Grid) -> list[Cell]:
+def cells(grid: Grid, plugins: Sequence[str] = ()) -> list[Cell]:
     """Every run of the grid, checked as far as it can be without its data.
+
+    Args:
+        plugins: as the user named them; they are loaded already.
 
     Raises:
         ConfigError: the first run that cannot be made, by name, and why.
     """
     methods = [(method, widths) for widths in grid.bits for method in (grid.methods if widths.quantizes else (None,))]
+    flags = tuple(itertools.chain.from_iterable(("--plugin", plugin) for plugin in plugins))
     return [
-        _cell(size, method, widths, ratio, seed, grid.set)
+        replace(_cell(size, method, widths, ratio, seed, grid.set), plugins=flags)
         for size, (method, widths), ratio, seed in itertools.product(
             grid.sizes, methods, grid.tokens_per_parameter, grid.seeds
         )
@@ -118,7 +125,7 @@ def _cell(size: str, method: str | None, widths: Widths, ratio: float, seed: int
     place = f"{size}, {method or 'unquantised'}, W{widths.weight}A{widths.act}, {ratio:g} tokens/parameter, seed {seed}"
     try:
         overrides = [f"{key}={json.dumps(value)}" for key, value in fixed.items()]  # JSON is YAML
-        config = load_config(size, None, varied, overrides)
+        config = record_plugins(load_config(size, None, varied, overrides))
         _require_varied(config, quant, Budget(tokens_per_param=ratio), seed)
         _require_buildable(config)
     except ConfigError as problem:

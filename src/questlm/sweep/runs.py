@@ -15,6 +15,7 @@ from questlm.sweep.grid import Cell
 from questlm.training import RunFolder
 from questlm.training.batches import keep_batches
 from questlm.training.origin import continued
+from questlm.training.plugins import require_plugins
 from questlm.training.run_folder import require_same_config
 
 __all__ = [
@@ -49,12 +50,13 @@ def is_finished(cell: Cell, out: Path) -> bool:
     """Whether the run is there with its final metrics.
 
     Raises:
-        CheckpointError: what is there was made with other settings, or is damaged.
+        CheckpointError: what is there was made with other settings or another state of a plugin, or is damaged.
     """
     folder = RunFolder(out / cell.name)
     if not folder.config_file.is_file():
         return False
     saved = folder.read_config()
+    require_plugins(saved, folder.path)
     wanted = continued(_resolved(cell.config, saved), saved, folder.started_in(saved))
     require_same_config(saved.model_dump(mode="json"), wanted, folder.config_file)
     return (folder.path / RECORD_NAME).is_file() and RunRecord.load(folder.path).final is not None
@@ -86,8 +88,8 @@ def arguments_left(cell: Cell, out: Path) -> list[str]:
     """Arguments by which `quest train` begins the run, or goes on with it where it has begun."""
     folder = RunFolder(out / cell.name)
     if folder.config_file.is_file():
-        return ["--resume", str(folder.path)]
-    return [*cell.arguments, "--out", str(folder.path)]
+        return ["--resume", str(folder.path), *cell.plugins]
+    return [*cell.arguments, "--out", str(folder.path), *cell.plugins]
 
 
 def result(cell: Cell, out: Path) -> Progress:

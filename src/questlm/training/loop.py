@@ -58,6 +58,7 @@ from questlm.training.interrupt import Interrupt
 from questlm.training.loggers import Log, open_loggers, require_loggers
 from questlm.training.optim import Optimizers, make_optimizer
 from questlm.training.origin import Origin, continued, initial_located, located
+from questlm.training.plugins import record_plugins, require_plugins
 from questlm.training.recipes import Moment, Recipe, active_recipes
 from questlm.training.run_folder import RunFolder, build_model, require_same_config
 from questlm.training.schedule import learning_rate
@@ -88,12 +89,13 @@ def train(config: RunConfig, out: Path, longest: float | None = None) -> RunReco
         longest: refuse a budget in tokens that takes more seconds than this, estimated before the first step.
 
     Raises:
-        ConfigError, DataError: bad settings or data, a model that does not fit the memory, or a budget that takes too
-            long; nothing is written then.
+        ConfigError, DataError: bad settings or data, an unknown method or recipe, a model that does not fit the
+            memory, or a budget that takes too long; nothing is written then.
         CheckpointError: the model to begin from is damaged; likewise.
         TrainingError: a non-finite loss, quantisation not in effect, or another process that ended.
         Interrupted: SIGINT or SIGTERM; the run is saved.
     """
+    config = record_plugins(config)
     with _together(config.train, out) as ranks, ExitStack() as held:
         folder = RunFolder(Path(ranks.first(lambda: _fresh_folder(out, config))))
         initial = ranks.together(lambda: find_initial(config))
@@ -129,10 +131,12 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
             where and how to compute, and in where the same data lie; in nothing else.
 
     Raises:
-        CheckpointError: not a run folder, other settings, or a damaged checkpoint.
+        CheckpointError: not a run folder, other settings, a plugin that is not loaded or has changed, or a damaged
+            checkpoint.
     """
     folder = RunFolder(out)
     saved = folder.read_config()
+    require_plugins(saved, out)
     if config is not None and config.model.vocab_size is None:  # resolved from the tokenizer when the run began
         model = config.model.model_copy(update={"vocab_size": saved.model.vocab_size})
         config = config.model_copy(update={"model": model})

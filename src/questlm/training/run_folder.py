@@ -20,6 +20,7 @@ from questlm.scaling.memory import loading_memory
 from questlm.terminal import command_text
 from questlm.training.checkpoint import fill_tensors, latest_checkpoint, model_tensors, verify_checkpoint
 from questlm.training.origin import ORIGIN_NAME, Origin, located
+from questlm.training.plugins import require_plugins
 from questlm.training.state import read_state
 
 if TYPE_CHECKING:
@@ -284,11 +285,12 @@ def load_run(path: Path) -> LoadedRun:
     """The model of a run folder at its newest checkpoint, and its settings. For packing and evaluating.
 
     Raises:
-        CheckpointError: not a run folder, no checkpoint, or a damaged one.
+        CheckpointError: not a run folder, no checkpoint, a damaged one, or a plugin that is not loaded or has changed.
         ConfigError: the model does not fit the memory.
     """
     folder = RunFolder(path)
     config = folder.read_config()
+    require_plugins(config, path)
     checkpoint = folder.latest_checkpoint()
     require_memory(
         loading_memory(config.model), host_memory(), f"the model of {path}", "use a machine that has more memory"

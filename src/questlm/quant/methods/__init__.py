@@ -1,6 +1,6 @@
 """The table of methods, and quantisers made from it.
 
-To add a method, put a `Method` into METHODS (docs/howto/add-a-method.md).
+To add a method, put a `Method` into METHODS, or `register_method` it in a plugin (docs/howto/add-a-method.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError, nearest_name, quoted
 from questlm.ops import fit_block_size
+from questlm.plugins import Table
 from questlm.quant.methods import adabin, bitnet, extra_rmsnorm, lsq, lsq_plus, pact, pquant, quarot, quest, seq, ste
 from questlm.quant.methods.base import ALL_BITS, Bits, FactorSpec, Method, Request, Role, dynamic, format_grid, learned
 from questlm.quant.quantizers import Quantizer
@@ -32,9 +33,11 @@ __all__ = [
     "layer_quantizers",
     "learned",
     "make_quantizer",
+    "register_method",
+    "with_usual_bits",
 ]
 
-METHODS: dict[str, Method] = {
+_BUILT_IN: dict[str, Method] = {
     "quest": quest.quest,
     "quest-noht": quest.quest_noht,
     "quest-clip": quest.quest_clip,
@@ -51,6 +54,7 @@ METHODS: dict[str, Method] = {
     "seq": seq.seq,
     "pquant": pquant.pquant,
 }
+METHODS: Table[Method] = Table("method", "questlm.methods", lambda value: isinstance(value, Method), _BUILT_IN)
 
 FORMAT_BITS: dict[str, tuple[Bits, ...]] = {
     "int": ALL_BITS,
@@ -74,14 +78,36 @@ class LayerQuantizers(NamedTuple):
 
 
 def find_method(name: str) -> Method:
-    """Look a method up by name.
+    """Look a method up by name: built in, of a plugin, or of an installed package (entry point group questlm.methods).
 
     Raises:
         ConfigError: no such method; the message gives the nearest name and all of them.
     """
-    if name not in METHODS:
-        raise ConfigError(f"no method {quoted(name)}.{nearest_name(name, METHODS)} There are: {', '.join(METHODS)}.")
-    return METHODS[name]
+    return METHODS.find(name)
+
+
+def register_method(name: str, method: Method) -> None:
+    """Add a method of your own under a name, by which settings, `prepare` and every command then know it.
+
+    Args:
+        name: up to 64 letters, digits, '.', '+', '_' and '-'.
+        method: its parts.
+
+    Raises:
+        ConfigError: the name is taken or is not such a word.
+    """
+    METHODS.register(name, method)
+
+
+def with_usual_bits(spec: QuantSpec) -> QuantSpec:
+    """`spec` with the widths that its method is mostly used with in the place of those that nobody has set.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    method = find_method(spec.method)
+    usual = {"weight_bits": method.weight.bits[0], "act_bits": method.act.bits[0]}
+    return spec.model_copy(update={key: bits for key, bits in usual.items() if key not in spec.model_fields_set})
 
 
 def gradual_share(spec: QuantSpec) -> float:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
 
 from torch import nn
 
-from questlm.config import TrainConfig
 from questlm.training.optim import Optimizers
 
 __all__ = ["Moment", "Recipe"]
@@ -29,8 +26,8 @@ class Moment:
     lr: float
 
 
-class Recipe(ABC):
-    """One change of the training step.
+class Recipe:
+    """One change of the training step: a subclass has one of the two methods, or both.
 
     Attributes:
         not_recordable: why a step cannot be recorded as a CUDA graph with this recipe, or None where it can. Only the
@@ -39,13 +36,8 @@ class Recipe(ABC):
 
     not_recordable: str | None = None
 
-    @classmethod
-    @abstractmethod
-    def from_settings(cls, train: TrainConfig, model: nn.Module) -> Self | None:
-        """The recipe with its settings, or None where they do not ask for it."""
-
-    def before_step(self, moment: Moment) -> None:  # noqa: B027 - a recipe has one of the two or both
+    def before_step(self, moment: Moment) -> None:
         """Called before the first step, and again after each step, before the model is validated or saved."""
 
-    def after_step(self, moment: Moment) -> None:  # noqa: B027
+    def after_step(self, moment: Moment) -> None:
         """Called when the optimizer has moved the weights; `moment.done` and `moment.lr` are those of that step."""

@@ -201,7 +201,8 @@ class Session:
         self.started = time.monotonic()
         self.results: dict[str, Any] = {}
         self.rows: list[tuple[str, str, float]] = []
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
+        paths = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+        self.environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
         self.environment.setdefault("QUESTLM_CACHE", str(scratch / "cache"))
         if smoke:
             self.environment["OMP_NUM_THREADS"] = "1"

@@ -4,13 +4,17 @@
     python studies/runner.py studies/methods-30m/study.yaml --unpack records.json
     python studies/runner.py studies/methods-30m/study.yaml --list
 
+With `--cores N` the runs are trained on the CPU instead, `--workers` of them at a time, each on N cores of its own from
+core `--first-core` on, so that runs with a budget in seconds do not disturb each other.
+
 A short run loses as much time to starting as to training. So each worker imports torch once and trains one run after
 the other, and each GPU has two workers: one compiles or validates while the other trains. A run that has a record under
 the study's `runs/` is not trained again. A run that could not end before `--limit` is not started.
 
 `study.yaml` holds `preset`, `settings` (of all runs), `runs` (name -> settings of its own, laid over the common ones),
-and `seeds`. All runs of the first seed come first, in the order of the file. The data folder holds the parts of the
-corpus that `parts` names, val.txt.xz and bpe8192.json. `--records` is written after every run: {run: record}.
+and `seeds`. All runs of the first seed come first, in the order of the file. If it holds `parts`, the data folder holds
+those parts of the corpus, val.txt.xz and bpe8192.json; otherwise `settings` say what the data are. `--records` is
+written after every run: {run: record}.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("corpus"))
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all of it")
     parser.add_argument("--records", type=Path, default=Path("records.json"))
-    parser.add_argument("--workers", type=int, default=2, help="processes for each GPU")
+    parser.add_argument("--workers", type=int, default=2, help="processes for each GPU, or in all on the CPU")
+    parser.add_argument("--cores", type=int, default=0, help="train on the CPU, each worker on so many cores")
+    parser.add_argument("--first-core", type=int, default=0, help="number of the first core of the first worker")
     parser.add_argument("--only", default="", help="only runs whose name holds one of these texts, comma-separated")
     parser.add_argument("--seeds", help="only these of the study's seeds, comma-separated")
     parser.add_argument("--set", action="append", default=[], help="section.key=value for all runs, for trying out")
@@ -76,17 +82,19 @@ def settings(study: Path, run: str, data: Path, overrides: list[str]) -> RunConf
     """Resolved settings of one run."""
     content = read_yaml(study, "study")
     name, _, seed = run.rpartition("-s")
-    sources = {"val": str(data / "val.txt.xz"), "tokenizer": str(data / "bpe8192.json")}
-    common = {"seed": int(seed), "data": {"source": str(data / content["parts"]), **sources}}
-    flags = merge(merge(merge(SETTINGS, common), content["settings"]), content["runs"][name] or {})
-    return load_config(content["preset"], flags=flags, overrides=overrides)
+    flags = merge(merge(SETTINGS, {"seed": int(seed)}), content["settings"])
+    if "parts" in content:
+        sources = {"val": str(data / "val.txt.xz"), "tokenizer": str(data / "bpe8192.json")}
+        flags = merge(flags, {"data": {"source": str(data / content["parts"]), **sources}})
+    return load_config(content["preset"], flags=merge(flags, content["runs"][name] or {}), overrides=overrides)
 
 
 def unpack(study: Path, file: Path) -> None:
     """Write each record where `quest report` and `quest fit` look for it, without the folder that held the data."""
     for run, record in json.loads(file.read_text(encoding="utf-8")).items():
-        corpus = Path(record["config"]["data"]["val"]).parent
-        record = json.loads(json.dumps(record).replace(f"{corpus}/", "corpus/"))
+        if record["config"]["data"]["val"]:
+            corpus = Path(record["config"]["data"]["val"]).parent
+            record = json.loads(json.dumps(record).replace(f"{corpus}/", "corpus/"))
         folder = study.parent / "runs" / run
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "record.json", record)
@@ -137,7 +145,11 @@ def train_missing(arguments: argparse.Namespace) -> None:
     prepare_data(configs[runs[0]])
     print(f"{len(runs)} runs are missing; data ready after {time.monotonic() - started:.0f} s", flush=True)
     queue = Queue(list(runs), configs, arguments.records, started + arguments.limit)
-    workers = [Worker(gpu) for _ in range(arguments.workers) for gpu in gpus()]
+    if arguments.cores:
+        firsts = [arguments.first_core + index * arguments.cores for index in range(arguments.workers)]
+        workers = [Worker("", range(first, first + arguments.cores)) for first in firsts]
+    else:
+        workers = [Worker(gpu) for _ in range(arguments.workers) for gpu in gpus()]
     threads = [threading.Thread(target=worker.serve, args=(queue,), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
@@ -164,10 +176,13 @@ def gpus() -> list[str]:
 
 
 class Worker:
-    """A process that trains runs on one GPU. One that dies is started anew for the next run."""
+    """A process that trains runs on one GPU, or on some cores. One that dies is started anew for the next run."""
 
-    def __init__(self, gpu: str) -> None:
+    def __init__(self, gpu: str, cores: range | None = None) -> None:
         self.environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"}
+        if cores is not None:
+            names = ",".join(map(str, cores))
+            self.environment |= {"STUDY_CORES": names, "OMP_NUM_THREADS": str(len(cores))}
         self.process: subprocess.Popen[str] | None = None
         self.stopped = False
 
@@ -203,6 +218,8 @@ class Worker:
 
 def work() -> None:
     """Read settings from stdin, a line a run, and answer each with a line: its record, or what went wrong."""
+    if cores := os.environ.get("STUDY_CORES"):
+        os.sched_setaffinity(0, map(int, cores.split(",")))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     for line in sys.stdin:

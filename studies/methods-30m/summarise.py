@@ -1,4 +1,4 @@
-"""Put the table into README.md and draw losses.png, from the records under runs/.
+"""Put the tables into README.md, here and in the root folder, and draw losses.png, from the records under runs/.
 
     python studies/methods-30m/summarise.py
 
@@ -50,9 +50,8 @@ def main() -> None:
     groups = {title: rows(losses, endings) for title, endings in GROUPS.items()}
     pooled = pooled_variance(groups.values())
     text = "\n".join(table(title, found, losses["bf16"], pooled) for title, found in groups.items() if found)
-    path, begin, end = HERE / "README.md", "<!-- table -->", "<!-- end of table -->"
-    readme = path.read_text(encoding="utf-8")
-    atomic_write(path, f"{readme.split(begin)[0]}{begin}\n{text}\n{end}{readme.split(end)[1]}")
+    _replace_table(HERE / "README.md", "table", text)
+    _replace_table(HERE.parents[1] / "README.md", "losses by bits", losses_by_bits(losses))
     print(f"standard deviation of a difference: {pooled[0] ** 0.5:.4f} nats, from {pooled[1]} pairs of seeds")
     draw(groups, fmean(losses["bf16"].values()))
 
@@ -113,6 +112,34 @@ def table(title: str, group: list[Row], dense: dict[int, float], pooled: tuple[f
         name = row.name.rsplit("-w", 1)[0] if title.startswith("W") else row.name
         lines.append(f"| {name} | {mean:.4f} | {by_seed} | {over:+.4f} | {against} | {verdict} |")
     return "\n".join(lines)
+
+
+def losses_by_bits(losses: dict[str, dict[int, float]]) -> str:
+    """Markdown of QuEST's losses at each width, beside the method of the lowest mean loss at that width."""
+    lines = [
+        "\n| weights and activations | QuEST, mean | by seed | over BF16 | lowest of the methods tried |",
+        "|---|---|---|---|---|",
+    ]
+    dense = losses["bf16"]
+    for title in ("16 bit", "W4A4", "W3A3", "W2A2", "W1A1"):
+        found = {row.name: row.losses for row in rows(losses, GROUPS[title])}
+        name = "bf16" if title == "16 bit" else f"quest-{title.lower()}"
+        by_seed = ", ".join(f"{loss:.4f}" for _, loss in sorted(found[name].items()))
+        over = fmean(loss - dense[seed] for seed, loss in found[name].items())
+        best = next(iter(found))  # rows are sorted, the lowest mean first
+        lowest = "" if name == "bf16" else f"{best.rsplit('-w', 1)[0]} {fmean(found[best].values()):.4f}"
+        shown = "BF16, not quantised" if name == "bf16" else title
+        lines.append(
+            f"| {shown} | {fmean(found[name].values()):.4f} | {by_seed} | {'' if name == 'bf16' else f'{over:+.4f}'} "
+            f"| {lowest} |"
+        )
+    return "\n".join(lines)
+
+
+def _replace_table(path: Path, name: str, table: str) -> None:
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = path.read_text(encoding="utf-8")
+    atomic_write(path, f"{text.split(begin)[0]}{begin}\n{table}\n{end}{text.split(end)[1]}")
 
 
 def draw(groups: dict[str, list[Row]], dense: float) -> None:

@@ -60,6 +60,14 @@ def test_the_table_of_the_30m_study_shows_its_records() -> None:
         assert f"| {sum(values) / len(values):.4f} | {by_seed_text} |" in shown
 
 
+def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
+    script, folder = _script("methods-30m/summarise.py"), ROOT / "studies" / "methods-30m"
+    table = script.losses_by_bits(script.read_losses(folder / "runs"))
+    assert len(table.splitlines()) == 8
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- losses by bits -->\n{table}\n<!-- end of losses by bits -->" in shown
+
+
 def test_every_run_of_the_30m_study_can_be_made() -> None:
     runner, file = _script("runner.py"), ROOT / "studies" / "methods-30m" / "study.yaml"
     names = list(read_yaml(file, "study")["runs"])

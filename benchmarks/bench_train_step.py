@@ -137,9 +137,9 @@ def make_step(arguments: argparse.Namespace, side: str, device: torch.device) ->
     """Model, optimizer and batch of one side, set up as the trainer does it."""
     from questlm.config import load_config
     from questlm.parallel import compile_blocks
+    from questlm.training.build import build_model
     from questlm.training.device import should_compile
     from questlm.training.optim import make_optimizer
-    from questlm.training.run_folder import build_model
     from questlm.training.step import TrainStep, should_record
 
     width, _, optimizer = side.partition(":")

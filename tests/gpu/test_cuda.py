@@ -16,7 +16,7 @@ from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.parallel import compile_blocks
 from questlm.quant import prepare
 from questlm.quant.weight_cache import cached_weights
-from questlm.training import checks, loop, train
+from questlm.training import checks, start, train
 
 pytestmark = pytest.mark.gpu
 BITS = [1, 2, 3, 4, 5, 6, 7, 8, "ternary"]
@@ -110,7 +110,7 @@ def test_kernels_are_compiled_before_they_are_needed(
         return checks.check_quantization(*arguments)
 
     monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", note_kernel)
-    monkeypatch.setattr(loop, "check_quantization", check_quantization)
+    monkeypatch.setattr(start, "check_quantization", check_quantization)
     model = {"hidden": 384, "heads": 3, "mlp_hidden": 896}  # widths of no other test, whose kernels would be there
     settings = tiny_settings(
         quant={"weight_bits": 3, "act_bits": 3},

@@ -35,7 +35,8 @@ from questlm.files import seal
 from questlm.models import Llama
 from questlm.parallel import engine
 from questlm.records import RunRecord
-from questlm.training import RunFolder, load_run, loop, resume, step, train
+from questlm.training import RunFolder, load_run, resume, step, train, validation
+from questlm.training import start as start_module
 from questlm.training.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
 from questlm.training.initial import find_initial
 
@@ -131,7 +132,7 @@ def _work(job: dict[str, Any]) -> None:
 def _compute_like_a_gpu() -> None:
     gather_as_codes = engine.gather_as_codes
     vars(engine)["gather_as_codes"] = lambda model, processes, dtype: gather_as_codes(model, processes, torch.bfloat16)
-    for module in (loop, step):
+    for module in (start_module, step, validation):
         vars(module)["autocast"] = lambda device: torch.autocast("cpu", dtype=torch.bfloat16)
     vars(ops)["compile_ahead"] = lambda warm_up, device: warm_up()
 

@@ -56,7 +56,7 @@ def test_a_run_stopped_half_way_resumes_to_the_same_bits(
     original = Trainer._step
 
     def stopping(self: Trainer, done: float) -> None:
-        if self.state.step == 6:
+        if self.state.counters.step == 6:
             raise KeyboardInterrupt
         original(self, done)
 
@@ -87,7 +87,7 @@ def test_a_dense_layer_behind_a_norm_is_noticed(tiny_settings: Settings, tmp_pat
             return check(model, *arguments)
 
     check = checks.compute_plainly
-    monkeypatch.setattr("questlm.training.loop.compute_plainly", plain)
+    monkeypatch.setattr("questlm.training.start.compute_plainly", plain)
     quant = {"method": "bitnet", "weight_bits": "ternary", "act_bits": 8}
     with pytest.raises(TrainingError, match="computes the plain product"):
         train(tiny_settings(quant=quant), tmp_path / "run")

@@ -21,6 +21,8 @@ from questlm.errors import CheckpointError
 from questlm.records import RunRecord
 from questlm.training import Trainer, resume, train
 from questlm.training.checkpoint import latest_checkpoint
+from questlm.training.recorder import Recorder
+from questlm.training.state import TrainingState
 
 Settings = Callable[..., RunConfig]
 
@@ -199,7 +201,7 @@ def test_a_finished_run_can_be_resumed_and_nothing_of_it_is_computed_or_written(
 ) -> None:
     record = train(tiny, tmp_path / "run")
     before = _written(tmp_path / "run")
-    monkeypatch.delattr(Trainer, "run")
+    monkeypatch.delattr(Trainer, "train")
     assert resume(tmp_path / "run") == record
     assert _written(tmp_path / "run") == before
 
@@ -211,22 +213,22 @@ def test_a_finished_run_needs_its_data_no_more(tiny_settings: Settings, tmp_path
     assert resume(tmp_path / "run") == record
 
 
-@pytest.mark.parametrize("moment", ["_save_record", "_finish"])
+@pytest.mark.parametrize("moment", [(Recorder, "save"), (Trainer, "_finish")], ids=["record", "finish"])
 def test_final_metrics_survive_a_kill_while_a_run_trains_its_end_again(
-    moment: str, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: tuple[type, str], tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     record = train(tiny, run)
     shutil.rmtree(run / "checkpoints" / "step-00000012")  # its weights are lost, for example to save space
-    original = getattr(Trainer, moment)
+    original = getattr(*moment)
 
-    def killed(self: Trainer, *arguments: Any) -> Any:
-        if moment == "_save_record":
+    def killed(self: object, *arguments: Any) -> Any:
+        if moment == (Recorder, "save"):
             original(self, *arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, moment, killed)
+        patch.setattr(*moment, killed)
         with pytest.raises(KeyboardInterrupt):
             resume(run)
     assert RunRecord.load(run) == record
@@ -241,7 +243,7 @@ def test_a_run_resumed_from_an_older_checkpoint_keeps_the_longer_record_until_it
     record = RunRecord.load(run)
     assert (record.steps, record.final) == (8, None)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "restore", lambda self: None)  # as if no checkpoint were good
+        patch.setattr(TrainingState, "restore", lambda self: None)  # as if no checkpoint were good
         _stopped_after(4, tiny, run, patch, start=lambda: resume(run))
     assert RunRecord.load(run) == record
 
@@ -268,7 +270,7 @@ def _stopped_after(
 
     def save(self: Trainer) -> None:
         original(self)
-        if self.state.step == step:
+        if self.state.counters.step == step:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -16,7 +16,7 @@ from questlm.training import RunFolder
 from questlm.training.batches import keep_batches
 from questlm.training.origin import continued
 from questlm.training.plugins import require_plugins
-from questlm.training.run_folder import require_same_config
+from questlm.training.same_settings import require_same_config
 
 __all__ = [
     "Progress",

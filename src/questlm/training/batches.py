@@ -17,7 +17,7 @@ from questlm.scaling.memory import TrainingMemory, training_memory
 from questlm.scaling.shapes import training_settings
 from questlm.training.device import free_memory, should_compile
 
-__all__ = ["choose_batch", "choose_micro_batch", "keep_batches", "require_training_memory"]
+__all__ = ["choose_batch", "choose_batches", "choose_micro_batch", "keep_batches", "require_training_memory"]
 
 _STEPS = 100
 """Fewest steps that a budget should pay for, where the batch may be made smaller for that."""
@@ -28,6 +28,15 @@ where they cannot fit even then."""
 
 _CPU_TOKENS = 8192
 """Of a pass on a CPU, which longer passes make no faster."""
+
+
+def choose_batches(config: RunConfig, ranks: Processes, device: torch.device, tokens: float | None = None) -> RunConfig:
+    """`config` with the batch sizes of `choose_batch` and `choose_micro_batch`, where it has none.
+
+    Raises:
+        ConfigError: the model does not fit the memory.
+    """
+    return choose_micro_batch(choose_batch(config, ranks.world_size, tokens), ranks, device)
 
 
 def choose_batch(config: RunConfig, processes: int, tokens: float | None = None) -> RunConfig:

@@ -24,7 +24,7 @@ from questlm.errors import CheckpointError, quoted
 from questlm.files import atomic_folder, remove_folder, remove_leftovers, seal, verify
 from questlm.parallel import Processes
 from questlm.parallel.storage import describe_tensors, load_tensors, save_pieces
-from questlm.training.state import STATE_NAME, CheckpointState, read_state
+from questlm.training.counters import STATE_NAME, CheckpointState, read_state
 
 __all__ = [
     "checkpoints_in",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.errors import TrainingError, quoted
 from questlm.parallel import whole
-from questlm.quant import FakeQuantLinear, dense, quantized_layers, skipped_layers
+from questlm.quant import FakeQuantLinear, dense, quantized_layers, set_quantization_strength, skipped_layers
 
 __all__ = ["Expected", "check_quantization", "compute_plainly"]
 
@@ -62,8 +62,10 @@ class Expected:
 def compute_plainly(model: nn.Module, loss_fn: _LossFn, batch: tuple[Tensor, Tensor]) -> Expected:
     """Run `model` with and without quantisation on one batch of (inputs, targets), each (batch, tokens) int64.
 
-    On the reference, so that kernels have to agree with it, too; and none is compiled that only this would need.
+    On the reference, so that kernels have to agree with it, too; and none is compiled that only this would need. A
+    layer that is being faded in is left fully quantised, for the check is of what it will be.
     """
+    set_quantization_strength(model, 1.0)
     layers = quantized_layers(model)
     with torch.no_grad(), ops.using_backend("reference"):
         loss, logits = loss_fn(*batch)

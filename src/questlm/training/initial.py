@@ -10,33 +10,24 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from questlm.config import DATA_PATHS, ModelConfig, RunConfig
 from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
-from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, sha256_file
+from questlm.files import MANIFEST_NAME, read_json, sha256_file
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
 from questlm.training.checkpoint import verify_checkpoint, weight_files
-from questlm.training.run_folder import RunFolder, require_same_config
+from questlm.training.run_folder import RunFolder
+from questlm.training.same_settings import require_same_config
+from questlm.training.weight_places import HEAD, WeightPlace, find_weights, model_shapes, read_weight, require_weights
 
-__all__ = ["InitialModel", "adopt_shape", "choose_tokenizer", "find_initial"]
+__all__ = ["InitialModel", "adopt_initial", "adopt_shape", "choose_tokenizer", "find_initial"]
 
 _WEIGHTS, _INDEX, _TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
-_HEAD = "lm_head.weight"
-_DTYPES = ("F32", "F16", "BF16")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-
-
-class _Place(NamedTuple):
-    """Where a weight lies: safetensors files, each with some of its rows and in their order, and its name there."""
-
-    files: tuple[Path, ...]
-    name: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class InitialModel:
 
     folder: Path
     shape: ModelConfig
-    places: Mapping[str, _Place]
+    places: Mapping[str, WeightPlace]
     tokenizer: Path | None
     end_of_text: str | None = None
 
@@ -66,9 +57,9 @@ class InitialModel:
             ConfigError: a tied head that is not the embedding.
         """
         for name, parameter in model.named_parameters():
-            parameter.copy_(_read(self.places[name]))
-        if self.shape.tied_head and _HEAD in self.places:
-            head = _read(self.places[_HEAD])
+            parameter.copy_(read_weight(self.places[name]))
+        if self.shape.tied_head and HEAD in self.places:
+            head = read_weight(self.places[HEAD])
             if not torch.equal(head, model.lm_head.weight.cpu()):
                 raise ConfigError(f"{self.folder} says that its head is tied to its embedding, but holds another head")
 
@@ -118,6 +109,21 @@ def adopt_shape(config: RunConfig, shape: ModelConfig, source: Path) -> RunConfi
     return config.model_copy(update={"model": shape})
 
 
+def adopt_initial(config: RunConfig, initial: InitialModel | None) -> RunConfig:
+    """`config` of a new run with the shape of its initial model, and with that model's end-of-text token.
+
+    Raises:
+        ConfigError: a setting under `model.` was given that says otherwise.
+    """
+    if initial is None:
+        return config
+    config = adopt_shape(config, initial.shape, initial.folder)
+    if config.data.end_of_text is None and config.data.tokenizer == "train":
+        data = config.data.model_copy(update={"end_of_text": initial.end_of_text})
+        config = config.model_copy(update={"data": data})
+    return config
+
+
 def choose_tokenizer(config: RunConfig, initial: InitialModel | None) -> Path | None:
     """The tokenizer that goes with the initial model: the one in the settings, else its own; None: none is needed.
 
@@ -158,8 +164,8 @@ def _from_run(path: Path) -> InitialModel:
     run = RunFolder(path)
     config, checkpoint = run.read_config(), run.latest_checkpoint()
     require_same_config(verify_checkpoint(checkpoint).config, config, checkpoint, DATA_PATHS)
-    expected = _shapes(config.model)
-    places = _headers(weight_files(checkpoint), in_pieces=True)
+    expected = model_shapes(config.model)
+    places = find_weights(weight_files(checkpoint), sharded=True)
     for name in places:
         if name.endswith((".input_norm.weight", ".output_scale")):
             raise ConfigError(
@@ -167,7 +173,7 @@ def _from_run(path: Path) -> InitialModel:
                 f"{config.quant.method}, only continue it with --resume"
             )
     places = {name: place for name, place in places.items() if name in expected}
-    _check(places, expected, path)
+    require_weights(places, expected, path)
     tokenizer = run.tokenizer_file if run.tokenizer_file.is_file() else None
     return InitialModel(path, config.model, places, tokenizer, config.data.end_of_text)
 
@@ -186,8 +192,8 @@ def _from_hugging_face(folder: Path) -> InitialModel:
             f"{folder} is a packed model, whose codes are not the weights to train; give the run folder it came from"
         )
     shape = _shape(config, folder / "config.json")
-    places = _our_names(_headers(_weight_files(folder)), folder)
-    _check(places, _shapes(shape), folder)
+    places = _our_names(find_weights(_weight_files(folder)), folder)
+    require_weights(places, model_shapes(shape), folder)
     tokenizer = folder / _TOKENIZER
     return InitialModel(folder, shape, places, tokenizer if tokenizer.is_file() else None)
 
@@ -199,13 +205,13 @@ def _shape(config: Mapping[str, Any], path: Path) -> ModelConfig:
         raise ConfigError(f"{path} cannot be used: {cleaned(problem, 300)}") from None
 
 
-def _our_names(theirs: Mapping[str, _Place], folder: Path) -> dict[str, _Place]:
+def _our_names(theirs: Mapping[str, WeightPlace], folder: Path) -> dict[str, WeightPlace]:
     try:
         places = from_hugging_face(theirs)
     except ConfigError as problem:
         raise ConfigError(f"{folder} cannot be used: {cleaned(problem, 300)}") from None
-    if _HEAD not in theirs:
-        places.pop(_HEAD, None)  # the embedding's place: right where the head is tied, a guess where it is not
+    if HEAD not in theirs:
+        places.pop(HEAD, None)  # the embedding's place: right where the head is tied, a guess where it is not
     return places
 
 
@@ -236,87 +242,3 @@ def _shards(folder: Path, index: Any) -> list[Path]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing, though {_INDEX} lists it; fetch the whole model")
     return [folder / name for name in sorted(set(named.values()))]
-
-
-# -- safetensors -------------------------------------------------------------------------------------------------------
-
-
-def _headers(files: list[Path], in_pieces: bool = False) -> dict[str, _Place]:
-    """Where each weight lies, by its name in the files; `in_pieces`, it may lie in several."""
-    places: dict[str, _Place] = {}
-    for file in files:
-        try:
-            check_safetensors_header(file, CheckpointError)
-            with safe_open(file, framework="pt") as tensors:
-                names = list(tensors.keys())
-        except (OSError, SafetensorError) as problem:
-            raise _damaged(file, problem) from None
-        for name in names:
-            earlier = places[name].files if name in places else ()
-            if earlier and not in_pieces:
-                raise CheckpointError(f"{file} and {earlier[0].name} both hold {quoted(name)}; one is left over")
-            places[name] = _Place((*earlier, file), name)
-    return places
-
-
-def _check(places: Mapping[str, _Place], expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Refuse weights that are missing, too many, or of another shape or type than the config says."""
-    for name in sorted(expected.keys() - places.keys()):
-        raise CheckpointError(f"{folder} lacks the weight {name}, by its config; it is not whole")
-    for name in sorted(places.keys() - expected.keys() - {_HEAD}):
-        raise CheckpointError(f"{folder} has the weight {quoted(places[name].name)}, which by its config is not there")
-    for name, wanted in expected.items():
-        place = places[name]
-        headers = [_header(file, place.name) for file in place.files]
-        shapes = [shape for _, shape in headers]
-        shape = shapes[0] if len(shapes) == 1 else _joined(shapes)
-        if shape != wanted:
-            raise CheckpointError(f"{place.files[0]}: {place.name} is {shape}, but by the config it must be {wanted}")
-        for dtype, _ in headers:
-            if dtype not in _DTYPES:
-                raise CheckpointError(
-                    f"{place.files[0]}: {place.name} is stored as {dtype}; only {', '.join(_DTYPES)} can be trained"
-                )
-
-
-def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of pieces one below the other; (), which no weight has, where they do not fit together."""
-    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
-        return ()
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
-
-
-def _header(file: Path, name: str) -> tuple[str, tuple[int, ...]]:
-    """Type and shape of a tensor."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            header = tensors.get_slice(name)
-            return header.get_dtype(), tuple(header.get_shape())
-    except (OSError, SafetensorError) as problem:
-        raise _damaged(file, problem) from None
-
-
-def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in Llama(model).named_parameters()}
-
-
-def _read(place: _Place) -> Tensor:
-    pieces = [_read_piece(file, place.name) for file in place.files]
-    weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    if not bool(torch.isfinite(weight).all()):
-        raise CheckpointError(f"{place.files[0]}: {place.name} holds a value that is not finite; the model is damaged")
-    return weight
-
-
-def _read_piece(file: Path, name: str) -> Tensor:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            piece: Tensor = tensors.get_tensor(name).to(torch.float32)
-    except (OSError, RuntimeError, SafetensorError) as problem:
-        raise _damaged(file, problem) from None
-    return piece
-
-
-def _damaged(file: Path, problem: Exception) -> CheckpointError:
-    return CheckpointError(f"{file} is not a usable safetensors file: {' '.join(str(problem).split()):.200}")

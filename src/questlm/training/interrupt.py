@@ -7,13 +7,24 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Interrupt"]
+from questlm.terminal import command_text
+
+__all__ = ["Interrupt", "Interrupted"]
 
 _ONE_REQUEST = 2.0
 """Seconds in which further signals count as the first: of a key held down, or of torchrun, which passes signals on."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and is saved
+    """Training stopped on a signal, after saving. Carries the signal's number and the run folder."""
+
+    def __init__(self, signal_number: int, run: Path) -> None:
+        super().__init__(f"stopped by signal {signal_number}; continue with: {command_text('train', '--resume', run)}")
+        self.signal_number, self.run = signal_number, run
 
 
 class Interrupt:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
-from questlm.config import COMPUTING_ONLY, DATA_PATHS, DataConfig, RunConfig, load_config, to_yaml
+from questlm.config import DATA_PATHS, DataConfig, RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError, QuestError, quoted
 from questlm.files import atomic_folder, explain_failed_write, file_lock, remove_folder, remove_leftovers
-from questlm.memory import host_memory, require_memory
-from questlm.models import Llama
-from questlm.quant import prepare
 from questlm.records import RECORD_NAME, RunRecord
-from questlm.scaling.memory import loading_memory
 from questlm.terminal import command_text
-from questlm.training.checkpoint import fill_tensors, latest_checkpoint, model_tensors, verify_checkpoint
+from questlm.training.checkpoint import latest_checkpoint, verify_checkpoint
 from questlm.training.origin import ORIGIN_NAME, Origin, located
-from questlm.training.plugins import require_plugins
-from questlm.training.state import read_state
+from questlm.training.same_settings import require_same_config
 
-if TYPE_CHECKING:
-    from questlm.training.initial import InitialModel
-
-__all__ = ["RunFolder", "build_model", "load_run"]
+__all__ = ["RunFolder"]
 
 _BEGUN = frozenset(("config.yaml", ORIGIN_NAME, "tokenizer.json", "checkpoints", ".lock"))
 _LOGS = frozenset(("tensorboard", "wandb"))
@@ -226,79 +217,3 @@ class RunFolder:
         if found is None:
             raise CheckpointError(f"the run {self.path} has no checkpoint yet")
         return found
-
-
-def require_same_config(
-    saved: dict[str, Any], config: RunConfig, source: Path, may_change: Collection[str] = ()
-) -> None:
-    """Refuse a checkpoint that was made under other settings.
-
-    Args:
-        may_change: names of settings that may differ, beside those that never decide what is learned.
-
-    Raises:
-        CheckpointError: naming the first setting that differs, and both values.
-    """
-    current = config.model_dump(mode="json")
-    try:
-        saved = RunConfig(**saved).model_dump(mode="json")  # settings that are newer than the run had their defaults
-    except ConfigError as problem:
-        raise CheckpointError(f"{source} was made with settings that this version does not know: {problem}") from None
-    for section in sorted(set(saved) | set(current)):
-        old, new = saved.get(section), current.get(section)
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            old, new = {"": old}, {"": new}
-        for key in sorted(set(old) | set(new)):
-            name = f"{section}.{key}".rstrip(".")
-            if old.get(key) != new.get(key) and name not in (*COMPUTING_ONLY, *may_change):
-                raise CheckpointError(
-                    f"{source} was made with {name} = {quoted(old.get(key), 200)}, "
-                    f"but the settings now say {quoted(new.get(key), 200)}; "
-                    f"resume with the same settings, or start a new run"
-                )
-
-
-def build_model(config: RunConfig, initial: InitialModel | None = None) -> Llama:
-    """The model of a run with the weights of `initial`, or else drawn from its seed, quantised as the settings say.
-
-    Raises:
-        CheckpointError, ConfigError: the initial weights cannot be used.
-    """
-    model = Llama(config.model)
-    if initial is None:
-        model.initialize(config.seed)
-    else:  # before quantising, because some quantisers begin from the weights
-        initial.copy_into(model)
-    return prepare(model, config.quant)
-
-
-class LoadedRun(NamedTuple):
-    """A run at its newest checkpoint."""
-
-    model: Llama
-    config: RunConfig
-    step: int
-    tokens: int
-
-
-def load_run(path: Path) -> LoadedRun:
-    """The model of a run folder at its newest checkpoint, and its settings. For packing and evaluating.
-
-    Raises:
-        CheckpointError: not a run folder, no checkpoint, a damaged one, or a plugin that is not loaded or has changed.
-        ConfigError: the model does not fit the memory.
-    """
-    folder = RunFolder(path)
-    config = folder.read_config()
-    require_plugins(config, path)
-    checkpoint = folder.latest_checkpoint()
-    require_memory(
-        loading_memory(config.model), host_memory(), f"the model of {path}", "use a machine that has more memory"
-    )
-    verify_checkpoint(checkpoint)
-    state = read_state(checkpoint)
-    require_same_config(state.config, config, checkpoint, DATA_PATHS)
-    model = build_model(config)
-    fill_tensors(checkpoint, "model", model_tensors(model))
-    model.load_state_dict(model.state_dict())  # by which quantisers notice what they now hold
-    return LoadedRun(model, config, state.progress.step, state.progress.tokens)

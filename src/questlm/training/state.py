@@ -1,88 +1,151 @@
-"""What a checkpoint holds beside its tensors, as typed values: nothing in the file is used before it is checked."""
+"""The state of a run: model, optimizer, position in the data, counters.
+
+All of it is in every checkpoint, and nothing else decides what comes next. So a run that is killed at any moment and
+resumed ends where the uninterrupted one ends (bit for bit on a CPU, for budgets in tokens; a budget in seconds depends
+on the clock).
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+import torch
+from torch import Tensor
 
-from questlm.errors import CheckpointError
-from questlm.files import canonical_json, read_json, validated
-from questlm.records import Checks, Count, Number, Points, Text
+from questlm.config import DATA_PATHS
+from questlm.data import WindowLoader
+from questlm.errors import CheckpointError, DataError
+from questlm.models import Llama
+from questlm.parallel import whole
+from questlm.training.build import build_model, other_data
+from questlm.training.checkpoint import (
+    fill_tensors,
+    latest_checkpoint,
+    model_tensors,
+    prune,
+    verify_checkpoint,
+    write_checkpoint,
+)
+from questlm.training.context import RunContext
+from questlm.training.counters import CheckpointState, Counters, read_state
+from questlm.training.optim import Optimizers
+from questlm.training.same_settings import require_same_config
 
-__all__ = ["STATE_NAME", "CheckpointState", "Progress", "read_state"]
-
-STATE_NAME = "state.json"
-
-_Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+__all__ = ["TrainingState"]
 
 
-@dataclass
-class Progress:
-    """Counters of a run.
+class TrainingState:
+    """What a checkpoint holds.
 
-    Attributes:
-        step, tokens: trained so far.
-        seconds: of the training loop, validations and checkpoints included.
-        step_seconds: of `seconds`, those spent in training steps.
-        recent_losses: of the steps since the last point of the curve, nats a token.
-        curve, validations: see `RunRecord`.
-        initial_weights: SHA-256 of the weights that the run began from, for its record.
-        checks: what the quantisation check measured when the run began, for its record.
+    Args:
+        model: unsharded; it is moved to the run's device. `attach_optimizer` is to be called once it is shared between
+            the processes.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    def __init__(self, run: RunContext, model: Llama, counters: Counters | None = None) -> None:
+        self.run, self.model, self.counters = run, model.to(run.device), counters or Counters()
+        self.loader = _loader(run)
+        self.optimizer: Optimizers
+        self._restored: Path | None = None
 
-    step: Count = 0
-    tokens: Count = 0
-    seconds: Number = 0.0
-    step_seconds: Number = 0.0
-    recent_losses: list[Number] = field(default_factory=list)
-    curve: Points = field(default_factory=list)
-    validations: Points = field(default_factory=list)
-    initial_weights: Text | None = None
-    checks: Checks = field(default_factory=dict)
+    def restore(self) -> None:
+        """Read everything but the optimizer from the newest checkpoint; without one, leave the state of the beginning.
+
+        Raises:
+            CheckpointError: damaged, or made with other settings or data.
+        """
+        path = latest_checkpoint(self.run.folder.checkpoints)
+        if path is None:
+            return
+        self.run.processes.first(lambda: _verify(path))
+        self.run.processes.together(lambda: self._restore(path))
+
+    def _restore(self, path: Path) -> None:
+        state = read_state(path)
+        _require_fitting(state, self.run, path)
+        fill_tensors(path, "model", model_tensors(self.model))
+        self.model.load_state_dict(self.model.state_dict())  # by which quantisers notice what they now hold
+        try:
+            self.loader.load_state_dict(state.loader)
+        except DataError as problem:
+            raise CheckpointError(f"{path} does not fit this run: {problem}") from None
+        self.counters = state.progress
+        self._restored = path
+
+    def attach_optimizer(self, optimizer: Optimizers) -> None:
+        """Take the optimizer, and fill it from the checkpoint that the rest was restored from.
+
+        Raises:
+            CheckpointError: the checkpoint holds no optimizer state of this model.
+        """
+        self.optimizer, path = optimizer, self._restored
+        if path is not None and self.counters.step:
+            optimizer.make_state()
+            self.run.processes.together(lambda: fill_tensors(path, "optimizer", optimizer.tensors(self.model)))
+
+    def save(self) -> None:
+        """Write a checkpoint, and delete the oldest of more than `train.keep_checkpoints`.
+
+        Raises:
+            CheckpointError: it cannot be written; the checkpoints before it are untouched.
+        """
+        run = self.run
+        content = CheckpointState(
+            run.config.model_dump(mode="json"), run.data.data_hash, self.loader.state_dict(), self.counters
+        )
+        tensors = {"model": model_tensors(self.model), "optimizer": self.optimizer.tensors(self.model)}
+        write_checkpoint(run.folder.checkpoints, tensors, content, run.processes, pieces=run.engine == "fsdp")
+        run.processes.first(lambda: prune(run.folder.checkpoints, run.config.train.keep_checkpoints))
+
+    def next_micro_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the first micro-batch of the next step, (sequences, tokens) int64, on the device.
+
+        The loader stays where it is.
+        """
+        position = self.loader.state_dict()
+        batch = self.loader.next_batch()
+        self.loader.load_state_dict(position)
+        size = self.run.config.train.micro_batch_size or len(batch[0])
+        inputs, targets = (torch.from_numpy(part)[:size].to(self.run.device) for part in batch)
+        return inputs, targets
+
+    @torch.no_grad()
+    def full_model(self) -> Llama:
+        """The model with all its weights on this process; all processes call it."""
+        if self.run.engine != "fsdp":
+            return self.model
+        model = build_model(self.run.config).to(self.run.device)
+        own = model_tensors(model)
+        for name, tensor in model_tensors(self.model).items():
+            own[name].copy_(whole(tensor))
+        model.load_state_dict(model.state_dict())  # by which quantisers notice what they now hold
+        return model
 
 
-@dataclass(frozen=True)
-class CheckpointState:
-    """The content of a checkpoint's `state.json`.
-
-    Attributes:
-        config: settings, as `RunConfig.model_dump(mode="json")`; `require_same_config` validates them.
-        data_hash: of the tokens trained on.
-        loader: position of the loader, see `WindowLoader.state_dict`.
-        progress: counters.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    config: dict[str, Any]
-    data_hash: Text
-    loader: dict[str, _Whole]
-    progress: Progress
-
-    def to_json(self) -> str:
-        """The file's content."""
-        return canonical_json(asdict(self))
+def _loader(run: RunContext) -> WindowLoader:
+    train, processes = run.config.train, run.processes
+    return WindowLoader(
+        run.data.train,
+        train.seq_len,
+        train.tokens_per_step // train.seq_len,
+        run.config.seed,
+        processes.rank,
+        processes.world_size,
+    )
 
 
-_STATE = TypeAdapter(CheckpointState)
-_COUNTERS = {item.name for item in fields(Progress)} - {"checks"}  # which the first checkpoints did not have
+def _verify(checkpoint: Path) -> None:
+    verify_checkpoint(checkpoint)  # its result is no JSON, which the first process could tell the others
 
 
-def read_state(checkpoint: Path) -> CheckpointState:
-    """The state of the checkpoint in this folder.
-
-    Raises:
-        CheckpointError: damaged, or a value of another type than it must be.
-    """
-    path = checkpoint / STATE_NAME
-    content = read_json(path, CheckpointError)
-    state = validated(_STATE, content, path, CheckpointError)
-    lacking = _COUNTERS - set(content["progress"])
-    if lacking:  # what a run begins with, `Progress()`, is not what a checkpoint may leave out
-        raise CheckpointError(f"{path} lacks progress.{min(lacking)}; it is damaged")
-    return state
+def _require_fitting(state: CheckpointState, run: RunContext, path: Path) -> None:
+    """Refuse a checkpoint of other settings or data, or one whose counters contradict each other."""
+    require_same_config(state.config, run.config, path, DATA_PATHS)
+    if state.data_hash != run.data.data_hash:
+        raise other_data(path, run.config)
+    counters = state.progress
+    if counters.tokens != counters.step * run.config.train.tokens_per_step:
+        raise CheckpointError(
+            f"{path} counts {counters.tokens} tokens in {counters.step} steps of "
+            f"{run.config.train.tokens_per_step}; it is damaged"
+        )

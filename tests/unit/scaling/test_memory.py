@@ -20,7 +20,7 @@ import torch
 from questlm.config import RunConfig
 from questlm.memory import peak_resident_memory
 from questlm.training.optim import make_optimizer
-from questlm.training.run_folder import build_model
+from questlm.training.build import build_model
 from questlm.training.step import TrainStep
 
 def step(layers, hidden, vocabulary, sequences, tokens):

@@ -14,20 +14,21 @@ from questlm.errors import TrainingError
 from questlm.models import Llama
 from questlm.quant import FakeQuantLinear
 from questlm.quant.quantizers import DynamicQuantizer, Quantizer
-from questlm.training import loop, resume, train
+from questlm.training import Trainer, resume, train
+from questlm.training import run as run_module
 
 Settings = Callable[..., RunConfig]
 
 
 def change_built_models(monkeypatch: pytest.MonkeyPatch, change: Callable[[Llama], object]) -> None:
-    original = loop.build_model
+    original = run_module.build_model
 
     def build(*arguments: object) -> Llama:
         model = original(*arguments)  # type: ignore[arg-type]
         change(model)
         return model
 
-    monkeypatch.setattr(loop, "build_model", build)
+    monkeypatch.setattr(run_module, "build_model", build)
 
 
 @torch.no_grad()
@@ -61,15 +62,15 @@ def test_a_model_of_which_one_step_has_moved_a_little_is_taken_up_again(
     tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_built_models(monkeypatch, zero_the_projections)
-    config, original = tiny_settings(train={"checkpoint_every": 1}), loop.Trainer._step
+    config, original = tiny_settings(train={"checkpoint_every": 1}), Trainer._step
 
-    def stopping(self: loop.Trainer, done: float) -> None:
-        if self.state.step == 1:
+    def stopping(self: Trainer, done: float) -> None:
+        if self.state.counters.step == 1:
             raise KeyboardInterrupt
         original(self, done)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", stopping)
+        patch.setattr(Trainer, "_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run")
     record = resume(tmp_path / "run")

@@ -29,9 +29,9 @@ from questlm.models import Llama
 from questlm.models.names import hugging_face_config, to_hugging_face
 from questlm.records import RunRecord
 from questlm.training import RunFolder, Trainer, load_run, resume, train
+from questlm.training.build import build_model
 from questlm.training.checkpoint import latest_checkpoint
 from questlm.training.initial import find_initial
-from questlm.training.run_folder import build_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -320,7 +320,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer._step
 
     def killed(self: Trainer, *arguments: float) -> None:
-        if self.state.step == step:
+        if self.state.counters.step == step:
             raise KeyboardInterrupt
         original(self, *arguments)
 

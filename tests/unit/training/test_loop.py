@@ -110,11 +110,11 @@ def test_a_non_finite_step_stops_and_names_the_last_good_checkpoint(
     original = Trainer._step
 
     def poisoned(self: Trainer, done: float) -> None:
-        if self.state.step == 6 and what == "loss":
+        if self.state.counters.step == 6 and what == "loss":
             with torch.no_grad():
-                self.model.layers[0].mlp.up.weight[0, 0] = float("nan")  # type: ignore[union-attr, operator, index]
-        if self.state.step == 6 and what == "gradient":
-            self.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+                self.state.model.layers[0].mlp.up.weight[0, 0] = float("nan")  # type: ignore[union-attr, operator, index]
+        if self.state.counters.step == 6 and what == "gradient":
+            self.state.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
         original(self, done)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
@@ -126,7 +126,7 @@ def test_a_non_finite_step_stops_and_names_the_last_good_checkpoint(
 
 
 def test_a_model_trained_dense_by_mistake_is_caught(tiny: RunConfig, tmp_path: Path, monkeypatch: Any) -> None:
-    from questlm.training import loop
+    from questlm.training import run
 
     def dense_build(*arguments: Any) -> Llama:
         model = original(*arguments)
@@ -135,8 +135,8 @@ def test_a_model_trained_dense_by_mistake_is_caught(tiny: RunConfig, tmp_path: P
                 module.mode = Mode.DENSE
         return model
 
-    original = loop.build_model
-    monkeypatch.setattr(loop, "build_model", dense_build)
+    original = run.build_model
+    monkeypatch.setattr(run, "build_model", dense_build)
     with pytest.raises(TrainingError, match="quantisation is not in effect"):
         train(tiny, tmp_path / "run")
 
@@ -170,7 +170,7 @@ def test_tensorboard_gets_the_curve(tiny_settings: Settings, tmp_path: Path) -> 
 
 def test_a_compiled_path_with_a_dense_forward_is_caught(tiny_settings: Settings) -> None:
     from questlm.quant import dense
-    from questlm.training.run_folder import build_model
+    from questlm.training.build import build_model
 
     config = tiny_settings(model={"vocab_size": 300}, quant={"weight_bits": 8, "act_bits": 8})
     model = build_model(config)

@@ -11,15 +11,16 @@ import pytest
 
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError
-from questlm.training import RunFolder, Trainer, loop, resume, train
+from questlm.training import RunFolder, Trainer, resume, start, train
+from questlm.training import run as run_module
 from questlm.training.origin import Origin
 
 
-def _fails(self: Trainer, *_arguments: Any) -> None:
+def _fails(*_arguments: Any) -> None:
     raise TrainingError("quantisation is not in effect")
 
 
-def _killed(self: Trainer, *_arguments: Any) -> None:
+def _killed(*_arguments: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -33,12 +34,12 @@ def started(tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("moment", ["_distribute", "_step"])
+@pytest.mark.parametrize("moment", [(start, "_distribute"), (Trainer, "_step")], ids=["start", "step"])
 def test_a_start_that_fails_leaves_nothing_and_the_next_one_works(
-    moment: str, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: tuple[Any, str], tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, moment, _fails)
+        patch.setattr(*moment, _fails)
         with pytest.raises(TrainingError):
             train(tiny, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +94,7 @@ def test_of_two_starts_in_one_folder_the_second_hears_of_the_first(
     quicker: str, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    prepare, trained = loop._prepare_data, []
+    prepare, trained = run_module.prepare_data, []
     with ExitStack() as other:
 
         def prepare_slowly(*arguments: Any) -> Any:
@@ -107,7 +108,7 @@ def test_of_two_starts_in_one_folder_the_second_hears_of_the_first(
                     other.close()
             return prepare(*arguments)
 
-        monkeypatch.setattr(loop, "_prepare_data", prepare_slowly)
+        monkeypatch.setattr(run_module, "prepare_data", prepare_slowly)
         if quicker == "failed":
             assert train(tiny, run).steps == 12
             return

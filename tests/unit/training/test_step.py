@@ -9,9 +9,9 @@ import torch
 
 from questlm.config import RunConfig
 from questlm.errors import ConfigError
+from questlm.training.build import build_model
 from questlm.training.optim import make_optimizer
 from questlm.training.recipes import active_recipes
-from questlm.training.run_folder import build_model
 from questlm.training.step import TrainStep, should_record
 
 Settings = Callable[..., RunConfig]

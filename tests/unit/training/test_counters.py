@@ -17,13 +17,13 @@ from questlm.errors import CheckpointError
 from questlm.files import seal
 from questlm.training import load_run, resume, train
 from questlm.training.checkpoint import checkpoints_in, latest_checkpoint, verify_checkpoint
-from questlm.training.state import STATE_NAME, CheckpointState, Progress, read_state
+from questlm.training.counters import STATE_NAME, CheckpointState, Counters, read_state
 
 STATE = CheckpointState(
     config=RunConfig().model_dump(mode="json"),
     data_hash="0" * 64,
     loader={"epoch": 0, "position": 4, "seed": 2**62, "windows": 9, "seq_len": 32},
-    progress=Progress(
+    progress=Counters(
         step=4,
         tokens=512,
         seconds=1.5,

@@ -85,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace, side: str, profiled: bool) -> dict[str, Any]:
     """One round of one side, in this process; models of earlier rounds are gone."""
-    from questlm.ops import backend_for, using_backend
+    from questlm.ops import choose, using_backend
     from questlm.training.device import peak_memory
 
     device = _device(arguments)
@@ -107,7 +107,7 @@ def measure(arguments: argparse.Namespace, side: str, profiled: bool) -> dict[st
             "peak_memory_bytes": peak_memory(device),
             "reserved_memory_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
             "cuda_graph": recorded,
-            "backend": backend_for("quantize", torch.empty(1, 128, device=device), 128),
+            "backend": choose("quantize", torch.empty(1, 128, device=device), 128),
             "loss": loss,
         }
         if profiled:

@@ -20,7 +20,7 @@ import yaml
 from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
 from questlm.files import sha256_file
-from questlm.ops import BACKENDS, OPERATIONS
+from questlm.ops import BACKENDS, IMPLEMENTATIONS
 from questlm.records import RunRecord
 from questlm.training.checkpoint import latest_checkpoint
 
@@ -352,9 +352,13 @@ def test_examples_quote_their_stars(name: str) -> None:
         assert "*" not in re.sub(r"'[^']*'", "", line)
 
 
-def test_doctor_names_every_operation_and_backend(quest: Quest) -> None:
+def test_doctor_prints_the_table_of_implementations(quest: Quest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     text = quest("doctor")
-    assert all(name in text for name in OPERATIONS)
+    for operation, implementations in IMPLEMENTATIONS.items():
+        for each in implementations:
+            assert re.search(rf"{operation}(, \d bits)?: {each.name} +│ \S", text), (operation, each.name)
+    assert "float8 products need an NVIDIA GPU from Hopper on; this is a CPU" in text
     assert all(name in text for name in BACKENDS if name != "auto")
     assert all(name in text for name in ("python", "torch", "questlm", "processors", "cuda", "C compiler"))
 

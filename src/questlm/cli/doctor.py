@@ -14,7 +14,9 @@ _EXTRAS = {"datasets": "hf", "matplotlib": "plots", "tensorboard": "tensorboard"
 
 
 def doctor() -> None:
-    """Say what this machine has, which backend each operation would use, and the command to get what is missing.
+    """Say what this machine has, what each operation can run on, and the command to get what is missing.
+
+    Of the implementations of an operation, the first that runs is used.
 
     Example:
 
@@ -22,14 +24,16 @@ def doctor() -> None:
     """
     import torch
 
-    from questlm.ops import BACKENDS, OPERATIONS, backend_for, unavailable
+    from questlm.ops import BACKENDS, unavailable
+    from questlm.ops.survey import survey
     from questlm.records import package_versions
 
     print_table("this machine", [*package_versions().items(), *_hardware(), *_build_tools()])
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        probe = torch.empty(1, 16, device=device)
-        print_table(f"operations on {device}, float32", [(op, backend_for(op, probe)) for op in OPERATIONS])
+        found = survey(torch.device(device))
+        rows = [(f"{operation}: {name}", reason or "runs") for operation, name, reason in found]
+        print_table(f"operations on {device}, fastest first", rows)
     reasons = ((name, unavailable(name)) for name in BACKENDS if name != "auto")
     print_table("backends", [(name, f"no: {reason}" if reason else "yes") for name, reason in reasons])
     extras = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from questlm.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size, packed_width
-from questlm.ops.dispatch import BACKENDS, OPERATIONS, backend_for, compile_ahead, unavailable, using_backend
+from questlm.ops.dispatch import BACKENDS, IMPLEMENTATIONS, choose, compile_ahead, reasons, using_backend
 from questlm.ops.encode import (
     Encoded,
     Normed,
@@ -28,6 +28,7 @@ from questlm.ops.encode import (
     swiglu_encode,
     swiglu_encode_backward,
 )
+from questlm.ops.machine import unavailable
 from questlm.ops.modules import ResidualNorm, SwiGLU
 from questlm.ops.precision import as_dtype, autocast_dtype, compute_dtype, without_autocast
 from questlm.ops.product import operand_gradient, scaled_matmul
@@ -39,8 +40,8 @@ from questlm.ops.reference.quantize import kept_entries, power_of_two, row_scale
 
 __all__ = [
     "BACKENDS",
+    "IMPLEMENTATIONS",
     "MIN_BLOCK_SIZE",
-    "OPERATIONS",
     "Encoded",
     "Grid",
     "LinearFormat",
@@ -52,7 +53,7 @@ __all__ = [
     "SwiGLU",
     "as_dtype",
     "autocast_dtype",
-    "backend_for",
+    "choose",
     "codes_in_form",
     "compile_ahead",
     "compute_dtype",
@@ -76,6 +77,7 @@ __all__ = [
     "plain_codes",
     "power_of_two",
     "quantize",
+    "reasons",
     "rms_norm",
     "row_scale",
     "scaled_matmul",

@@ -1,47 +1,50 @@
-"""Which implementation runs an operation: the one place that decides.
+"""Which implementation runs an operation: one table, and the function that chooses from it.
 
-`auto` takes the fastest backend that exists for the tensor's device and dtype and falls back to the reference, which
-runs everywhere. A backend named with `using_backend` is a request: where it cannot run, a BackendError says why.
+`IMPLEMENTATIONS` lists the implementations of each operation, fastest first. Each has a function `can_run`, which gets
+the case (the tensors and settings that decide, see there) and returns None, or the reason why it cannot run that case.
+With the backend `auto`, `choose` takes the first that can. The last one always can.
+
+A backend named with `using_backend` is a request: an operation that this backend implements runs there, or a
+BackendError says why it cannot. Implementations whose name is no backend's (a product of the GPU's own, two steps in
+one kernel) remain free to be chosen.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from questlm.errors import BackendError, nearest_name, quoted
+from questlm.grid import Grid
+from questlm.ops.machine import no_nvidia, unavailable
+from questlm.ops.reference.matmul import Operand
 
-__all__ = [
-    "BACKENDS",
-    "OPERATIONS",
-    "backend_for",
-    "compile_ahead",
-    "float8_products",
-    "int8_products",
-    "unavailable",
-    "using_backend",
-]
+__all__ = ["BACKENDS", "IMPLEMENTATIONS", "Implementation", "choose", "compile_ahead", "reasons", "using_backend"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
-OPERATIONS: dict[str, tuple[str, ...]] = {
-    "quantize": ("triton", "cpu", "reference"),
-    "masked_hadamard": ("triton", "cpu", "reference"),
-    "norm_quantize": ("triton", "reference"),
-    "swiglu_quantize": ("triton", "reference"),
-    "scaled_matmul": ("reference",),
-    "pack": ("reference",),
-    "unpack": ("reference",),
-}
-"""Backends that implement each operation, fastest first."""
-
-_DTYPES = {"cpu": (torch.float32,), "triton": (torch.float32, torch.bfloat16, torch.float16)}
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FLOAT8 = torch.float8_e4m3fn
+_FLOAT8_LEVELS = 16
+"""More half-integer levels than these are not all values of float8 (E4M3)."""
 _requested = "auto"
-_reasons: dict[str, str | None] = {}
+
+
+class Implementation(NamedTuple):
+    """One way to compute an operation.
+
+    Attributes:
+        name: a backend's, or one that says what is special about it.
+        can_run: (*case) -> None, or the reason why it cannot run that case.
+    """
+
+    name: str
+    can_run: Callable[..., str | None]
 
 
 @contextmanager
@@ -66,24 +69,27 @@ def using_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
-def backend_for(operation: str, x: Tensor, block_size: int = 1) -> str:
-    """Name of the backend that will run `operation` on rows like `x`, rotated by blocks of `block_size`.
+def choose(operation: str, *case: object) -> str:
+    """Name of the implementation that runs `operation` for this case.
 
     Raises:
-        BackendError: the requested backend does not implement the operation for such a tensor.
+        BackendError: the requested backend implements the operation, but cannot run this case.
     """
-    if _requested == "auto":
-        candidates = (name for name in OPERATIONS[operation] if unavailable(name) is None)
-        return next(name for name in candidates if _fits(name, x, block_size))
-    # A backend implements the operations worth a kernel; the rest always runs on the reference.
-    if _requested not in OPERATIONS[operation]:
-        return "reference"
-    if not _fits(_requested, x, block_size, on_request=True):
-        raise BackendError(
-            f"the {_requested} backend does not implement {operation} for {x.dtype} rows of {x.shape[-1]} in blocks of "
-            f"{block_size} on {x.device.type}; use the backend 'auto' or 'reference'"
-        )
-    return _requested
+    implementations = IMPLEMENTATIONS[operation]
+    if _requested != "auto":
+        for implementation in implementations:
+            if implementation.name == _requested:
+                _require(operation, implementation, case)
+                return _requested
+    for implementation in implementations:
+        if _free(implementation.name) and implementation.can_run(*case) is None:
+            return implementation.name
+    raise AssertionError(f"no implementation of {operation} runs everywhere")
+
+
+def reasons(operation: str, *case: object) -> list[tuple[str, str | None]]:
+    """(name, None or the reason why it cannot run this case) of each implementation of `operation`, fastest first."""
+    return [(each.name, each.can_run(*case)) for each in IMPLEMENTATIONS[operation]]
 
 
 def compile_ahead(warm_up: Callable[[], object], device: torch.device) -> None:
@@ -95,61 +101,165 @@ def compile_ahead(warm_up: Callable[[], object], device: torch.device) -> None:
         importlib.import_module("questlm.ops.triton.launch").compile_ahead(warm_up)
 
 
-def float8_products(device: torch.device) -> bool:
-    """Whether `device` multiplies float8 matrices with a scale for each row: NVIDIA GPUs from Hopper on."""
-    return _is_nvidia(device, 9)
+def _free(name: str) -> bool:
+    """Whether an implementation may run that was not asked for by its name."""
+    return _requested == "auto" or name == "reference" or name not in BACKENDS
 
 
-def int8_products(device: torch.device) -> bool:
-    """Whether `device` has tensor cores for int8 that Triton uses: NVIDIA GPUs from Ampere on."""
-    return _is_nvidia(device, 8)
+def _require(operation: str, implementation: Implementation, case: tuple[object, ...]) -> None:
+    reason = implementation.can_run(*case)
+    if reason is not None:
+        raise BackendError(
+            f"the {implementation.name} backend cannot run {operation} here: {reason}; use the backend 'auto' or "
+            "'reference'"
+        )
 
 
-@torch.compiler.assume_constant_result  # which torch.compile cannot find out by tracing
-def _is_nvidia(device: torch.device, generation: int) -> bool:
-    known = device.type == "cuda" and torch.version.cuda is not None
-    return known and torch.cuda.get_device_capability(device) >= (generation, 0)
+def _anything(*case: object) -> None:
+    return None
 
 
-@torch.compiler.assume_constant_result  # imports a module and loads a library, which torch.compile cannot trace
-def unavailable(backend: str) -> str | None:
-    """Why `backend` cannot run on this machine, or None if it can."""
-    if backend not in _reasons:
-        _reasons[backend] = _find_reason(backend)
-    return _reasons[backend]
+def _rows_in_triton(x: Tensor, block_size: int = 1) -> str | None:
+    reason = unavailable("triton")
+    if reason is not None:
+        return reason
+    if x.dtype not in _TRITON_DTYPES:
+        return f"the Triton kernels take float32, bfloat16 and float16, not {x.dtype}"
+    if not x.is_cuda and (_requested != "triton" or x.device.type != "cpu"):
+        return "the rows are not on a GPU, and Triton's interpreter, which is slow, runs only on request"
+    if not _triton_fits(x.shape[-1], block_size):
+        return f"the Triton kernels do not take rows of {x.shape[-1]} in blocks of {block_size}"
+    return None
 
 
-def _fits(backend: str, x: Tensor, block_size: int, on_request: bool = False) -> bool:
-    if backend == "reference":
-        return True
-    if x.dtype not in _DTYPES[backend]:
-        return False
-    if backend == "cpu":
-        return x.device.type == "cpu"
-    # Under Triton's interpreter a CPU's tensors fit, but who did not ask for that does not want to wait for it.
-    return (x.is_cuda or (on_request and x.device.type == "cpu")) and _triton_fits(x.shape[-1], block_size)
-
-
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # imports a module
 def _triton_fits(k: int, block_size: int) -> bool:
     fits: bool = importlib.import_module("questlm.ops.triton").fits(k, block_size)
     return fits
 
 
-def _find_reason(backend: str) -> str | None:
-    if backend == "cpu":
-        reason: str | None = importlib.import_module("questlm.ops.cpu").unavailable()
+def _rows_in_native_code(x: Tensor, block_size: int = 1) -> str | None:
+    reason = unavailable("cpu")
+    if reason is not None:
         return reason
-    if backend == "triton":
-        return _no_triton()
-    return None
+    if x.dtype is not torch.float32:
+        return f"the native kernels take float32, not {x.dtype}"
+    return None if x.device.type == "cpu" else "the rows are not on the CPU"
 
 
-def _no_triton() -> str | None:
-    try:
-        interpreted: bool = importlib.import_module("questlm.ops.triton").interpreted()
-    except ImportError as problem:
-        return f"Triton cannot be imported ({problem}); pip install triton"
-    if interpreted or torch.cuda.is_available():
-        return None
-    return "there is no GPU here; set TRITON_INTERPRET=1 to run its kernels slowly on the CPU"
+def _fused(x: Tensor, block_size: int, grid: Grid, dtype: torch.dtype) -> str | None:
+    if not grid.plain:
+        return "the kernels are made for evenly spaced levels around 0, with steps in proportion to the row's rms"
+    if dtype is torch.float16:
+        return "the fused kernels round to float32 or bfloat16, not to float16"
+    return _fused_backward(x, block_size)
+
+
+def _fused_backward(x: Tensor, block_size: int) -> str | None:
+    chosen = choose("quantize", x, block_size) if _requested in ("auto", "triton") else _requested
+    return None if chosen == "triton" else f"it is a Triton kernel, and rows are quantised by {chosen} here"
+
+
+def _quantize_in_one_launch(xs: Sequence[Tensor], block_size: int, grid: Grid) -> str | None:
+    return _fused(xs[0], block_size, grid, torch.float32) if xs else "there are no rows"
+
+
+def _rotate_in_one_launch(gradients: Sequence[Tensor], joined: Tensor | None, block_size: int) -> str | None:
+    if joined is None:
+        return "the masks are not the rows of one matrix"
+    if not all(gradient.is_contiguous() for gradient in gradients):
+        return "not all gradients are contiguous"
+    return _fused_backward(gradients[0], block_size)
+
+
+def _codes_in_float8(device: torch.device, grid: Grid, dtype: torch.dtype) -> str | None:
+    reason = no_nvidia(device, 9, "float8 products")
+    if reason is None and grid.levels > _FLOAT8_LEVELS:
+        return f"the levels of a grid of {grid.levels} are not all values of float8"
+    return reason or _only_bfloat16(dtype)
+
+
+def _codes_in_int8(device: torch.device, grid: Grid, dtype: torch.dtype) -> str | None:
+    reason = no_nvidia(device, 8, "int8 products in Triton")
+    if reason is None and grid.levels % 2:
+        return f"an odd number of levels ({grid.levels}) is not half above whole numbers"
+    return reason or _only_bfloat16(dtype)
+
+
+def _only_bfloat16(dtype: torch.dtype) -> str | None:
+    return None if dtype is torch.bfloat16 else f"the result comes in bfloat16, not in {dtype}"
+
+
+def _product_in_float8(x: Operand, w: Operand, dtype: torch.dtype) -> str | None:
+    if x.step is None or w.step is None:
+        return "a factor has no steps"
+    return _matrices_in_float8(x.data, w.data, dtype)
+
+
+def _matrices_in_float8(a: Tensor, b: Tensor, dtype: torch.dtype) -> str | None:
+    reason = no_nvidia(a.device, 9, "float8 products")
+    if reason is not None:
+        return reason
+    if a.dtype is not _FLOAT8 or b.dtype is not _FLOAT8:
+        return f"the factors are {a.dtype} and {b.dtype}, not {_FLOAT8}"
+    for shape, what in ((a.shape[1], "rows"), (b.shape[0], "columns")):
+        if shape % 16:
+            return f"{what} of {shape} are not a multiple of 16"
+    return _only_bfloat16(dtype)
+
+
+def _product_in_int8(x: Operand, w: Operand, dtype: torch.dtype) -> str | None:
+    device = x.data.device
+    reason = unavailable("triton") or (no_nvidia(device, 8, "int8 products in Triton") if x.data.is_cuda else None)
+    if reason is not None:
+        return reason
+    if x.step is None or w.step is None:
+        return "a factor has no steps"
+    if x.data.dtype is not torch.int8 or w.data.dtype is not torch.int8:
+        return f"the factors are {x.data.dtype} and {w.data.dtype}, not {torch.int8}"
+    return _only_bfloat16(dtype)
+
+
+_REFERENCE = Implementation("reference", _anything)
+
+IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
+    # (x, block size): rows (rows, K) and the size of their Hadamard blocks
+    "quantize": (
+        Implementation("triton", _rows_in_triton),
+        Implementation("cpu", _rows_in_native_code),
+        _REFERENCE,
+    ),
+    "masked_hadamard": (
+        Implementation("triton", _rows_in_triton),
+        Implementation("cpu", _rows_in_native_code),
+        _REFERENCE,
+    ),
+    # the same, for grids that are not evenly spaced around 0 with steps by the rms
+    "quantize_other_grids": (_REFERENCE,),
+    # (matrices, block size, grid), and (gradients, the matrix whose rows all masks are or None, block size)
+    "quantize_many": (Implementation("one launch", _quantize_in_one_launch), Implementation("one by one", _anything)),
+    "masked_hadamard_many": (
+        Implementation("one launch", _rotate_in_one_launch),
+        Implementation("one by one", _anything),
+    ),
+    # (x, block size, grid, dtype that the norm or activation is rounded to), and (gradient, block size)
+    "norm_quantize": (Implementation("fused", _fused), Implementation("composed", _anything)),
+    "norm_quantize_backward": (Implementation("fused", _fused_backward), Implementation("composed", _anything)),
+    "swiglu_quantize": (Implementation("fused", _fused), Implementation("composed", _anything)),
+    "swiglu_quantize_backward": (Implementation("fused", _fused_backward), Implementation("composed", _anything)),
+    # (device, grid, dtype of the product): the dtype in which the Triton kernels write codes
+    "code_dtype": (
+        Implementation("float8", _codes_in_float8),
+        Implementation("int8", _codes_in_int8),
+        Implementation("uint8", _anything),
+    ),
+    # (x, w, dtype): two operands, and the dtype of the product
+    "scaled_matmul": (
+        Implementation("float8", _product_in_float8),
+        Implementation("int8", _product_in_int8),
+        _REFERENCE,
+    ),
+    # (a, b, dtype): matrices (rows, K) and (columns, K) of float8
+    "float8_gradient": (Implementation("float8", _matrices_in_float8), _REFERENCE),
+}
+"""The implementations of each operation, fastest first; above each operation stands what its case is made of."""

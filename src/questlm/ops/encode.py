@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from questlm.grid import Grid
-from questlm.ops.dispatch import backend_for, float8_products, int8_products
+from questlm.ops.dispatch import choose
 from questlm.ops.precision import as_dtype
 from questlm.ops.reference import fused as _fused
 from questlm.ops.reference import hadamard as _hadamard
@@ -36,9 +36,6 @@ __all__ = [
     "swiglu_encode",
     "swiglu_encode_backward",
 ]
-
-_FLOAT8_LEVELS = 16
-"""More half-integer levels than these are not all values of float8 (E4M3)."""
 
 
 class Encoded(NamedTuple):
@@ -69,13 +66,13 @@ def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dty
         mask_bound: make the mask of |x_h| <= mask_bound * step; None: no mask.
         dtype: what the product will be computed in.
     """
-    backend = _backend("quantize", x, grid, block_size)
-    if backend == "triton":
+    chosen = choose("quantize" if grid.plain else "quantize_other_grids", x, block_size)
+    if chosen == "triton":
         from questlm.ops.triton import operators as triton
 
-        form = _form(x, grid, dtype)
+        form = choose("code_dtype", x.device, grid, dtype)
         return _encoded(triton.quantize(x, block_size, *_numbers(grid), mask_bound, form), grid, mask_bound)
-    if backend == "cpu":
+    if chosen == "cpu":
         from questlm.ops import cpu
 
         codes, step, mask = cpu.quantize(x, grid, block_size, mask_bound)
@@ -88,11 +85,11 @@ def encode_many(
     xs: Sequence[Tensor], grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype
 ) -> list[Encoded]:
     """`encode` of each of several matrices (rows, K) of one K, dtype and device; on a GPU in few launches."""
-    if not xs or _backend("quantize", xs[0], grid, block_size) != "triton":
+    if choose("quantize_many", xs, block_size, grid) == "one by one":
         return [encode(x, grid, block_size, mask_bound, dtype) for x in xs]
     from questlm.ops.triton.many import quantize_many
 
-    form = _form(xs[0], grid, dtype)
+    form = choose("code_dtype", xs[0].device, grid, dtype)
     with torch.cuda.device_of(xs[0]):
         parts = quantize_many([x.contiguous() for x in xs], block_size, *_numbers(grid), mask_bound, form)
     sizes = [len(x) for x in xs]
@@ -134,10 +131,10 @@ def norm_encode(
         x, delta: (rows, K), the residual stream and what is added to it, or None; gain: (K,).
         trains: whether `unit` and `rstd` are needed; without, they may be empty.
     """
-    if dtype is not torch.float16 and _backend("norm_quantize", x, grid, block_size) == "triton":
+    if choose("norm_quantize", x, block_size, grid, dtype) == "fused":
         from questlm.ops.triton import operators as triton
 
-        form = _form(x, grid, dtype)
+        form = choose("code_dtype", x.device, grid, dtype)
         stream, *codes, unit, rstd = triton.norm_quantize(
             x, delta, gain, eps, dtype, block_size, *_numbers(grid), mask_bound, form, trains
         )
@@ -158,7 +155,7 @@ def norm_encode_backward(
         stream: (rows, K), the gradient with respect to r, or None.
         delta_dtype: of the gradient of delta, which is that of x; None: there is no delta.
     """
-    if _backend("norm_quantize", gradient, None, block_size) == "triton":
+    if choose("norm_quantize_backward", gradient, block_size) == "fused":
         from questlm.ops.triton import operators as triton
 
         other = None if delta_dtype is dtype else delta_dtype
@@ -175,10 +172,10 @@ def swiglu_encode(
     gate: Tensor, up: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dtype: torch.dtype
 ) -> Encoded:
     """`encode` of silu(gate) * up, rounded to `dtype`; gate and up are (rows, K)."""
-    if dtype is not torch.float16 and _backend("swiglu_quantize", gate, grid, block_size) == "triton":
+    if choose("swiglu_quantize", gate, block_size, grid, dtype) == "fused":
         from questlm.ops.triton import operators as triton
 
-        form = _form(gate, grid, dtype)
+        form = choose("code_dtype", gate.device, grid, dtype)
         codes = triton.swiglu_quantize(gate, up, dtype, block_size, *_numbers(grid), mask_bound, form)
         return _encoded(codes, grid, mask_bound)
     return encode(_fused.swiglu(gate, up, dtype), grid, block_size, mask_bound, dtype)
@@ -186,7 +183,7 @@ def swiglu_encode(
 
 def swiglu_encode_backward(gradient: Tensor, mask: Tensor | None, gate: Tensor, up: Tensor, block_size: int) -> Tensor:
     """Gradients of gate and up side by side, (rows, 2 K) of the dtype of gate, from that of the rotated rows."""
-    if _backend("swiglu_quantize", gradient, None, block_size) == "triton":
+    if choose("swiglu_quantize_backward", gradient, block_size) == "fused":
         from questlm.ops.triton import operators as triton
 
         both: Tensor = triton.swiglu_quantize_backward(gradient, mask, gate, up, block_size)
@@ -200,13 +197,13 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtyp
     `mask` is bits from `encode` or `quantize`; None lets everything pass.
     """
     dtype = dtype or torch.promote_types(gradient.dtype, torch.float32)
-    backend = _backend("masked_hadamard", gradient, None, block_size)
-    if backend == "triton":
+    chosen = choose("masked_hadamard", gradient, block_size)
+    if chosen == "triton":
         from questlm.ops.triton import operators as triton
 
         rotated: Tensor = triton.masked_hadamard(gradient, mask, block_size, dtype)
         return rotated
-    if backend == "cpu":
+    if chosen == "cpu":
         from questlm.ops import cpu
 
         rotated = cpu.masked_hadamard(gradient, mask, block_size)
@@ -221,8 +218,7 @@ def masked_hadamard_many(gradients: Sequence[Tensor], masks: Sequence[Tensor | N
     On a GPU in few launches, where the masks are those that `encode_many` made.
     """
     whole = _joined(masks)
-    plain = whole is None or not all(gradient.is_contiguous() for gradient in gradients)
-    if plain or _backend("masked_hadamard", gradients[0], None, block_size) != "triton":
+    if choose("masked_hadamard_many", gradients, whole, block_size) == "one by one":
         for gradient, mask in zip(gradients, masks, strict=True):
             gradient.copy_(masked_hadamard(gradient, mask, block_size, gradient.dtype))
         return
@@ -245,21 +241,6 @@ def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
             return None
         at += mask.numel()
     return base if at == base.numel() else None
-
-
-def _backend(operation: str, x: Tensor, grid: Grid | None, block_size: int) -> str:
-    """Kernels are made for plain grids; others are not what a request for a backend can be about."""
-    if grid is not None and not grid.plain:
-        return "reference"
-    return backend_for(operation, x, block_size)
-
-
-def _form(x: Tensor, grid: Grid, dtype: torch.dtype) -> str:
-    if dtype is not torch.bfloat16:  # float32 products are exact only of levels in float32
-        return "uint8"
-    if grid.levels <= _FLOAT8_LEVELS:
-        return "float8" if float8_products(x.device) else "uint8"
-    return "int8" if grid.levels % 2 == 0 and int8_products(x.device) else "uint8"
 
 
 def _numbers(grid: Grid) -> tuple[int, float]:

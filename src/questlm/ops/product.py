@@ -1,8 +1,8 @@
 """The product of two encoded factors, and its gradients, on the unit that multiplies them.
 
-Which that is, the form of the codes says, and that `questlm.ops.encode` has chosen: float8 levels go to the GPU's
-float8 product, int8 codes to a kernel, all others are multiplied as levels in the dtype of the product. Gradients are
-products of values in 16 bits, and may be ones of float8.
+`questlm.ops.dispatch` chooses it, above all by the dtype of the codes: float8 levels go to the GPU's float8 product,
+int8 codes to a kernel, all others are multiplied as levels in the dtype of the product. Gradients are products of
+values in 16 bits, and may be ones of float8.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questlm.ops.dispatch import float8_products
+from questlm.ops.dispatch import choose
 from questlm.ops.precision import without_autocast
 from questlm.ops.reference import matmul as _reference
 from questlm.ops.reference.matmul import Operand, operand_values
@@ -22,13 +22,13 @@ _FLOAT8 = torch.float8_e4m3fn
 
 def scaled_matmul(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     """y = x_q w_q^T from codes, steps and offsets: (tokens, K) and (out, K) -> (tokens, out) of `dtype`."""
-    if x.step is not None and w.step is not None and dtype is torch.bfloat16:
-        kind = x.data.dtype if x.data.dtype is w.data.dtype else None
-        if kind is _FLOAT8 and _takes_float8(x.data, w.data):
-            # Fast accumulation is no further from the exact product than its rounding to bf16 (bench_kernels.py).
-            return torch._scaled_mm(x.data, w.data.T, x.step, w.step.T, out_dtype=dtype, use_fast_accum=True)
-        if kind is torch.int8:
-            return _int8_product(x, w, x.step, w.step, dtype)
+    chosen = choose("scaled_matmul", x, w, dtype)
+    if chosen == "float8":
+        assert x.step is not None and w.step is not None
+        # Fast accumulation is no further from the exact product than its rounding to bf16 (bench_kernels.py).
+        return torch._scaled_mm(x.data, w.data.T, x.step, w.step.T, out_dtype=dtype, use_fast_accum=True)
+    if chosen == "int8":
+        return _int8_product(x, w, dtype)
     return _reference.scaled_matmul(_as_levels(x, dtype), _as_levels(w, dtype), dtype)
 
 
@@ -54,7 +54,7 @@ def operand_gradient(
     if not float8:
         return _reference.operand_gradient(dy, other, dtype, out)
     (a, a_scale), (b, b_scale) = _in_float8(dy), _in_float8(operand_values(other).T)
-    if dtype is torch.bfloat16 and _takes_float8(a, b) and float8_products(a.device):
+    if choose("float8_gradient", a, b, dtype) == "float8":
         product = torch._scaled_mm(a, b.T, a_scale, b_scale.T, out_dtype=dtype, use_fast_accum=True)
     else:
         with without_autocast(dy):
@@ -69,14 +69,10 @@ def _in_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).to(_FLOAT8).contiguous(), scale
 
 
-def _takes_float8(a: Tensor, b: Tensor) -> bool:
-    """Whether the GPU's float8 product takes (rows, K) and (columns, K) of such shapes."""
-    return a.is_cuda and not a.shape[1] % 16 and not len(b) % 16
-
-
-def _int8_product(x: Operand, w: Operand, x_step: Tensor, w_step: Tensor, dtype: torch.dtype) -> Tensor:
+def _int8_product(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     from questlm.ops.triton import operators as triton
 
+    assert x.step is not None and w.step is not None
     sums = (operand.data.sum(-1, dtype=torch.int32) for operand in (x, w))
-    y: Tensor = triton.int8_matmul(x.data, w.data, x_step, w_step, *sums, dtype)
+    y: Tensor = triton.int8_matmul(x.data, w.data, x.step, w.step, *sums, dtype)
     return y

@@ -249,8 +249,8 @@ def test_a_mask_of_another_shape_is_refused() -> None:
 
 
 def test_dispatch_uses_the_kernels_for_float32() -> None:
-    assert ops.backend_for("quantize", torch.zeros(1, 16)) == "cpu"
-    assert ops.backend_for("quantize", torch.zeros(1, 16, dtype=torch.bfloat16)) == "reference"
+    assert ops.choose("quantize", torch.zeros(1, 16)) == "cpu"
+    assert ops.choose("quantize", torch.zeros(1, 16, dtype=torch.bfloat16)) == "reference"
     with ops.using_backend("cpu"):
         x = rows(4, 64)
         assert torch.equal(ops.quantize(x, grid_of(16), 64).codes, cpu.quantize(x, grid_of(16), 64, None)[0])

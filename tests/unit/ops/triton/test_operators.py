@@ -374,11 +374,18 @@ def test_the_matrix_is_blocks_of_the_reference_s(width: int, block: int) -> None
 
 
 def test_auto_leaves_the_interpreter_alone() -> None:
-    for operation in ("quantize", "masked_hadamard", "norm_quantize", "swiglu_quantize"):
-        for dtype in DTYPES:
-            assert ops.backend_for(operation, torch.zeros(1, 128, dtype=dtype), 128) != "triton"
+    for dtype in DTYPES:
+        rows, fused = (torch.zeros(1, 128, dtype=dtype), 128), (gaussian_grid(4), torch.float32)
+        cases = {
+            "quantize": rows,
+            "masked_hadamard": rows,
+            "norm_quantize": rows + fused,
+            "swiglu_quantize": rows + fused,
+        }
+        for operation, case in cases.items():
+            assert ops.choose(operation, *case) not in ("triton", "fused")
             with ops.using_backend("triton"):
-                assert ops.backend_for(operation, torch.zeros(1, 128, dtype=dtype), 128) == "triton"
+                assert ops.choose(operation, *case) in ("triton", "fused")
 
 
 @pytest.mark.parametrize(
@@ -392,15 +399,19 @@ def test_auto_leaves_the_interpreter_alone() -> None:
 )
 def test_what_no_kernel_takes_is_refused(x: Tensor, block: int) -> None:
     grid, gain = gaussian_grid(4), torch.ones(x.shape[1])
+    float64 = x.dtype is torch.float64
+    reason = "not torch.float64" if float64 else f"do not take rows of {x.shape[1]} in blocks of {block};"
     with ops.using_backend("triton"):
-        with pytest.raises(BackendError, match=f"triton backend does not implement quantize .* rows of {x.shape[1]}"):
+        with pytest.raises(BackendError, match=f"triton backend cannot run quantize here: .* {reason}"):
             ops.quantize(x, grid, block, 8.0)
-        with pytest.raises(BackendError, match=f"does not implement masked_hadamard .*{block} on cpu"):
+        with pytest.raises(BackendError, match=f"cannot run masked_hadamard here: .* {reason}"):
             ops.masked_hadamard(x, None, block)
-        with pytest.raises(BackendError, match="does not implement norm_quantize"):
+        with pytest.raises(BackendError, match=reason):
             ops.norm_encode(x, None, gain, EPS, grid, block, 8.0, torch.float32, True)
-        with pytest.raises(BackendError, match="does not implement swiglu_quantize"):
+        with pytest.raises(BackendError, match=reason):
             ops.swiglu_encode(x, x, grid, block, 8.0, torch.float32)
+        with pytest.raises(BackendError, match=reason):
+            ops.encode_many([x], grid, block, 8.0, torch.float32)
     ops.quantize(x, grid, block, 8.0)  # with 'auto' it runs
 
 

@@ -25,7 +25,6 @@ __all__ = ["PackedModel", "load"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _PREFILL_TOKENS = 512  # a long prompt goes in by pieces, because each gives a row of logits per token
-_FIRST_ROOM = 256  # tokens to come that the cache has room for at first; it grows
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PackedModel:
@@ -166,7 +165,7 @@ class PackedModel:
             generator.seed()
         else:
             generator.manual_seed(seed)
-        cache = KVCache(self.config, 1, len(start) + min(max_new_tokens, _FIRST_ROOM), self.dtype, self.device)
+        cache = KVCache(self.config, 1, len(start) + max_new_tokens, self.dtype, self.device)
         ids = start
         for _ in range(max_new_tokens):
             token = sample(self._next_logits(ids, cache), how, generator)
@@ -178,9 +177,9 @@ class PackedModel:
     @torch.inference_mode()
     def _next_logits(self, ids: list[int], cache: KVCache) -> Tensor:
         """Append `ids` to what `cache` holds; logits (vocab_size,) of the token after them."""
-        cache.reserve(cache.length + len(ids))
         for piece in torch.tensor([ids], device=self.device).split(_PREFILL_TOKENS, dim=1):
-            logits = self._forward(piece, cache)[0, -1]
+            with self._autocast():
+                logits = self._model.next_logits(piece, cache)[0]
         if not torch.isfinite(logits).all():
             raise ArtifactError("the model gave logits that are not finite; its weights are out of any sensible range")
         return logits

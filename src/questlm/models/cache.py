@@ -1,8 +1,15 @@
-"""Keys and values of past tokens, kept so that each new token costs one step."""
+"""Keys and values of past tokens, kept so that each new token costs one step.
+
+Each sequence of a batch has a length of its own, and entry p of a sequence belongs to the token at position p. So
+prompts of different lengths are padded on the right: what padding writes lies behind the sequence's length, no token
+attends to it, and the tokens that follow overwrite it. Shapes do not depend on lengths, and nothing is read back to the
+CPU, so a step can be recorded as a CUDA graph.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,63 +18,100 @@ from questlm.config import ModelConfig
 from questlm.errors import ConfigError
 from questlm.readable import bytes_text
 
-__all__ = ["KVCache"]
+__all__ = ["CacheStep", "KVCache"]
+
+_BLOCK = 64
+
+
+class CacheStep(NamedTuple):
+    """Where the next tokens of each sequence go, and what they attend to; `KVCache.step` makes one.
+
+    Attributes:
+        entries: keys and values of all layers, (layers, 2, batch * capacity, kv_heads, width).
+        positions: of the new tokens in their sequences, (batch, tokens) int64.
+        slots: where the new tokens go in `entries`, (batch * tokens,) int64.
+        mask: which of the first `window` entries each new token attends to, (batch, 1, tokens, window) bool. None: the
+            cache is empty, so that new tokens attend to themselves and those before them in the same step.
+        window: how many entries of each sequence attention reads.
+    """
+
+    entries: Tensor
+    positions: Tensor
+    slots: Tensor
+    mask: Tensor | None
+    window: int
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new tokens' (batch, kv_heads, tokens, width) in one layer.
+
+        Returns the keys and values to attend to, (batch, kv_heads, window, width) in the dtype of the cache; without a
+        mask, those of the new tokens.
+        """
+        return self._extend(self.entries[layer, 0], keys), self._extend(self.entries[layer, 1], values)
+
+    def _extend(self, entries: Tensor, new: Tensor) -> Tensor:
+        new = new.to(entries.dtype)
+        entries.index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 1))
+        if self.mask is None:
+            return new
+        return entries.unflatten(0, (len(new), -1))[:, : self.window].transpose(1, 2)
 
 
 class KVCache:
-    """Room for `capacity` tokens of `batch` sequences: keys and values (batch, kv_heads, capacity, width) a layer.
+    """Room for `capacity` tokens of each of `batch` sequences, in every layer.
+
+    Attributes:
+        capacity: most tokens of a sequence.
+        lengths: tokens that each sequence holds, (batch,) int64 on the device.
+        window: how many entries of each sequence attention reads. It grows by blocks of 64 as tokens arrive; set to
+            `capacity`, it stays, and then every step of one token has the same shapes.
 
     Raises:
-        ConfigError: here or from `reserve`, where the device has no memory for so many tokens.
+        ConfigError: the device has no memory for so many tokens.
     """
 
     def __init__(
         self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        shape = (config.layers, 2, batch, config.key_value_heads, capacity, config.head_width)
-        self._entries = _zeros(shape, dtype, torch.device(device))
-        self.length = 0
+        shape = (config.layers, 2, batch * capacity, config.key_value_heads, config.head_width)
+        self._entries = _zeros(shape, dtype, torch.device(device), batch * capacity)
+        self.capacity, self.window = capacity, 0
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._first_slots = torch.arange(batch, device=device) * capacity
+        self._longest = 0  # at least the largest length; reading `lengths` would make the CPU wait for the GPU
 
-    @property
-    def capacity(self) -> int:
-        """Most tokens the cache can hold."""
-        return self._entries.shape[-2]
+    def step(self, batch: int, tokens: int) -> CacheStep:
+        """Places of the next `tokens` tokens of each sequence.
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` tokens in all, at least doubling what there was, so that growing stays cheap."""
-        if capacity > self.capacity:
-            *outer, before, width = self._entries.shape
-            shape = (*outer, max(capacity, 2 * before), width)
-            grown = _zeros(shape, self._entries.dtype, self._entries.device)
-            grown[..., : self.length, :] = self._entries[..., : self.length, :]
-            self._entries = grown
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (batch, kv_heads, new, width) to one layer; return its keys and values so far, new ones included.
-
-        `advance` moves on once every layer has been extended.
+        Raises:
+            ValueError: the cache is for another number of sequences, or too small.
         """
-        if keys.shape[0] != self._entries.shape[2]:
-            raise ValueError(f"the cache is for {self._entries.shape[2]} sequences, but {keys.shape[0]} were given")
-        end = self.length + keys.shape[-2]
+        if batch != len(self.lengths):
+            raise ValueError(f"the cache is for {len(self.lengths)} sequences, but {batch} were given")
+        end = self._longest + tokens
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, but {end} are needed")
-        entries = self._entries[layer]
-        entries[0, :, :, self.length : end] = keys
-        entries[1, :, :, self.length : end] = values
-        return entries[0, :, :, :end], entries[1, :, :, :end]
+        self.window = max(self.window, min(self.capacity, _BLOCK * -(-end // _BLOCK)))
+        device = self.lengths.device
+        positions = self.lengths[:, None] + torch.arange(tokens, device=device)
+        slots = (positions + self._first_slots[:, None]).flatten()
+        mask = None
+        if self._longest:
+            mask = torch.arange(self.window, device=device) <= positions[:, None, :, None]
+        return CacheStep(self._entries, positions, slots, mask, self.window)
 
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` more as seen."""
-        self.length += tokens
+    def advance(self, tokens: int, counts: Tensor | None = None) -> None:
+        """Count the `tokens` of a step as seen: of each sequence the first `counts` (batch,), the rest is padding."""
+        self._longest += tokens
+        self.lengths += tokens if counts is None else counts
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, tokens: int) -> Tensor:
     try:
         return torch.zeros(shape, dtype=dtype, device=device)
     except RuntimeError:  # also what torch raises where a GPU has no memory left
         needed = bytes_text(math.prod(shape) * dtype.itemsize)
         raise ConfigError(
-            f"keys and values of {shape[-2]:,} tokens need {needed}, which {device} does not have; "
-            "give a shorter prompt or ask for fewer tokens"
+            f"keys and values of {tokens:,} tokens need {needed}, which {device} does not have; "
+            "give shorter or fewer prompts, or ask for fewer tokens"
         ) from None

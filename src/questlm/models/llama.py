@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
-from questlm.models.cache import KVCache
+from questlm.models.cache import CacheStep, KVCache
 from questlm.ops import ResidualNorm, SwiGLU
 
 __all__ = ["Llama"]
@@ -37,20 +37,21 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.hidden, self.kv_heads * self.width, bias=False)
         self.o = nn.Linear(self.heads * self.width, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, past: CacheStep | None) -> Tensor:
         """(batch, tokens, hidden) -> the same shape."""
         batch, tokens, _ = x.shape
         q = _rotate(self.q(x).view(batch, tokens, self.heads, self.width).transpose(1, 2), angles)
         k = _rotate(self.k(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2), angles)
         v = self.v(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        mask = _cache_mask(tokens, k.shape[-2], k.device)
+        mask, dtype = None, q.dtype
+        if past is not None:
+            k, v = past.extend(layer, k, v)
+            q, mask = q.to(k.dtype), past.mask
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, enable_gqa=self.heads != self.kv_heads
         )
         y = y.transpose(1, 2).reshape(batch, tokens, self.heads * self.width)
-        projected: Tensor = self.o(y)
+        projected: Tensor = self.o(y if past is None else y.to(dtype))  # attention is in the dtype of the cache
         return projected
 
 
@@ -75,7 +76,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block: attention and MLP, each behind a norm and added to the residual stream."""
+    """One transformer block: attention and MLP, each behind a norm and added to the residual."""
 
     feeds: ClassVar = {
         "attention_norm": ("attention.q", "attention.k", "attention.v"),
@@ -89,10 +90,10 @@ class Block(nn.Module):
         self.mlp_norm = ResidualNorm(config.hidden, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, past: CacheStep | None) -> Tensor:
         """(batch, tokens, hidden) -> the same shape."""
         x, normed = self.attention_norm(x)
-        x, normed = self.mlp_norm(x, self.attention(normed, angles, layer, cache))
+        x, normed = self.mlp_norm(x, self.attention(normed, angles, layer, past))
         y: Tensor = x + self.mlp(normed)
         return y
 
@@ -113,7 +114,7 @@ class Llama(nn.Module):
             self.lm_head.weight = self.embed.weight
 
     def initialize(self, seed: int) -> Llama:
-        """Draw all weights: N(0, 0.02); projections into the residual stream N(0, 0.02 / sqrt(2 layers)); norms 1."""
+        """Draw all weights: N(0, 0.02); projections into the residual N(0, 0.02 / sqrt(2 layers)); norms 1."""
         if self.embed.weight.is_meta:
             raise ConfigError("a model on the meta device has no memory for weights; call to_empty(device=...) first")
         for name, _ in self.named_parameters():
@@ -139,11 +140,7 @@ class Llama(nn.Module):
         With `targets` (batch, tokens), the tokens after each, what `head_loss` gives instead: the blocks and it can be
         compiled each by itself, which takes seconds where the whole model takes minutes.
         """
-        start = cache.length if cache is not None else 0
-        angles = _rotary_angles(start, ids.shape[1], self.config, ids.device)
-        x: Tensor = self.embed(ids)
-        for index, block in enumerate(self.layers):
-            x = block(x, angles, index, cache)
+        x = self._run_blocks(ids, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         if targets is not None:
@@ -151,19 +148,49 @@ class Llama(nn.Module):
         logits: Tensor = self.lm_head(self.norm(x))
         return logits
 
+    def next_logits(self, ids: Tensor, cache: KVCache, counts: Tensor | None = None) -> Tensor:
+        """Logits (batch, vocab_size) of the token that follows `ids`, which continue what `cache` holds.
+
+        Costs one row of logits a sequence, where `forward` costs one a token.
+
+        Args:
+            ids: (batch, tokens).
+            counts: how many of each row's ids are tokens, (batch,) int64 on the device; padding follows them, and the
+                cache forgets it. Logits of a row without tokens mean nothing. None: all are tokens.
+        """
+        x = self._run_blocks(ids, cache)
+        cache.advance(ids.shape[1], counts)
+        rows = torch.arange(len(x), device=x.device)
+        last = x[:, -1] if counts is None else x[rows, (counts - 1).clamp_min(0)]
+        logits: Tensor = self.lm_head(self.norm(last))
+        return logits
+
+    def _run_blocks(self, ids: Tensor, cache: KVCache | None) -> Tensor:
+        """The residual (batch, tokens, hidden) behind the last block."""
+        if cache is None:
+            past = None
+            angles = _rotary_angles(torch.arange(ids.shape[1], device=ids.device), self.config)
+        else:
+            past = cache.step(*ids.shape)
+            angles = _rotary_angles(past.positions[:, None], self.config)
+        x: Tensor = self.embed(ids)
+        for index, block in enumerate(self.layers):
+            x = block(x, angles, index, past)
+        return x
+
     def head_loss(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of `targets` in nats, and the last tokens' logits (batch, vocab_size) float32.
 
-        x is the residual stream (batch, tokens, hidden) behind the last block.
+        x is the residual (batch, tokens, hidden) behind the last block.
         """
         logits = self.lm_head(self.norm(x))
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
 
 
-def _rotary_angles(start: int, tokens: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (tokens, width) float32, of the positions start, start + 1, ..."""
-    positions = torch.arange(start, start + tokens, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, _rotary_frequencies(config, device)).repeat(1, 2)
+def _rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin, (..., tokens, width) float32, of positions (..., tokens)."""
+    half = positions[..., None].float() * _rotary_frequencies(config, positions.device)
+    angles = torch.cat((half, half), dim=-1)
     return angles.cos(), angles.sin()
 
 
@@ -188,10 +215,3 @@ def _rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-def _cache_mask(queries: int, keys: int, device: torch.device) -> Tensor | None:
-    """Which keys each query sees when older keys come from a cache; None where plain causal masking says the same."""
-    if queries == keys or queries == 1:
-        return None
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

@@ -30,7 +30,7 @@ def test_logits_do_not_depend_on_how_the_tokens_arrive(shape, chunks):
     with torch.no_grad():
         full = model(ids)
         parts = torch.cat([model(part, cache) for part in ids.split(chunks, dim=1)], dim=1)
-    assert cache.length == TOKENS
+    assert cache.lengths.tolist() == [TOKENS, TOKENS]
     assert full.std() > 0.1
     torch.testing.assert_close(parts, full, rtol=1e-5, atol=1e-5)
 
@@ -52,17 +52,87 @@ def test_room_is_checked_before_anything_is_written():
         model(ids[:, :8], cache)
         with pytest.raises(ValueError, match=rf"holds {TOKENS} tokens, but 12 are needed"):
             model(ids[:, :4], cache)
-        assert cache.length == 8
+        assert cache.lengths.tolist() == [8, 8]
         torch.testing.assert_close(model(ids[:, 8:], cache), model(ids)[:, 8:], rtol=1e-5, atol=1e-5)
 
 
-def test_room_grows_with_the_key_value_heads_only():
+def test_entries_are_those_of_the_key_value_heads():
     _, _, cache = make(kv_heads=1)
-    keys, values = cache.extend(0, torch.ones(2, 1, 3, 16), torch.zeros(2, 1, 3, 16))
+    keys, values = cache.step(2, 3).extend(0, torch.ones(2, 1, 3, 16), torch.zeros(2, 1, 3, 16))
     assert keys.shape == values.shape == (2, 1, 3, 16)
-    assert keys.sum() == 2 * 3 * 16
+    assert cache.lengths.tolist() == [0, 0]  # not before advance
+    cache.advance(3)
+    keys, values = cache.step(2, 1).extend(0, torch.full((2, 1, 1, 16), 2.0), torch.zeros(2, 1, 1, 16))
+    assert keys.shape == (2, 1, TOKENS, 16)
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 2, 0, 0, 0, 0, 0, 0, 0]
     assert values.sum() == 0
-    assert (cache.length, cache.capacity) == (0, TOKENS)  # not before advance
+
+
+@pytest.mark.parametrize("shape", [{}, {"kv_heads": 2}], ids=str)
+@pytest.mark.parametrize("lengths", [[3, 6], [6, 1], [2, 2]], ids=str)
+def test_padding_behind_a_shorter_sequence_changes_nothing(shape, lengths):
+    model, ids, cache = make(**shape)
+    counts = torch.tensor(lengths)
+    with torch.no_grad():
+        alone = [model(row[None, : length + 3])[0] for row, length in zip(ids, lengths, strict=True)]
+        steps = [model.next_logits(ids[:, : max(lengths)], cache, counts)]
+        later = [ids.gather(1, (counts + step)[:, None]) for step in range(3)]
+        steps += [model.next_logits(tokens, cache) for tokens in later]
+    assert cache.lengths.tolist() == [length + 3 for length in lengths]
+    for row, length in enumerate(lengths):
+        got = torch.stack([step[row] for step in steps])
+        torch.testing.assert_close(got, alone[row][length - 1 :], rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_may_have_no_token_in_a_step():
+    model, ids, cache = make()
+    with torch.no_grad():
+        model.next_logits(ids[:, :4], cache, torch.tensor([4, 0]))
+        logits = model.next_logits(ids[:, 4:7], cache, torch.tensor([3, 3]))
+        torch.testing.assert_close(logits[0], model(ids[:1, :7])[0, -1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits[1], model(ids[1:, 4:7])[0, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_attention_reads_blocks_of_64_unless_told_to_read_all():
+    config = ModelConfig(layers=1, hidden=32, heads=2, mlp_hidden=48, vocab_size=50)
+    cache = KVCache(config, 1, 200, torch.float32, "cpu")
+    windows = []
+    for tokens in (60, 4, 1, 100, 35):
+        windows.append(cache.step(1, tokens).window)
+        cache.advance(tokens)
+    assert windows == [64, 64, 128, 192, 200]
+    cache = KVCache(config, 1, 200, torch.float32, "cpu")
+    cache.window = cache.capacity
+    assert cache.step(1, 3).window == 200
+
+
+def test_steps_of_one_token_are_compiled_once():
+    model, ids, cache = make()
+    cache.window = cache.capacity
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        model(ids[:, :2], cache)
+        model.layers[0].compile(backend=backend, fullgraph=True, dynamic=False)
+        for token in ids[:, 2:8].split(1, dim=1):
+            model.next_logits(token, cache)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_cache_may_be_of_another_dtype_than_the_model(dtype):
+    model, ids, _ = make()
+    cache = KVCache(model.config, 2, TOKENS, dtype, "cpu")
+    tolerance = 0.1 if dtype is torch.bfloat16 else 1e-5
+    with torch.no_grad():
+        full = model(ids)
+        parts = torch.cat([model(part, cache) for part in ids.split([4, 1, 6], dim=1)], dim=1)
+    assert parts.dtype is torch.float32
+    assert (parts - full).abs().max() <= tolerance * full.abs().max()
 
 
 def test_memory_that_is_not_there_is_asked_for_in_a_sentence() -> None:
@@ -71,7 +141,3 @@ def test_memory_that_is_not_there_is_asked_for_in_a_sentence() -> None:
         ConfigError, match=r"keys and values of 35,184,372,088,832 tokens need .*, which cpu does not have"
     ):
         KVCache(config, batch=1, capacity=2**45, dtype=torch.float32, device="cpu")
-    cache = KVCache(config, batch=1, capacity=4, dtype=torch.float32, device="cpu")
-    with pytest.raises(ConfigError, match="give a shorter prompt or ask for fewer tokens"):
-        cache.reserve(2**45)
-    assert cache.capacity == 4

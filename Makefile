@@ -17,7 +17,7 @@ SOURCES := pyproject.toml setup.py requirements.lock src/questlm/ops/cpu/kernels
 # Two test processes on two cores: one thread each, or they would fight over both.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test lint lock check-lock test-gpu clean
+.PHONY: demo test test-fast lint lock check-lock wheel wheel-check test-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -26,6 +26,10 @@ demo: $(VENV)/.installed
 # `python -m`, because a pytest among the packages of PYTHON has no command in the environment.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -q -n $(JOBS)
+
+# The tests of single source files, without those marked slow.
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -q -n $(JOBS) -m "not gpu and not slow" tests/unit tests/project
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -49,6 +53,15 @@ check-lock: $(BIN)/uv
 		&& echo "requirements.lock serves Python $$version on Linux x86-64." || exit 1; \
 	done
 
+# The source distribution, and a wheel built from it; then the wheel is installed in a fresh environment and used from
+# another folder. WHEEL_OPTIONS=--packages-here downloads nothing and uses the packages of the environment of `make test`.
+wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+wheel-check: wheel
+	$(BIN)/python scripts/check_wheel.py dist $(WHEEL_OPTIONS)
+
 # On a machine with a CUDA device and torch in its own Python; installs nothing. Most of the time is compiling, which
 # several processes do at once where pytest-xdist is there.
 GPU_JOBS ?= 6
@@ -57,7 +70,7 @@ test-gpu:
 	PYTHONPATH=src $(PYTHON) -m pytest -q -p no:benchmark -m gpu tests/gpu $(TEST_OPTIONS)
 
 clean:
-	rm -rf .venv .venv-system-torch build *.egg-info src/*.egg-info
+	rm -rf .venv .venv-system-torch build dist *.egg-info src/*.egg-info
 
 $(BIN)/python:
 	$(PYTHON) $(NEW_VENV) $(VENV)

@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from questlm.errors import cleaned
 from questlm.readable import duration_text
 
-__all__ = ["progress", "tell"]
+__all__ = ["SECONDS_BETWEEN_LINES", "progress", "tell"]
 
-_SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a progress line is renewed in a log."""
 
 Update = Callable[..., None]
 
@@ -81,7 +82,7 @@ def _lines(description: str, total: float | None) -> Update:
         now = time.monotonic()
         share = min(completed / total, 1.0) if total else 0.0
         first = share if first is None else first
-        if now - last < _SECONDS_BETWEEN_LINES:
+        if now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
         left = f", {duration_text((now - start) * (1 - share) / (share - first))} left" if share > first else ""

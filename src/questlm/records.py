@@ -20,9 +20,22 @@ from pydantic import AfterValidator, FailFast, Field, PlainValidator, TypeAdapte
 from questlm.errors import CheckpointError
 from questlm.files import read_json, validated, write_json
 
-__all__ = ["RECORD_NAME", "Checks", "Count", "Number", "Points", "RunRecord", "Text", "Values", "package_versions"]
+__all__ = [
+    "PROGRESS_NAME",
+    "RECORD_NAME",
+    "Checks",
+    "Count",
+    "Number",
+    "Points",
+    "RunProgress",
+    "RunRecord",
+    "Text",
+    "Values",
+    "package_versions",
+]
 
 RECORD_NAME = "record.json"
+PROGRESS_NAME = "progress.json"
 _FORMAT = 1
 _NEWER = {"initial_weights", "processes", "parallel"}  # which the first records did not have
 _MEASURED = ("loss", "perplexity", "tokens")
@@ -143,6 +156,47 @@ class RunRecord:
 
 
 _RECORD = TypeAdapter(RunRecord)
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a run is, for programs that watch it: `progress.json`, which is in the run folder while it trains.
+
+    Attributes:
+        share: of the budget that is spent, 0 to 1.
+        loss: training loss in nats a token; of a finished run the validation loss; None before the first is known.
+        tokens_per_second: speed of the training steps.
+        seconds_left: estimate for the rest of the budget.
+    """
+
+    share: Annotated[Number, Field(ge=0)]
+    loss: Number | None = None
+    tokens_per_second: Number | None = None
+    seconds_left: Number | None = None
+
+    def save(self, run: Path) -> None:
+        """Write it into the run folder, atomically."""
+        write_json(run / PROGRESS_NAME, asdict(self))
+
+    @classmethod
+    def load(cls, run: Path) -> RunProgress | None:
+        """Read it from a run folder; None where the run has not begun to train, or has ended.
+
+        Raises:
+            CheckpointError: damaged.
+        """
+        path = run / PROGRESS_NAME
+        if not path.is_file():
+            return None
+        try:
+            return validated(_PROGRESS, read_json(path, CheckpointError), path, CheckpointError)
+        except CheckpointError:
+            if path.is_file():
+                raise
+            return None  # the run has ended meanwhile
+
+
+_PROGRESS = TypeAdapter(RunProgress)
 
 
 @cache

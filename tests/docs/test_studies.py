@@ -15,7 +15,7 @@ from torch import nn
 from questlm import prepare
 from questlm.config.yaml_text import read_yaml
 from questlm.models import Llama
-from questlm.sweep import cells, read_grid
+from questlm.sweep import plan_runs, read_grid
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,9 +80,9 @@ def test_every_run_of_the_30m_study_can_be_made() -> None:
 
 
 def test_the_cpu_study_has_three_sizes_and_budgets_for_every_width() -> None:
-    runs = cells(read_grid(ROOT / "studies" / "cpu-law" / "grid.yaml"))
+    runs = plan_runs(read_grid(ROOT / "studies" / "cpu-law" / "grid.yaml"))
     for label in ("bf16", "quest-w4a4", "quest-w1a1"):
-        own = [cell.config for cell in runs if cell.config.quant.label == label]
+        own = [planned.config for planned in runs if planned.config.quant.label == label]
         sizes = {config.model.block_parameters for config in own}
         budgets = {config.budget.tokens_per_param for config in own}
         assert len(sizes) == len(budgets) == 3

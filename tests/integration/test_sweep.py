@@ -15,7 +15,7 @@ from questlm.cli.main import app
 from questlm.cli.sweep import _cores
 from questlm.errors import ConfigError
 from questlm.records import RunRecord
-from questlm.sweep import Stopped, Sweep, cells, make_slots, read_grid
+from questlm.sweep import Stopped, Sweep, make_slots, plan_runs, read_grid
 from questlm.training.checkpoint import latest_checkpoint
 
 
@@ -40,28 +40,28 @@ def _run(*arguments: str | Path) -> int:
 
 
 def test_a_killed_sweep_goes_on_where_it_was(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs, out = cells(read_grid(grid)), tmp_path / "out"
+    runs, out = plan_runs(read_grid(grid)), tmp_path / "out"
 
     def kill_at_the_first_checkpoint(sweep: Sweep) -> None:
-        if any(latest_checkpoint(out / cell.name / "checkpoints") for cell in runs):
+        if any(latest_checkpoint(out / planned.name / "checkpoints") for planned in runs):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
         Sweep(runs, out, make_slots("cpu", 1, [], 1)).run(kill_at_the_first_checkpoint)
-    (begun,) = (RunRecord.load(out / cell.name) for cell in runs if (out / cell.name).exists())
+    (begun,) = (RunRecord.load(out / planned.name) for planned in runs if (out / planned.name).exists())
     assert begun.final is None
     assert 0 < begun.steps < runs[0].config.total_steps()  # type: ignore[operator]
 
     assert _run(grid, "--out", out) == 0
-    records = [RunRecord.load(out / cell.name) for cell in runs]
+    records = [RunRecord.load(out / planned.name) for planned in runs]
     assert all(record.final is not None and record.steps == runs[0].config.total_steps() for record in records)
     assert "2 of 2 runs finished" in capsys.readouterr().out
 
     assert _run(grid, "--out", out, "--print") == 0
     assert capsys.readouterr().out == ""
-    before = [(out / cell.name / "record.json").stat().st_mtime_ns for cell in runs]
+    before = [(out / planned.name / "record.json").stat().st_mtime_ns for planned in runs]
     assert _run(grid, "--out", out) == 0
-    assert [(out / cell.name / "record.json").stat().st_mtime_ns for cell in runs] == before
+    assert [(out / planned.name / "record.json").stat().st_mtime_ns for planned in runs] == before
 
 
 def test_failures_are_told_and_counted_in_the_exit_code(

@@ -14,7 +14,7 @@ from questlm.errors import ConfigError
 from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
-    from questlm.sweep import Cell
+    from questlm.sweep import PlannedRun
 
 __all__ = ["sweep"]
 
@@ -44,10 +44,10 @@ def sweep(
         quest sweep grid.yaml --slurm sweep.sh
     """
     from questlm.files import atomic_write
-    from questlm.sweep import cells, command_lines, read_grid, slurm_script
+    from questlm.sweep import command_lines, plan_runs, read_grid, slurm_script
 
     load_plugins(plugin)
-    runs = cells(read_grid(grid), plugin or ())
+    runs = plan_runs(read_grid(grid), plugin or ())
     folder = out or Path("runs") / grid.stem
     if print_ and slurm is not None:
         raise ConfigError("--print and --slurm are two ways of the same; give one of them")
@@ -61,7 +61,7 @@ def sweep(
         _run(runs, folder, jobs, retries)
 
 
-def _run(runs: list[Cell], folder: Path, jobs: int | None, retries: int) -> None:
+def _run(runs: list[PlannedRun], folder: Path, jobs: int | None, retries: int) -> None:
     import torch
     from rich.console import Console
 

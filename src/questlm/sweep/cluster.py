@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from questlm.sweep.grid import Cell
+from questlm.sweep.grid import PlannedRun
 from questlm.sweep.runs import arguments_left, is_finished
 
 __all__ = ["command_lines", "slurm_script"]
@@ -43,18 +43,22 @@ fi
 _EXEC = 'exec quest train "$@"'
 
 
-def command_lines(cells: Sequence[Cell], out: Path) -> list[str]:
+def command_lines(runs: Sequence[PlannedRun], out: Path) -> list[str]:
     """One `quest train` command for each run that is not finished."""
-    return [shlex.join(["quest", "train", *arguments_left(cell, out)]) for cell in cells if not is_finished(cell, out)]
-
-
-def slurm_script(cells: Sequence[Cell], out: Path) -> str:
-    """A SLURM array script with one task for each run."""
-    on_cpu = cells[0].config.train.device == "cpu"
-    head = _HEAD.format(runs=len(cells), last=len(cells) - 1, device="" if on_cpu else "#SBATCH --gpus=1\n")
-    tasks = [
-        f"  {number}) run={shlex.quote(str(out / cell.name))}; set -- {shlex.join(cell.arguments)} ;;\n"
-        for number, cell in enumerate(cells)
+    return [
+        shlex.join(["quest", "train", *arguments_left(planned, out)])
+        for planned in runs
+        if not is_finished(planned, out)
     ]
-    last = " ".join((_EXEC, *map(shlex.quote, cells[0].plugins)))
+
+
+def slurm_script(runs: Sequence[PlannedRun], out: Path) -> str:
+    """A SLURM array script with one task for each run."""
+    on_cpu = runs[0].config.train.device == "cpu"
+    head = _HEAD.format(runs=len(runs), last=len(runs) - 1, device="" if on_cpu else "#SBATCH --gpus=1\n")
+    tasks = [
+        f"  {number}) run={shlex.quote(str(out / planned.name))}; set -- {shlex.join(planned.arguments)} ;;\n"
+        for number, planned in enumerate(runs)
+    ]
+    last = " ".join((_EXEC, *map(shlex.quote, runs[0].plugins)))
     return head + "".join(tasks) + _TAIL + last + "\n"

@@ -20,7 +20,7 @@ from questlm.models import Llama
 from questlm.quant import prepare
 from questlm.training.plugins import record_plugins
 
-__all__ = ["Cell", "Grid", "Widths", "cells", "read_grid"]
+__all__ = ["PlannedRun", "SweepGrid", "Widths", "plan_runs", "read_grid"]
 
 
 class Widths(Section):
@@ -35,7 +35,7 @@ class Widths(Section):
         return (self.weight, self.act) != (16, 16)
 
 
-class Grid(Section):
+class SweepGrid(Section):
     """What a sweep varies; every combination is one run. Runs of 16 bits are made once, not once a method."""
 
     sizes: tuple[str, ...] = Field(min_length=1, description="names of presets")
@@ -69,7 +69,7 @@ class Grid(Section):
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run of a grid.
 
     Attributes:
@@ -85,7 +85,7 @@ class Cell:
     plugins: tuple[str, ...] = ()
 
 
-def read_grid(file: Path) -> Grid:
+def read_grid(file: Path) -> SweepGrid:
     """Read a grid.
 
     Raises:
@@ -93,12 +93,12 @@ def read_grid(file: Path) -> Grid:
     """
     content = read_yaml(file, "grid")
     try:
-        return Grid(**content)
+        return SweepGrid(**content)
     except ConfigError as problem:
         raise ConfigError(f"the grid {file} cannot be used: {problem}") from None
 
 
-def cells(grid: Grid, plugins: Sequence[str] = ()) -> list[Cell]:
+def plan_runs(grid: SweepGrid, plugins: Sequence[str] = ()) -> list[PlannedRun]:
     """Every run of the grid, checked as far as it can be without its data.
 
     Args:
@@ -110,14 +110,16 @@ def cells(grid: Grid, plugins: Sequence[str] = ()) -> list[Cell]:
     methods = [(method, widths) for widths in grid.bits for method in (grid.methods if widths.quantizes else (None,))]
     flags = tuple(itertools.chain.from_iterable(("--plugin", plugin) for plugin in plugins))
     return [
-        replace(_cell(size, method, widths, ratio, seed, grid.set), plugins=flags)
+        replace(_planned_run(size, method, widths, ratio, seed, grid.set), plugins=flags)
         for size, (method, widths), ratio, seed in itertools.product(
             grid.sizes, methods, grid.tokens_per_parameter, grid.seeds
         )
     ]
 
 
-def _cell(size: str, method: str | None, widths: Widths, ratio: float, seed: int, fixed: Mapping[str, Any]) -> Cell:
+def _planned_run(
+    size: str, method: str | None, widths: Widths, ratio: float, seed: int, fixed: Mapping[str, Any]
+) -> PlannedRun:
     quant: dict[str, Any] = {"weight_bits": widths.weight, "act_bits": widths.act}
     if method is not None:
         quant["method"] = method
@@ -137,7 +139,7 @@ def _cell(size: str, method: str | None, widths: Widths, ratio: float, seed: int
         arguments += ["--weight-bits", str(widths.weight), "--act-bits", str(widths.act)]
     arguments += ["--tokens-per-param", f"{ratio!r}", "--seed", str(seed)]
     arguments += itertools.chain.from_iterable(("--set", override) for override in overrides)
-    return Cell(f"{size}-{config.quant.label}-{ratio!r}x-s{seed}".replace(".0x", "x"), config, tuple(arguments))
+    return PlannedRun(f"{size}-{config.quant.label}-{ratio!r}x-s{seed}".replace(".0x", "x"), config, tuple(arguments))
 
 
 def _require_varied(config: RunConfig, quant: Mapping[str, Any], budget: Budget, seed: int) -> None:

@@ -19,14 +19,13 @@ from typing import Literal
 
 from questlm.errors import ConfigError
 from questlm.files import file_lock, remove_leftovers
-from questlm.records import RunRecord
-from questlm.sweep.grid import Cell
+from questlm.records import RunProgress, RunRecord
+from questlm.sweep.grid import PlannedRun
 from questlm.sweep.runs import (
-    Progress,
     arguments_left,
     estimated_speed,
+    is_being_trained,
     is_finished,
-    is_held,
     last_words,
     log_file,
     read_progress,
@@ -37,7 +36,7 @@ from questlm.sweep.slots import Slot
 from questlm.training import RunFolder
 from questlm.training.interrupt import Interrupt
 
-__all__ = ["Item", "State", "Stopped", "Sweep", "locked"]
+__all__ = ["QueuedRun", "State", "Stopped", "Sweep", "locked"]
 
 _TRAIN = (sys.executable, "-m", "questlm", "train")
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -55,7 +54,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the sweep was asked to s
 
 
 @dataclass
-class Item:
+class QueuedRun:
     """A run in the queue.
 
     Attributes:
@@ -64,12 +63,12 @@ class Item:
         started, overhead: when it was started (monotonic), and the seconds that its process took beside training.
     """
 
-    cell: Cell
+    planned: PlannedRun
     state: State = "waiting"
     attempts: int = 0
     slot: Slot | None = None
     process: subprocess.Popen[bytes] | None = None
-    progress: Progress | None = None
+    progress: RunProgress | None = None
     problem: str = ""
     started: float = 0.0
     overhead: float | None = None
@@ -77,7 +76,7 @@ class Item:
 
 @dataclass
 class Sweep:
-    """Runs `cells` into folders of `out`.
+    """Trains `runs`, each in a folder of its own in `out`.
 
     Attributes:
         slots: places for runs; as many go on at a time.
@@ -85,14 +84,14 @@ class Sweep:
         items: every run, in the order of the grid.
     """
 
-    cells: Sequence[Cell]
+    runs: Sequence[PlannedRun]
     out: Path
     slots: Sequence[Slot]
     retries: int = 1
-    items: list[Item] = field(init=False)
+    items: list[QueuedRun] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.items = [Item(cell) for cell in self.cells]
+        self.items = [QueuedRun(planned) for planned in self.runs]
 
     def run(self, show: Callable[[Sweep], None]) -> None:
         """Run all that is not finished, calling `show` several times a second.
@@ -106,8 +105,8 @@ class Sweep:
             remove_leftovers(self.out)
             (self.out / "logs").mkdir(exist_ok=True)
             for item in self.items:
-                if is_finished(item.cell, self.out):
-                    item.state, item.progress = "finished", result(item.cell, self.out)
+                if is_finished(item.planned, self.out):
+                    item.state, item.progress = "finished", result(item.planned, self.out)
             with Interrupt(_STOPPING) as interrupt, self._ending_children():
                 while any(item.state in ("waiting", "running") for item in self.items):
                     self._start()
@@ -118,14 +117,14 @@ class Sweep:
                         raise Stopped(interrupt.received)
             show(self)
 
-    def of_state(self, state: State) -> list[Item]:
+    def of_state(self, state: State) -> list[QueuedRun]:
         """The runs of a state, in the order of the grid."""
         return [item for item in self.items if item.state == state]
 
     def seconds_left(self) -> float | None:
         """Estimate for all runs that are left, or None before anything is known of their speed."""
         observed = [
-            (item.cell, item.progress.tokens_per_second)
+            (item.planned, item.progress.tokens_per_second)
             for item in self.items
             if item.progress is not None and item.progress.tokens_per_second
         ]
@@ -133,12 +132,10 @@ class Sweep:
         overhead = sum(overheads) / len(overheads) if overheads else 0.0  # start-up and final validation
         left = []
         for item in (*self.of_state("running"), *self.of_state("waiting")):
-            own = item.progress.tokens_per_second if item.progress else None
-            speed = own or estimated_speed(item.cell, observed)
-            if speed is None:
+            seconds = _training_left(item, observed)
+            if seconds is None:
                 return None
-            share = item.progress.share if item.progress else 0.0
-            left.append((item.cell.config.token_budget() or 0) * (1 - share) / speed + overhead)
+            left.append(seconds + overhead)
         return max(sum(left) / len(self.slots), max(left, default=0.0))
 
     # -- processes ----------------------------------------------------------------------------------------------------
@@ -148,20 +145,20 @@ class Sweep:
             running, waiting = self.of_state("running"), self.of_state("waiting")
             if not waiting or (running and not self._data_is_ready()):
                 return
-            free = [item for item in waiting if not is_held(item.cell, self.out)]
+            free = [item for item in waiting if not is_being_trained(item.planned, self.out)]
             if free and slot not in [item.slot for item in running]:
-                self._launch(max(free, key=lambda item: work(item.cell)), slot)
+                self._launch(max(free, key=lambda item: work(item.planned)), slot)
 
     def _data_is_ready(self) -> bool:
         """Whether some run has its tokens; until then the first makes them alone, for the others to find."""
-        return any(RunFolder(self.out / cell.name).config_file.exists() for cell in self.cells)
+        return any(RunFolder(self.out / planned.name).config_file.exists() for planned in self.runs)
 
-    def _launch(self, item: Item, slot: Slot) -> None:
-        if is_finished(item.cell, self.out):  # by a process that outlived the sweep that began it
-            item.state, item.progress = "finished", result(item.cell, self.out)
+    def _launch(self, item: QueuedRun, slot: Slot) -> None:
+        if is_finished(item.planned, self.out):  # by a process that outlived the sweep that began it
+            item.state, item.progress = "finished", result(item.planned, self.out)
             return
-        command = [*_TRAIN, *arguments_left(item.cell, self.out)]
-        with log_file(item.cell, self.out).open("ab") as log:
+        command = [*_TRAIN, *arguments_left(item.planned, self.out)]
+        with log_file(item.planned, self.out).open("ab") as log:
             item.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -178,17 +175,17 @@ class Sweep:
         for item in self.of_state("running"):
             assert item.process is not None
             if item.process.poll() is None:
-                item.progress = read_progress(log_file(item.cell, self.out)) or item.progress
-            elif item.process.returncode == 0 and is_finished(item.cell, self.out):
-                item.state, item.progress = "finished", result(item.cell, self.out)
-                trained = RunRecord.load(self.out / item.cell.name).seconds
+                item.progress = read_progress(item.planned, self.out) or item.progress
+            elif item.process.returncode == 0 and is_finished(item.planned, self.out):
+                item.state, item.progress = "finished", result(item.planned, self.out)
+                trained = RunRecord.load(self.out / item.planned.name).seconds
                 item.overhead = max(0.0, time.monotonic() - item.started - trained)
             else:
                 self._failed(item, item.process.returncode)
 
-    def _failed(self, item: Item, code: int) -> None:
+    def _failed(self, item: QueuedRun, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        item.problem = f"{how}: {last_words(log_file(item.cell, self.out))}"
+        item.problem = f"{how}: {last_words(log_file(item.planned, self.out))}"
         item.state = "waiting" if item.attempts <= self.retries else "failed"
 
     @contextmanager
@@ -210,12 +207,23 @@ class Sweep:
                 raise
 
 
+def _training_left(item: QueuedRun, observed: Sequence[tuple[PlannedRun, float]]) -> float | None:
+    """Seconds of training left for a run: its own estimate, or else one from speeds; None where no speed is known."""
+    progress = item.progress
+    if progress is not None and progress.seconds_left is not None:
+        return progress.seconds_left
+    own = progress.tokens_per_second if progress else None
+    speed = own or estimated_speed(item.planned, observed)
+    share = progress.share if progress else 0.0
+    return None if not speed else (item.planned.config.token_budget() or 0) * (1 - share) / speed
+
+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Make the folder of a sweep and hold it for this process, where the system can (POSIX).
+    """Make the folder of a sweep and lock it for this process, where the system has file locks (POSIX).
 
     Raises:
-        ConfigError: another sweep holds it, or it cannot be made.
+        ConfigError: another sweep has locked it, or it cannot be made.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

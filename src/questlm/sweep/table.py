@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from questlm.readable import duration_text
-from questlm.sweep.queue import Item, State, Sweep
+from questlm.sweep.queue import QueuedRun, State, Sweep
 from questlm.terminal import cell, say
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def table(sweep: Sweep) -> Table:
         result.add_column(name, justify="right")
     for state, style in _STYLES.items():
         for item in sweep.of_state(state):
-            result.add_row(cell(item.cell.name), cell(_state(item)), *_figures(item), style=style)
+            result.add_row(cell(item.planned.name), cell(_state(item)), *_figures(item), style=style)
     return result
 
 
@@ -71,10 +71,10 @@ def _lines() -> Show:
         first, changed = not seen, False
         for item in sweep.items:
             now = (item.state, item.attempts)
-            if seen.get(item.cell.name, ("waiting", 0)) != now and not (first and item.state == "finished"):
-                say(f"{item.cell.name}: {_state(item)}{_said(item)}", err=True)
+            if seen.get(item.planned.name, ("waiting", 0)) != now and not (first and item.state == "finished"):
+                say(f"{item.planned.name}: {_state(item)}{_said(item)}", err=True)
                 changed |= item.state in ("finished", "failed")
-            seen[item.cell.name] = now
+            seen[item.planned.name] = now
         if first or changed or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             say(summary(sweep), err=True)
@@ -82,7 +82,7 @@ def _lines() -> Show:
     return show
 
 
-def _state(item: Item) -> str:
+def _state(item: QueuedRun) -> str:
     if item.state == "running" and item.slot is not None:
         again = f", attempt {item.attempts}" if item.attempts > 1 else ""
         return f"running on {item.slot.name}{again}"
@@ -91,14 +91,14 @@ def _state(item: Item) -> str:
     return item.state
 
 
-def _said(item: Item) -> str:
+def _said(item: QueuedRun) -> str:
     if item.state != "finished":
         return ""
     _, loss, speed = _figures(item)
     return f", loss {loss}, {speed} tokens/s"
 
 
-def _figures(item: Item) -> tuple[str, str, str]:
+def _figures(item: QueuedRun) -> tuple[str, str, str]:
     progress = item.progress
     if progress is None:
         return "", "", ""

@@ -6,8 +6,8 @@ and all stop at the same step, because they look at one clock and tell each othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -18,6 +18,7 @@ from questlm.training.compiling import without_compiler_warnings
 from questlm.training.interrupt import Interrupt, Interrupted
 from questlm.training.loggers import open_loggers
 from questlm.training.losses import LossWatcher
+from questlm.training.progress_file import progress_file
 from questlm.training.recipes import Moment, Recipe
 from questlm.training.recorder import Recorder
 from questlm.training.schedule import learning_rate
@@ -53,17 +54,31 @@ class Trainer:
             self.recorder = Recorder(run, self.state.counters, log)
             stack.enter_context(without_compiler_warnings())
             interrupt = stack.enter_context(Interrupt(_STOPPING if run.processes.is_main else ""))
-            with progress("training", 1.0, show=run.processes.is_main) as update:
-                self._take_steps(interrupt, update)
+            with self._showing_progress() as show:
+                self._take_steps(interrupt, show)
             self._save()
             if (number := self._stopped_by(interrupt)) is not None:
                 raise Interrupted(number, run.folder.path)
         return self._finish()
 
-    def _take_steps(self, interrupt: Interrupt, update: Callable[..., None]) -> None:
+    @contextmanager
+    def _showing_progress(self) -> Iterator[Callable[[], None]]:
+        """Yield a function that shows how far the run is, on the terminal and in its folder."""
         self.clock = BudgetClock(self.run, self.state.counters)
+        with (
+            progress("training", 1.0, show=self.run.processes.is_main) as line,
+            progress_file(self.clock) as renew_file,
+        ):
+
+            def show() -> None:
+                line(self.clock.share_done, self.recorder.status())
+                renew_file()
+
+            yield show
+
+    def _take_steps(self, interrupt: Interrupt, show: Callable[[], None]) -> None:
         self._before_step()
-        update(self.clock.share_done)
+        show()
         while self._stopped_by(interrupt) is None and (share := self.clock.share_done) < 1.0:
             with self.clock.timing_step():
                 self._step(share)
@@ -71,7 +86,7 @@ class Trainer:
             self.clock.read()
             self._before_step()  # also before anyone looks at the model or saves it
             self._validate_and_save()
-            update(self.clock.share_done, self.recorder.status())
+            show()
         self.losses.fetch()
 
     def _step(self, done: float) -> None:

@@ -1,4 +1,7 @@
-"""A run folder: `config.yaml`, `origin.json`, `tokenizer.json`, `record.json` and `checkpoints/`."""
+"""A run folder: `config.yaml`, `origin.json`, `tokenizer.json`, `record.json` and `checkpoints/`.
+
+While the run trains there is `progress.json` too (`questlm.records.RunProgress`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 from questlm.config import DATA_PATHS, DataConfig, RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError, QuestError, quoted
 from questlm.files import atomic_folder, explain_failed_write, file_lock, remove_folder, remove_leftovers
-from questlm.records import RECORD_NAME, RunRecord
+from questlm.records import PROGRESS_NAME, RECORD_NAME, RunRecord
 from questlm.terminal import command_text
 from questlm.training.checkpoint import latest_checkpoint, verify_checkpoint
 from questlm.training.origin import ORIGIN_NAME, Origin, located
@@ -19,7 +22,7 @@ from questlm.training.same_settings import require_same_config
 
 __all__ = ["RunFolder"]
 
-_BEGUN = frozenset(("config.yaml", ORIGIN_NAME, "tokenizer.json", "checkpoints", ".lock"))
+_BEGUN = frozenset(("config.yaml", ORIGIN_NAME, "tokenizer.json", "checkpoints", ".lock", PROGRESS_NAME))
 _LOGS = frozenset(("tensorboard", "wandb"))
 
 

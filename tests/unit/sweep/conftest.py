@@ -13,7 +13,7 @@ import pytest
 
 from questlm.config import to_yaml
 from questlm.records import RunRecord
-from questlm.sweep import Cell, Grid, cells
+from questlm.sweep import PlannedRun, SweepGrid, plan_runs
 
 TINY = {
     "model.layers": 1,
@@ -56,26 +56,26 @@ class StandIn:
         self.folder = folder
         (folder / "train.py").write_text(_STAND_IN)
 
-    def plan(self, cell: Cell, *, failures: int = 0, sleeps: bool = False) -> None:
-        """How the runs of a cell go: so many fail, or the process waits for a signal."""
+    def plan(self, planned: PlannedRun, *, failures: int = 0, sleeps: bool = False) -> None:
+        """How a planned run goes: so many fail, or the process waits for a signal."""
         plan = {
-            "config": to_yaml(cell.config),
-            "record": asdict(finished_record(cell)),
+            "config": to_yaml(planned.config),
+            "record": asdict(finished_record(planned)),
             "failures": failures,
             "sleeps": sleeps,
         }
-        (self.folder / f"{cell.name}.json").write_text(json.dumps(plan))
+        (self.folder / f"{planned.name}.json").write_text(json.dumps(plan))
 
-    def seen(self, cell: Cell) -> list[list[str]]:
-        """Arguments of every process that was started for a cell."""
-        file = self.folder / f"{cell.name}.seen"
+    def seen(self, planned: PlannedRun) -> list[list[str]]:
+        """Arguments of every process that was started for a planned."""
+        file = self.folder / f"{planned.name}.seen"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def finished_record(cell: Cell) -> RunRecord:
+def finished_record(planned: PlannedRun) -> RunRecord:
     """The record of a run that reached the end."""
     return RunRecord(
-        config=cell.config.model_dump(mode="json"),
+        config=planned.config.model_dump(mode="json"),
         versions={},
         device="none",
         data={},
@@ -86,12 +86,12 @@ def finished_record(cell: Cell) -> RunRecord:
 
 
 @pytest.fixture
-def tiny_cells() -> Callable[..., list[Cell]]:
-    """Cells of a grid of tiny runs, with keys changed as named."""
+def tiny_runs() -> Callable[..., list[PlannedRun]]:
+    """PlanRuns of a grid of tiny runs, with keys changed as named."""
 
-    def make(**keys: Any) -> list[Cell]:
+    def make(**keys: Any) -> list[PlannedRun]:
         base: dict[str, Any] = {"sizes": ["125k"], "bits": [16, 4], "tokens_per_parameter": [1, 2], "set": TINY}
-        return cells(Grid(**base | keys))
+        return plan_runs(SweepGrid(**base | keys))
 
     return make
 

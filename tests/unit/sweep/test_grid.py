@@ -11,7 +11,7 @@ import yaml
 from questlm.cli.train import _flags
 from questlm.config import load_config
 from questlm.errors import ConfigError
-from questlm.sweep import Grid, cells, command_lines, read_grid
+from questlm.sweep import SweepGrid, command_lines, plan_runs, read_grid
 
 GOOD = {"sizes": ["1m"], "bits": [4], "tokens_per_parameter": [10]}
 
@@ -23,14 +23,14 @@ def _write(tmp_path: Path, text: str) -> Path:
 
 
 def test_every_combination_is_a_run_and_16_bits_have_no_method() -> None:
-    grid = Grid(
+    grid = SweepGrid(
         sizes=["125k", "250k"],
         methods=["quest", "lsq"],
         bits=[16, 4, {"weight": 2, "act": 16}],
         tokens_per_parameter=[0.5, 10],
         seeds=[0, 1],
     )
-    names = [cell.name for cell in cells(grid)]
+    names = [planned.name for planned in plan_runs(grid)]
     assert len(names) == len(set(names)) == 2 * (1 + 2 * 2) * 2 * 2
     assert {name for name in names if name.startswith("125k") and name.endswith("-0.5x-s1")} == {
         "125k-bf16-0.5x-s1",
@@ -42,8 +42,10 @@ def test_every_combination_is_a_run_and_16_bits_have_no_method() -> None:
 
 
 def test_a_run_is_what_its_name_says() -> None:
-    (cell,) = cells(Grid(**GOOD, set={"data.source": "my text.txt", "train": {"batch_size": 2}, "train.lr": 1e-4}))
-    config = cell.config
+    (planned,) = plan_runs(
+        SweepGrid(**GOOD, set={"data.source": "my text.txt", "train": {"batch_size": 2}, "train.lr": 1e-4})
+    )
+    config = planned.config
     assert (config.model.layers, config.model.hidden) == (4, 128)
     assert (config.quant.method, config.quant.weight_bits, config.quant.act_bits) == ("quest", 4, 4)
     assert config.budget.tokens_per_param == 10
@@ -53,11 +55,11 @@ def test_a_run_is_what_its_name_says() -> None:
 @pytest.mark.parametrize("bits", [16, 4, "ternary", {"weight": 4, "act": 16}], ids=str)
 def test_the_printed_command_makes_the_same_settings(bits: object, tmp_path: Path) -> None:
     fixed = {"data.source": "it's mine/*.txt", "train.lr": 6e-5, "quant.overrides": {"mlp.down": 8}, "data.val": None}
-    (cell,) = cells(Grid(**GOOD | {"bits": [bits], "seeds": [7]}, set=fixed))
-    (line,) = command_lines([cell], tmp_path / "out")
+    (planned,) = plan_runs(SweepGrid(**GOOD | {"bits": [bits], "seeds": [7]}, set=fixed))
+    (line,) = command_lines([planned], tmp_path / "out")
     words = shlex.split(line)
     assert words[:2] == ["quest", "train"]
-    assert words[-2:] == ["--out", str(tmp_path / "out" / cell.name)]
+    assert words[-2:] == ["--out", str(tmp_path / "out" / planned.name)]
     flags, overrides = {}, []
     for name, value in zip(words[2:-2:2], words[3:-2:2], strict=True):
         if name == "--set":
@@ -68,7 +70,7 @@ def test_the_printed_command_makes_the_same_settings(bits: object, tmp_path: Pat
         flags.get("--method"), flags.get("--bits"), flags.get("--weight-bits"), flags.get("--act-bits"), None, None,
         None, float(flags["--tokens-per-param"]), None, int(flags["--seed"]),
     )  # fmt: skip
-    assert load_config(flags["--preset"], None, given, overrides) == cell.config
+    assert load_config(flags["--preset"], None, given, overrides) == planned.config
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_the_printed_command_makes_the_same_settings(bits: object, tmp_path: Pat
 def test_a_bad_grid_is_one_sentence(change: dict[str, object], message: str, tmp_path: Path) -> None:
     file = _write(tmp_path, yaml.safe_dump(GOOD | change))
     with pytest.raises(ConfigError, match=message) as caught:
-        cells(read_grid(file))
+        plan_runs(read_grid(file))
     assert "\n" not in str(caught.value)
 
 
@@ -124,7 +126,10 @@ def test_a_file_that_is_no_grid(text: str, message: str, tmp_path: Path) -> None
 
 
 def test_near_ratios_have_names_of_their_own() -> None:
-    names = [cell.name for cell in cells(Grid(**GOOD | {"tokens_per_parameter": [0.3, 0.30000000000000004, 20]}))]
+    names = [
+        planned.name
+        for planned in plan_runs(SweepGrid(**GOOD | {"tokens_per_parameter": [0.3, 0.30000000000000004, 20]}))
+    ]
     assert len(set(names)) == len(names) and any("-20x-" in name for name in names)
 
 
@@ -135,5 +140,5 @@ def test_an_absent_file(tmp_path: Path) -> None:
 
 def test_words_and_numbers_mean_what_people_mean(tmp_path: Path) -> None:
     text = "sizes: [1m]\nbits: [4]\ntokens_per_parameter: [10]\nset: {train.compile: off, train.lr: 6e-4}\n"
-    (cell,) = cells(read_grid(_write(tmp_path, text)))
-    assert (cell.config.train.compile, cell.config.train.lr) == ("off", 6e-4)
+    (planned,) = plan_runs(read_grid(_write(tmp_path, text)))
+    assert (planned.config.train.compile, planned.config.train.lr) == ("off", 6e-4)

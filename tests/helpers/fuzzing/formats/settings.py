@@ -10,7 +10,7 @@ from helpers.fuzzing.folders import Folder
 from helpers.fuzzing.formats.base import FolderFormat, Format, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_text, mutated_value
 from questlm.config import RunConfig, load_config, to_yaml
-from questlm.sweep import cells, read_grid
+from questlm.sweep import plan_runs, read_grid
 
 __all__ = ["Grids", "Overrides", "Settings"]
 
@@ -158,5 +158,5 @@ class Grids(FolderFormat):
 
     def read(self) -> None:
         grid = read_grid(self.folder.path / "grid.yaml")
-        runs = cells(grid)
+        runs = plan_runs(grid)
         require(len({run.name for run in runs}) == len(runs), "two runs of a grid have one name")

@@ -3,7 +3,8 @@
     questlm.train(config, folder)                                  train a model by the settings of a run
     questlm.prepare(model, QuantSpec(weight_bits=4, act_bits=4))   quantise any model's linear layers, in place
     questlm.restore(model)                                         plain layers again
-    questlm.pack(model, folder)                                    write its codes as bits
+    questlm.evaluate(folder)                                       loss, perplexity and bits per byte
+    questlm.pack(model, folder)                                    write the codes of a run or a model as bits
     questlm.load(folder).generate("def ")                          run a packed model
 
 Importing this package imports nothing else; each name brings what it needs when it is first used.
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from questlm.config import QuantSpec, RunConfig, load_config
-    from questlm.export.pack import pack
     from questlm.inference import PackedModel, load
     from questlm.models import Llama
     from questlm.quant import dequantize, fake_quantize, make_quantizer, prepare, quantize, restore
+    from questlm.trained.evaluate import evaluate
+    from questlm.trained.pack import pack
     from questlm.training import resume, train
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ __all__ = [
     "QuantSpec",
     "RunConfig",
     "dequantize",
+    "evaluate",
     "fake_quantize",
     "load",
     "load_config",
@@ -46,11 +49,12 @@ _LAZY = {
     "QuantSpec": "questlm.config",
     "RunConfig": "questlm.config",
     "dequantize": "questlm.quant",
+    "evaluate": "questlm.trained.evaluate",
     "fake_quantize": "questlm.quant",
     "load": "questlm.inference",
     "load_config": "questlm.config",
     "make_quantizer": "questlm.quant",
-    "pack": "questlm.export.pack",
+    "pack": "questlm.trained.pack",
     "prepare": "questlm.quant",
     "quantize": "questlm.quant",
     "restore": "questlm.quant",
@@ -59,7 +63,7 @@ _LAZY = {
 }
 _PACKAGES = {
     "artifact", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "plugins", "quant",
-    "training",
+    "trained", "training",
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, ve
 from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
 from questlm.scaling.memory import artifact_memory
+from questlm.terminal import command_text
 from questlm.vocabulary import parse_tokenizer, read_tokenizer_text, usual_end_of_text
 
 __all__ = ["Artifact", "load_artifact", "require_known_ids"]
@@ -107,6 +108,11 @@ def require_known_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
 def _load(folder: Path) -> Artifact:
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a folder; give the folder of a packed model")
+    if (folder / "config.yaml").exists() and not (folder / MANIFEST_NAME).exists():
+        raise ArtifactError(
+            f"{folder} is a run folder, not an artifact; pack it first: "
+            f"{command_text('pack', folder, '--out', folder / 'packed')}"
+        )
     _refuse_oversized(folder / MANIFEST_NAME, _MAX_CONFIG_BYTES)
     details = verify(folder, FORMAT, VERSION, ArtifactError)
     files = read_json(folder / MANIFEST_NAME, ArtifactError)["files"]

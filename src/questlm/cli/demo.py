@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from questlm.cli.evaluate import evaluate_artifact
 from questlm.cli.options import fresh_folder, print_table
-from questlm.cli.pack import pack_run, report_rows
+from questlm.cli.pack import report_rows
 from questlm.cli.train import metric_rows, run_training
 from questlm.config import load_config
 from questlm.errors import QuestError
@@ -33,6 +32,8 @@ def demo(
         quest demo --bits 2 --seconds 60
     """
     from questlm.inference import load
+    from questlm.trained.evaluate import evaluate
+    from questlm.trained.pack import pack
     from questlm.training import RunFolder
 
     run = out or fresh_folder("demo")
@@ -45,8 +46,7 @@ def demo(
 
     packed = run / "packed"
     say(f"2. Pack it into {packed}, load that with the inference engine, and measure it again.")
-    report = pack_run(run, packed)
-    result, _ = evaluate_artifact(packed)
+    report, result = pack(run, packed), evaluate(packed)
     gap = result.loss - float(record.final["loss"] or 0.0)
     rows = [*metric_rows(result.as_dict()), *report_rows(report), ("round-trip gap", f"{gap:+.2e} nats/token")]
     print_table("the packed model", rows)

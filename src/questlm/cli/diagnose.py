@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from questlm.cli.options import Plugins, load_plugins, parse_bits, print_table
-from questlm.config import QuantSpec, RunConfig
-from questlm.errors import CheckpointError, ConfigError, DataError
 from questlm.terminal import say
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from questlm.data import TokenStream
-    from questlm.diagnostics.layers import Batch
-
-__all__ = ["diagnose", "diagnose_run"]
-
-RESULT_NAME = "diagnostics.json"
-_FORMAT = 1
-_TOKENS_PER_BATCH = 1024
-_NOTE = (
-    "This run has a format, a trust factor or overrides of its own; it is diagnosed on integer grids, alike in all "
-    "layers, and by the published trust factor."
-)
+__all__ = ["diagnose"]
 
 
 def diagnose(
@@ -53,9 +34,12 @@ def diagnose(
 
         quest diagnose runs/books-w2a2 --data 'tests/*.txt' --batches 32
     """
+    from questlm.trained.diagnose import RESULT_NAME
+    from questlm.trained.diagnose import diagnose as diagnose_run
+
     load_plugins(plugin)
     folder = out or run / "diagnostics"
-    result = diagnose_run(run, folder, data, bits, batches, seed)
+    result = diagnose_run(run, folder, data, parse_bits(bits), batches, seed)
     print_table(f"diagnostics {folder}", _rows(result))
     persistence = result["masks"]["persistence"]
     if result["note"]:
@@ -63,147 +47,6 @@ def diagnose(
     if "skipped" in persistence:
         say(f"Not drawn: {persistence['skipped']}.")
     say(f"Wrote {RESULT_NAME} and {len(result['pictures'])} pictures to {folder}")
-
-
-def diagnose_run(
-    run: Path, out: Path, data: str | None = None, bits: str | None = None, batches: int = 8, seed: int = 0
-) -> dict[str, Any]:
-    """Measure, draw and write the folder `out`, whole or not at all. Returns what `diagnostics.json` holds."""
-    from questlm.diagnostics import diagnose as measure
-    from questlm.diagnostics.plots import draw, require_matplotlib
-    from questlm.files import atomic_folder, write_json
-    from questlm.records import package_versions
-    from questlm.training import load_run
-    from questlm.training.device import device_name, pick_device
-
-    require_matplotlib()
-    _require_absent(out)
-    loaded = load_run(run)
-    spec = diagnosed_spec(loaded.config.quant, bits)
-    device = pick_device("auto")
-    stream = _stream(run, loaded.config, data)
-    chosen = _draw_batches(stream, loaded.config.train.seq_len, batches, seed, device)
-    checkpoints = _checkpoints(run)
-    result: dict[str, Any] = {
-        "format": _FORMAT,
-        "title": _title(loaded.config, loaded.step, loaded.tokens, spec),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(device),
-        # The packages decide the numbers; which checkout this is does not.
-        "versions": {name: version for name, version in package_versions().items() if name != "git"},
-        "run": {"label": loaded.config.quant.label, "parameters": loaded.config.model.block_parameters},
-        "checkpoint": {"step": loaded.step, "tokens": loaded.tokens},
-        "note": "" if _uniform(loaded.config.quant) else _NOTE,
-        "bits": {"weights": spec.weight_bits, "activations": spec.act_bits},
-        "seed": seed,
-        "tokens_per_batch": chosen[0][0].numel(),
-        **measure(loaded.model.to(device), chosen, spec, _snapshots(checkpoints), len(checkpoints)),
-    }
-    with atomic_folder(out) as folder:
-        result["pictures"] = draw(result, folder)
-        write_json(folder / RESULT_NAME, result)
-    return result
-
-
-def diagnosed_spec(trained: QuantSpec, bits: str | None) -> QuantSpec:
-    """What to diagnose a run at: its own bits or those asked for, on the uniform grids that the pictures compare.
-
-    Raises:
-        ConfigError: `bits` are none, the run's weights are not quantised and no bits are given, or its layers are more
-            than a linear layer with rounded factors, so that the plain model beside it would be another one.
-    """
-    from questlm.quant import find_method
-
-    method = find_method(trained.method)
-    if trained.enabled and (method.input_norm or method.branches):
-        raise ConfigError(
-            f"the layers of {trained.method} have norms before them or branches, which the unquantised model that they "
-            f"would be compared with lacks; diagnose a run of another method"
-        )
-    own: dict[str, Any] = {"weight_bits": trained.weight_bits, "act_bits": trained.act_bits}
-    width: Any = parse_bits(bits)
-    spec = QuantSpec(
-        method=trained.method,
-        block_size=trained.block_size,
-        embeddings=trained.embeddings,
-        **(own if bits is None else {"weight_bits": width, "act_bits": width}),
-    )
-    if spec.weight_bits == 16:
-        what = "the weights of this run are not quantised" if bits is None else "--bits 16 quantises nothing"
-        raise ConfigError(f"{what}, so there is nothing to diagnose; name a width with --bits, such as --bits 4")
-    return spec
-
-
-def _require_absent(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise ConfigError(f"{out} exists already; remove it, or name another folder with --out")
-
-
-def _stream(run: Path, config: RunConfig, data: str | None) -> TokenStream:
-    """The run's validation tokens, or all of another text by the run's tokenizer."""
-    from questlm.data import prepare, prepare_all
-    from questlm.training import RunFolder
-
-    settings = RunFolder(run).data_settings(data)
-    if data is not None:
-        return prepare_all(settings, config.model.vocab_size).val
-    try:
-        return prepare(settings, config.model.vocab_size).val
-    except DataError as problem:
-        raise DataError(
-            f"the validation data of training cannot be read ({problem}); name other text with --data"
-        ) from None
-
-
-def _draw_batches(stream: TokenStream, seq_len: int, count: int, seed: int, device: torch.device) -> list[Batch]:
-    """`count` batches, no window in two of them; smaller or, at last, fewer ones where the text is short."""
-    import torch
-
-    from questlm.data import WindowLoader
-
-    if len(stream) < 2:
-        raise DataError("the text to diagnose on has no token to predict; use more text")
-    window = min(seq_len, len(stream) - 1)
-    windows = (len(stream) - 1) // window
-    size = max(1, min(windows // count, _TOKENS_PER_BATCH // window))
-    loader = WindowLoader(stream, window, size, seed)
-    parts = (loader.next_batch() for _ in range(min(count, windows // size)))
-    return [(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)) for x, y in parts]
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Checkpoints that the run kept, oldest first."""
-    from questlm.training import RunFolder
-    from questlm.training.checkpoint import checkpoints_in
-
-    return checkpoints_in(RunFolder(run).checkpoints)
-
-
-def _snapshots(checkpoints: list[Path]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-    """Step and model tensors of each checkpoint, one at a time, verified."""
-    from questlm.training.checkpoint import read_checkpoint
-
-    for path in checkpoints:
-        tensors, state = read_checkpoint(path)
-        if "model" not in tensors:
-            raise CheckpointError(f"{path} is not a whole checkpoint of this version")
-        yield state.progress.step, tensors["model"]
-
-
-def _title(config: RunConfig, step: int, tokens: int, spec: QuantSpec) -> str:
-    size = config.model.block_parameters / 1e6
-    text = f"{config.quant.label}, {size:.3g}M parameters in blocks, step {step:,} ({tokens:,} tokens)"
-    trained = (config.quant.weight_bits, config.quant.act_bits)
-    same_widths = trained == (spec.weight_bits, spec.act_bits)
-    at = f"; diagnosed at w{spec.weight_bits}a{spec.act_bits}"
-    on = "" if _uniform(config.quant) else "; on integer grids, alike in all layers"
-    return text + ("" if same_widths else at) + on
-
-
-def _uniform(trained: QuantSpec) -> bool:
-    """Whether a run was trained on the grids that it is diagnosed on."""
-    dense = trained.format in ("int", "ternary") and trained.act_format in (None, "int")
-    return dense and trained.trust is None and not trained.overrides
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:

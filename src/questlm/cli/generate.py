@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from questlm.errors import ConfigError
-from questlm.terminal import command_text, say_piece
+from questlm.terminal import say_piece
 
 __all__ = ["generate"]
 
@@ -32,11 +31,6 @@ def generate(
     """
     from questlm.inference import load
 
-    if (artifact / "config.yaml").exists():
-        raise ConfigError(
-            f"{artifact} is a run folder, not an artifact; pack it first: "
-            f"{command_text('pack', artifact, '--out', artifact / 'packed')}"
-        )
     model = load(artifact)
     stream = model.stream(
         prompt, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,7 +13,7 @@ from questlm.terminal import command_text, say
 if TYPE_CHECKING:
     from questlm.artifact.write import PackReport
 
-__all__ = ["pack", "pack_run", "report_rows"]
+__all__ = ["pack", "report_rows"]
 
 
 def pack(
@@ -33,36 +33,11 @@ def pack(
 
         quest pack runs/nano-quest-w4a4 --out model-small/ --embeddings int8
     """
+    from questlm.trained.pack import pack as pack_run
+
     load_plugins(plugin)
-    print_table(f"artifact {out}", report_rows(pack_run(run, out, embeddings)))
+    print_table(f"artifact {out}", report_rows(pack_run(run, out, embeddings=embeddings)))
     say(f"Next: {command_text('eval', out)}   or   {command_text('generate', out, '--prompt', 'def ')}")
-
-
-def pack_run(run: Path, out: Path, embeddings: Literal["bf16", "int8"] | None = None) -> PackReport:
-    """Pack the newest checkpoint of `run` into `out`."""
-    from questlm.export.pack import pack as write_artifact
-    from questlm.memory import host_memory, require_memory
-    from questlm.records import RunRecord
-    from questlm.scaling.memory import packing_memory
-    from questlm.training import RunFolder, load_run
-
-    needed = packing_memory(RunFolder(run).read_config().model)
-    require_memory(needed, host_memory(), f"packing {run}", "use a machine that has more memory")
-    loaded = load_run(run)
-    record = RunRecord.load(run)
-    tokenizer = RunFolder(run).tokenizer_file
-    training: dict[str, Any] = {
-        # Where this machine keeps its cache and tokenizer is nobody else's business.
-        "data": loaded.config.data.model_dump(mode="json", exclude={"cache_dir", "tokenizer"}),
-        "seq_len": loaded.config.train.seq_len,
-        "tokens": loaded.tokens,
-        # A run stopped before its end, or between a checkpoint and its record, has no final loss for these weights.
-        "final": record.final if record.steps == loaded.step else None,
-        "val_hash": record.data.get("val_hash"),
-    }
-    text = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
-    end = loaded.config.data.end_of_text
-    return write_artifact(loaded.model, out, tokenizer=text, end_of_text=end, training=training, embeddings=embeddings)
 
 
 def report_rows(report: PackReport) -> list[tuple[str, str]]:

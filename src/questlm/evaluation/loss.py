@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ class Evaluation:
     text_bits_per_byte: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
-        """For records."""
-        return asdict(self)
+        """The measures by name, for records."""
+        return {item.name: getattr(self, item.name) for item in fields(Evaluation)}
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import typer
 
 from questlm.config import QuantSpec, RunConfig
 from questlm.diagnostics import plots
+from questlm.trained.diagnose import diagnosed_spec
 from questlm.training import train
 
 PICTURES = set(plots.PICTURES)
@@ -102,7 +103,7 @@ def test_an_unquantised_run_needs_bits(
     ("words", "message"),
     [
         (("--bits", "9"), "9"),
-        (("--bits", "16"), "--bits 16 quantises nothing"),
+        (("--bits", "16"), "16 bits quantise nothing"),
         (("--bits", "four"), "four"),
         (("--batches", "0"), "batches"),
         (("--data", "absent.txt"), "absent.txt"),
@@ -149,11 +150,9 @@ def test_a_failed_drawing_leaves_nothing(run: Path, quest: Quest, monkeypatch: p
 
 
 def test_the_run_keeps_its_own_bits_and_the_uniform_grid() -> None:
-    from questlm.cli.diagnose import diagnosed_spec
-
     spec = diagnosed_spec(QuantSpec(method="ste", weight_bits=3, act_bits=16, block_size=64), None)
     assert (spec.method, spec.weight_bits, spec.act_bits, spec.block_size) == ("ste", 3, 16, 64)
-    assert diagnosed_spec(spec, "5").act_bits == 5
+    assert diagnosed_spec(spec, 5).act_bits == 5
 
 
 def test_help_has_examples_that_parse_and_explains_every_option() -> None:

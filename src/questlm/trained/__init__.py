@@ -1,0 +1,8 @@
+"""What is done with models that have been trained. Each function takes the folder of a run.
+
+    questlm.trained.evaluate   evaluate(run): loss, perplexity and bits per byte
+    questlm.trained.pack       pack(run, folder): an artifact
+    questlm.trained.diagnose   diagnose(run, folder): pictures of how it is quantised, and the numbers behind them
+
+Import from these modules: each needs other libraries.
+"""

@@ -1,0 +1,77 @@
+"""Pack a run or a model into an artifact, which runs without the training code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from questlm.artifact.write import PackReport
+from questlm.errors import ConfigError
+from questlm.export.pack import pack as pack_model
+from questlm.memory import host_memory, require_memory
+from questlm.models import Llama
+from questlm.records import RunRecord
+from questlm.scaling.memory import packing_memory
+from questlm.training import RunFolder, load_run
+
+__all__ = ["pack"]
+
+
+def pack(
+    model: Llama | str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | bytes | None = None,
+    end_of_text: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    embeddings: Literal["bf16", "int8"] | None = None,
+) -> PackReport:
+    """Pack a trained model into the new folder `out`, load it back, and check that its codes are those that trained.
+
+    Args:
+        model: folder of a run, of which the newest checkpoint is packed; or a Llama after `questlm.prepare`, with
+            float32 parameters, on any device.
+        out: must not exist.
+        tokenizer: content of a tokenizer.json. A run brings its own, and `end_of_text` and `training` too.
+        end_of_text: name of its token that ends a document; None: one of a usual name, if it has one.
+        training: JSON to record: validation loss, data, sequence length.
+        embeddings: form of embedding and head; None: the form they were trained in, or bf16 if that was float (the
+            artifact then differs from the model by that rounding).
+
+    Returns:
+        Sizes of what was written.
+
+    Raises:
+        ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights), it does
+            not fit the memory, or the tokenizer or provenance is unusable.
+        CheckpointError: not a run folder, no checkpoint, a damaged one, or a plugin that is not loaded or has changed.
+        ArtifactError: what was written does not read back as the same codes.
+    """
+    if isinstance(model, str | Path):
+        if any(given is not None for given in (tokenizer, end_of_text, training)):
+            raise ConfigError(f"the run {model} brings its own tokenizer, end_of_text and training; leave these out")
+        return _pack_run(Path(model), out, embeddings)
+    return pack_model(
+        model, out, tokenizer=tokenizer, end_of_text=end_of_text, training=training, embeddings=embeddings
+    )
+
+
+def _pack_run(run: Path, out: str | Path, embeddings: Literal["bf16", "int8"] | None) -> PackReport:
+    folder = RunFolder(run)
+    needed = packing_memory(folder.read_config().model)
+    require_memory(needed, host_memory(), f"packing {run}", "use a machine that has more memory")
+    loaded = load_run(run)
+    record = RunRecord.load(run)
+    training: dict[str, Any] = {
+        # Where this machine keeps its cache and tokenizer is nobody else's business.
+        "data": loaded.config.data.model_dump(mode="json", exclude={"cache_dir", "tokenizer"}),
+        "seq_len": loaded.config.train.seq_len,
+        "tokens": loaded.tokens,
+        # A run stopped before its end, or between a checkpoint and its record, has no final loss for these weights.
+        "final": record.final if record.steps == loaded.step else None,
+        "val_hash": record.data.get("val_hash"),
+    }
+    file, end = folder.tokenizer_file, loaded.config.data.end_of_text
+    text = file.read_text(encoding="utf-8") if file.exists() else None
+    return pack_model(loaded.model, out, tokenizer=text, end_of_text=end, training=training, embeddings=embeddings)

@@ -1,0 +1,107 @@
+"""One function measures a run, a packed model and a model in memory, and they agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import questlm
+from questlm.artifact.format import FORMAT, VERSION
+from questlm.config import ModelConfig, QuantSpec, RunConfig
+from questlm.errors import ArtifactError, ConfigError
+from questlm.files import seal
+from questlm.models import Llama
+from questlm.records import RunRecord
+from questlm.training import load_run, train
+
+Settings = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "run"
+    train(tiny_settings(), path)
+    questlm.pack(path, path / "packed")
+    return path
+
+
+@pytest.mark.parametrize("folder", ["", "packed"])
+def test_a_folder_is_measured_on_the_validation_split_of_its_training(folder: str, run: Path) -> None:
+    final = RunRecord.load(run).final
+    assert final is not None
+    result = questlm.evaluate(run / folder)
+    assert result.trained_loss == final["loss"]
+    assert result.gap is not None
+    assert abs(result.gap) < 1e-5
+    assert result.tokens == final["tokens"]
+    assert set(result.as_dict()) == set(final)
+
+
+def test_models_in_memory_and_their_folders_agree_on_other_text(run: Path, tmp_path: Path) -> None:
+    text, tokenizer = tmp_path / "text.txt", run / "tokenizer.json"
+    text.write_text("seven wizards quietly bake cakes while the quick brown fox jumps.\n" * 40, encoding="utf-8")
+    of_run = questlm.evaluate(str(run), text)
+    assert of_run.trained_loss is None
+    assert of_run.gap is None
+    loaded = load_run(run)
+    results = [
+        questlm.evaluate(run / "packed", text),
+        questlm.evaluate(loaded.model, text, tokenizer=tokenizer, seq_len=loaded.config.train.seq_len),
+        questlm.evaluate(questlm.load(run / "packed"), str(text), tokenizer=str(tokenizer), seq_len=32),
+    ]
+    for result in results:
+        assert result.loss == pytest.approx(of_run.loss, abs=1e-5)
+        assert result.bits_per_byte == pytest.approx(of_run.bits_per_byte, abs=1e-5)
+        assert result.tokens == of_run.tokens
+
+
+def test_what_is_missing_or_too_much_is_said(run: Path, tmp_path: Path) -> None:
+    model = load_run(run).model
+    with pytest.raises(ConfigError, match="give data='TEXT'"):
+        questlm.evaluate(model)
+    (tmp_path / "text.txt").write_text("a text", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"give tokenizer='PATH' of the model's tokenizer\.json"):
+        questlm.evaluate(model, tmp_path / "text.txt")
+    for more in ({"tokenizer": run / "tokenizer.json"}, {"seq_len": 16}):
+        with pytest.raises(ConfigError, match="brings its own tokenizer and seq_len"):
+            questlm.evaluate(run, **more)
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        questlm.evaluate(tmp_path / "absent")
+
+
+@pytest.fixture
+def evaluable(tmp_path: Path, tokenizer_json: str) -> tuple[Path, str]:
+    """An artifact with a tokenizer, and a text to evaluate it on."""
+    shape = ModelConfig(layers=1, hidden=16, heads=2, mlp_hidden=32, vocab_size=257)
+    model = questlm.prepare(Llama(shape).initialize(0), QuantSpec(embeddings="bf16"))
+    questlm.pack(model, tmp_path / "a", tokenizer=tokenizer_json, training={"seq_len": 16})
+    (tmp_path / "text.txt").write_text("a text to measure the loss on " * 20)
+    return tmp_path / "a", str(tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize("length", ["x", True, 0, -1, 1, 2.5, 2**40, 10**400, [], {}, None])
+def test_a_training_with_windows_that_none_can_have_is_refused(evaluable: tuple[Path, str], length: Any) -> None:
+    folder, text = evaluable
+    config = json.loads((folder / "config.json").read_text())
+    config["training"]["seq_len"] = length
+    (folder / "config.json").write_text(json.dumps(config))
+    seal(folder, FORMAT, VERSION)
+    with pytest.raises(ArtifactError, match="says nonsense of its training"):
+        questlm.evaluate(folder, text)
+
+
+def test_a_model_whose_loss_is_not_finite_is_refused(evaluable: tuple[Path, str]) -> None:
+    folder, text = evaluable
+    assert questlm.evaluate(folder, text).loss < 10
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"].fill_(3e38)
+    save_file(tensors, path)
+    seal(folder, FORMAT, VERSION)
+    with pytest.raises(ArtifactError, match="its weights are out of any sensible range"):
+        questlm.evaluate(folder, text)

@@ -33,7 +33,7 @@ def test_compiled_model_equals_the_eager_one(bits):
     for name, expected in eager.items():
         torch.testing.assert_close(compiled[name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     with torch.no_grad():
-        model.embed.form = model.lm_head.form = "float"
+        model.embed.stored_dtype = model.lm_head.stored_dtype = "float"
         unrounded = (model(ids) - eager["logits"]).abs().max()
     assert unrounded > 1e-3  # so the comparison above would have seen it
 

@@ -27,13 +27,13 @@ def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
 
 
 def _dense_weight(artifact: Artifact, name: str) -> Tensor:
-    form, shape = artifact.config.weight_format(name), matrix_shapes(artifact.config.model)[name]
-    if isinstance(form.weight, str) and form.weight != "bf16-2:4":
+    weight_format, shape = artifact.config.weight_format(name), matrix_shapes(artifact.config.model)[name]
+    if isinstance(weight_format.weight, str) and weight_format.weight != "bf16-2:4":
         return artifact.stored_weight(name)
-    tensors, columns = matrix_tensors(artifact.tensors, name), form.wide_shape(shape)[1]
-    weight = ops.hadamard(ops.operand_values(weight_operand(tensors, form, columns)), form.block_size)
-    if form.narrow is None:
+    tensors, columns = matrix_tensors(artifact.tensors, name), weight_format.wide_shape(shape)[1]
+    weight = ops.hadamard(ops.operand_values(weight_operand(tensors, weight_format, columns)), weight_format.block_size)
+    if weight_format.narrow is None:
         return weight
-    by_rows = form.narrow.axis == "rows"
-    narrow = narrow_operand(tensors, form, columns if by_rows else form.narrow.width)
+    by_rows = weight_format.narrow.axis == "rows"
+    narrow = narrow_operand(tensors, weight_format, columns if by_rows else weight_format.narrow.width)
     return torch.cat((weight, ops.operand_values(narrow)), dim=0 if by_rows else 1)

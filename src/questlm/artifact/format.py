@@ -46,7 +46,7 @@ __all__ = [
     "GridConfig",
     "NarrowBranch",
     "QuantizationConfig",
-    "StoredForm",
+    "StoredDtype",
     "TensorSpec",
     "WeightFormat",
     "expected_tensors",
@@ -60,7 +60,7 @@ CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer.json"
 
-StoredForm = Literal["float32", "bf16", "int8", "bf16-2:4"]
+StoredDtype = Literal["float32", "bf16", "int8", "bf16-2:4"]
 """Ways to store a matrix that is not quantised by a method."""
 
 _ROPE_THETA_LIMITS = (1e-30, 1e30)  # beyond these the rotary frequencies overflow float32
@@ -108,7 +108,7 @@ class WeightFormat(Section):
     """
 
     block_size: Annotated[int, Field(ge=1, le=65_536)]
-    weight: GridConfig | StoredForm
+    weight: GridConfig | StoredDtype
     act: GridConfig | None
     weight_offset: bool = False
     act_offset: bool = False
@@ -272,8 +272,8 @@ def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:
     shapes = matrix_shapes(config.model)
     tensors = {
         f"{name}.{kind}": spec
-        for name, form in config.weight_formats()
-        for kind, spec in _matrix_tensors(shapes[name], form, _PARTS.get(name)).items()
+        for name, weight_format in config.weight_formats()
+        for kind, spec in _matrix_tensors(shapes[name], weight_format, _PARTS.get(name)).items()
     }
     norm = TensorSpec("F32", (config.model.hidden,), "norms")
     return tensors | {f"{name}.weight": norm for name in norm_names(config.model)}
@@ -282,38 +282,40 @@ def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:
 _PARTS = {"embed": "embedding", "lm_head": "head"}
 
 
-def _matrix_tensors(shape: tuple[int, int], form: WeightFormat, part: str | None) -> dict[str, TensorSpec]:
-    rows, columns = form.wide_shape(shape)
+def _matrix_tensors(shape: tuple[int, int], weight_format: WeightFormat, part: str | None) -> dict[str, TensorSpec]:
+    rows, columns = weight_format.wide_shape(shape)
     codes, steps, weights = (part or name for name in ("codes", "steps", "weights"))
     number = TensorSpec("F32", (1, 1), steps)
     tensors: dict[str, TensorSpec] = {}
-    if form.weight == "int8":
+    if weight_format.weight == "int8":
         tensors |= {"codes": TensorSpec("I8", shape, weights), "scale": TensorSpec("F32", (rows, 1), weights)}
-    elif form.weight == "bf16-2:4":
+    elif weight_format.weight == "bf16-2:4":
         tensors |= {"weight": TensorSpec("BF16", (rows, columns // 2), weights)}
         tensors |= {"kept": TensorSpec("U8", (rows, packed_width(columns, 2)), weights)}
-    elif isinstance(form.weight, str):
-        tensors |= {"weight": TensorSpec("BF16" if form.weight == "bf16" else "F32", shape, weights)}
+    elif isinstance(weight_format.weight, str):
+        tensors |= {"weight": TensorSpec("BF16" if weight_format.weight == "bf16" else "F32", shape, weights)}
     else:
-        grid = form.weight
+        grid = weight_format.weight
         stored = columns // 2 if grid.group else columns
         tensors |= {"codes": TensorSpec("U8", (rows, packed_width(stored, grid.levels)), codes)}
         tensors |= {"step": TensorSpec("F32", (rows, 1), steps)}
         if grid.group:
             tensors |= {"kept": TensorSpec("U8", (rows, packed_width(columns // grid.group, 2)), codes)}
-    if form.weight_offset:
+    if weight_format.weight_offset:
         tensors |= {"offset": TensorSpec("F32", (rows, 1), steps)}
-    if form.act is not None and form.act.step_per_scale is None:
+    if weight_format.act is not None and weight_format.act.step_per_scale is None:
         tensors |= {"act_step": number}
-    if form.act_offset:
+    if weight_format.act_offset:
         tensors |= {"act_offset": number}
-    if form.input_norm is not None:
+    if weight_format.input_norm is not None:
         tensors |= {"input_norm": TensorSpec("F32", (shape[1],), "norms")}
-    if form.narrow is not None:
+    if weight_format.narrow is not None:
         narrow_rows, narrow_columns = (
-            (form.narrow.width, columns) if form.narrow.axis == "rows" else (rows, form.narrow.width)
+            (weight_format.narrow.width, columns)
+            if weight_format.narrow.axis == "rows"
+            else (rows, weight_format.narrow.width)
         )
-        width = packed_width(narrow_columns, form.narrow.weight.levels)
+        width = packed_width(narrow_columns, weight_format.narrow.weight.levels)
         tensors |= {"narrow_codes": TensorSpec("U8", (narrow_rows, width), codes)}
         tensors |= {"narrow_step": TensorSpec("F32", (narrow_rows, 1), steps)}
     return tensors

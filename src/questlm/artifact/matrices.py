@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from questlm import ops
-from questlm.artifact.format import GridConfig, StoredForm, WeightFormat
+from questlm.artifact.format import GridConfig, StoredDtype, WeightFormat
 from questlm.errors import ArtifactError
 from questlm.ops import Operand
 
@@ -37,37 +37,41 @@ def operand_tensors(operand: Operand) -> dict[str, Tensor]:
     return tensors | {"codes": ops.pack(half, levels), "kept": kept}
 
 
-def weight_operand(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int) -> Operand:
+def weight_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> Operand:
     """The weight of a quantised layer in the Hadamard domain, (out, columns); of two branches, the wide one.
 
     Args:
         tensors: by kind.
         columns: entries of a row of this branch.
     """
-    return _operand(tensors, form.weight, form.block_size, columns)
+    return _operand(tensors, weight_format.weight, weight_format.block_size, columns)
 
 
-def narrow_operand(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int) -> Operand:
+def narrow_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> Operand:
     """The weight of the narrow branch, (out, columns)."""
-    if form.narrow is None:
+    if weight_format.narrow is None:
         raise ValueError("this layer has no narrow branch")
     narrow = {"codes": tensors["narrow_codes"], "step": tensors["narrow_step"]}
-    return _operand(narrow, form.narrow.weight, 1, columns)
+    return _operand(narrow, weight_format.narrow.weight, 1, columns)
 
 
-def check_codes(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int) -> None:
+def check_codes(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> None:
     """Refuse codes that are not on their grid, and patterns that do not keep 2 of each 4 groups.
 
     Raises:
         ArtifactError: saying which.
     """
-    if isinstance(form.weight, GridConfig):
-        stored = columns // 2 if form.weight.group else columns
-        _require_on_grid(tensors, "codes", form.weight.levels, stored)
-    if form.narrow is not None:
-        width = columns if form.narrow.axis == "rows" else form.narrow.width
-        _require_on_grid(tensors, "narrow_codes", form.narrow.weight.levels, width)
-    group = form.weight.group if isinstance(form.weight, GridConfig) else int(form.weight == "bf16-2:4")
+    if isinstance(weight_format.weight, GridConfig):
+        stored = columns // 2 if weight_format.weight.group else columns
+        _require_on_grid(tensors, "codes", weight_format.weight.levels, stored)
+    if weight_format.narrow is not None:
+        width = columns if weight_format.narrow.axis == "rows" else weight_format.narrow.width
+        _require_on_grid(tensors, "narrow_codes", weight_format.narrow.weight.levels, width)
+    group = (
+        weight_format.weight.group
+        if isinstance(weight_format.weight, GridConfig)
+        else int(weight_format.weight == "bf16-2:4")
+    )
     if group:
         _require_on_grid(tensors, "kept", 2, columns // group)
         fours = ops.unpack(tensors["kept"], 2, columns // group).unflatten(-1, (-1, 4))
@@ -75,7 +79,7 @@ def check_codes(tensors: Mapping[str, Tensor], form: WeightFormat, columns: int)
             raise ArtifactError("kept does not keep 2 of each 4 entries")
 
 
-def _operand(tensors: Mapping[str, Tensor], weight: GridConfig | StoredForm, block_size: int, columns: int) -> Operand:
+def _operand(tensors: Mapping[str, Tensor], weight: GridConfig | StoredDtype, block_size: int, columns: int) -> Operand:
     if weight == "bf16-2:4":
         return Operand(ops.unpack_sparse(tensors["weight"].float(), tensors["kept"], 1, 0))
     if isinstance(weight, str):

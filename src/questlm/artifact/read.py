@@ -212,9 +212,9 @@ def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:
         if tensor.dtype is torch.int8 and (tensor == -128).any():
             raise ArtifactError(f"{name} holds the code -128, but the smallest is -127; the artifact is damaged")
     shapes = matrix_shapes(config.model)
-    for name, form in config.weight_formats():
+    for name, weight_format in config.weight_formats():
         try:
-            check_codes(matrix_tensors(tensors, name), form, form.wide_shape(shapes[name])[1])
+            check_codes(matrix_tensors(tensors, name), weight_format, weight_format.wide_shape(shapes[name])[1])
         except ArtifactError as problem:
             raise ArtifactError(f"{name}.{problem}; the artifact is damaged") from None
 

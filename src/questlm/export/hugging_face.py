@@ -27,7 +27,9 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
         ConfigError: `out` exists, or the model has norms before its linear layers, which a plain Llama cannot have.
     """
     out = Path(out)
-    normed = next((name for name, form in artifact.config.weight_formats() if form.input_norm is not None), None)
+    normed = next(
+        (name for name, weight_format in artifact.config.weight_formats() if weight_format.input_norm is not None), None
+    )
     if normed is not None:
         raise ConfigError(
             f"{normed} has a norm before it, which LlamaForCausalLM does not; it cannot be exported there"

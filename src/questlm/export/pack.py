@@ -19,7 +19,7 @@ from questlm.artifact.format import (
     GridConfig,
     NarrowBranch,
     QuantizationConfig,
-    StoredForm,
+    StoredDtype,
     WeightFormat,
     matrix_shapes,
     norm_names,
@@ -57,7 +57,7 @@ def pack(
     """Write `model` as an artifact to the new folder `out`, load it back, and check that the codes are the model's own.
 
     Layers with 16-bit weights but quantised activations keep their float32 weights, which is what training used.
-    Layers left out of quantisation take the form they were trained in, or bf16 if that was float.
+    Layers left out of quantisation take the weight_format they were trained in, or bf16 if that was float.
 
     Args:
         model: a Llama after `questlm.prepare`, with float32 parameters, on any device.
@@ -65,8 +65,8 @@ def pack(
         tokenizer: content of a tokenizer.json.
         end_of_text: name of its token that ends a document; None: one of a usual name, if it has one.
         training: JSON to record: validation loss, data, sequence length.
-        embeddings: form of embedding and head; None: the form they were trained in, or bf16 if that was float (the
-            artifact then differs from the model by that rounding).
+        embeddings: stored dtype of embedding and head; None: the one they were trained with, or bf16 if that was float
+            (the artifact then differs from the model by that rounding).
 
     Raises:
         ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights), or the
@@ -113,9 +113,11 @@ def _check_model(model: Llama) -> None:
             )
 
 
-def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | None, eos: int | None) -> ArtifactConfig:
-    forms = {name: _format(model.get_submodule(name), name, embeddings) for name in matrix_shapes(model.config)}
-    distinct = tuple(dict.fromkeys(forms.values()))
+def _describe(
+    model: Llama, training: dict[str, Any], embeddings: StoredDtype | None, eos: int | None
+) -> ArtifactConfig:
+    formats = {name: _format(model.get_submodule(name), name, embeddings) for name in matrix_shapes(model.config)}
+    distinct = tuple(dict.fromkeys(formats.values()))
     specs = Counter(layer.spec for layer in quantized_layers(model).values())
     spec = specs.most_common(1)[0][0] if specs else QuantSpec(weight_bits=16, act_bits=16)
     quantization = QuantizationConfig(
@@ -123,7 +125,7 @@ def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | N
         weight_bits=spec.weight_bits,
         act_bits=spec.act_bits,
         formats=distinct,
-        layers={name: distinct.index(form) for name, form in forms.items()},
+        layers={name: distinct.index(weight_format) for name, weight_format in formats.items()},
     )
     return ArtifactConfig(
         format=FORMAT,
@@ -135,10 +137,10 @@ def _describe(model: Llama, training: dict[str, Any], embeddings: StoredForm | N
     )
 
 
-def _format(module: nn.Module, name: str, embeddings: StoredForm | None) -> WeightFormat:
+def _format(module: nn.Module, name: str, embeddings: StoredDtype | None) -> WeightFormat:
     if isinstance(module, FakeQuantLinear):
         return _quantized_format(module)
-    trained = cast(StoredForm, module.form) if isinstance(module, StoredEmbedding | StoredLinear) else "bf16"
+    trained = cast(StoredDtype, module.stored_dtype) if isinstance(module, StoredEmbedding | StoredLinear) else "bf16"
     chosen = embeddings if name in ("embed", "lm_head") else None
     return WeightFormat(block_size=1, weight=chosen or trained, act=None)
 
@@ -151,9 +153,9 @@ def _quantized_format(layer: FakeQuantLinear) -> WeightFormat:
     values_format = None if layer.weight_quantizer is None else layer.weight_quantizer.values_format
     return WeightFormat(
         block_size=layer.block_size,
-        weight=_grid(layer.form.weight) or values_format or "float32",
-        act=_grid(layer.form.act),
-        weight_offset=layer.form.weight is not None and layer.quantized_weight().offset is not None,
+        weight=_grid(layer.linear_format.weight) or values_format or "float32",
+        act=_grid(layer.linear_format.act),
+        weight_offset=layer.linear_format.weight is not None and layer.quantized_weight().offset is not None,
         act_offset=act is not None and act.offset() is not None,
         input_norm=None if layer.input_norm is None else layer.input_norm.eps,
         narrow=narrow,
@@ -195,21 +197,21 @@ def _end_of_text(tokenizer_json: str, name: str | None, vocab_size: int) -> int 
 def _tensors(model: Llama, config: ArtifactConfig) -> dict[str, Tensor]:
     tensors = {
         f"{name}.{kind}": tensor.detach().cpu().contiguous()
-        for name, form in config.weight_formats()
-        for kind, tensor in _matrix_tensors(model.get_submodule(name), form).items()
+        for name, weight_format in config.weight_formats()
+        for kind, tensor in _matrix_tensors(model.get_submodule(name), weight_format).items()
     }
     norms = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in norm_names(config.model)}
     return tensors | {name: weight.detach().cpu() for name, weight in norms.items()}
 
 
-def _matrix_tensors(module: nn.Module, form: WeightFormat) -> dict[str, Tensor]:
+def _matrix_tensors(module: nn.Module, weight_format: WeightFormat) -> dict[str, Tensor]:
     if isinstance(module, FakeQuantLinear):
         return _quantized_tensors(module)
     weight: Tensor = module.get_parameter("weight")
-    if form.weight == "int8":
+    if weight_format.weight == "int8":
         rows, scale = to_int8_rows(weight)
         return {"codes": rows, "scale": scale}
-    return {"weight": weight.to(torch.bfloat16) if form.weight == "bf16" else weight}
+    return {"weight": weight.to(torch.bfloat16) if weight_format.weight == "bf16" else weight}
 
 
 def _quantized_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
@@ -227,14 +229,14 @@ def _quantized_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
 def _check_codes(model: Llama, artifact: Artifact) -> None:
     """Compare what was read back with what the layers make of their weights, bit for bit."""
     for name, layer in quantized_layers(model).items():
-        form, tensors = artifact.config.weight_format(name), matrix_tensors(artifact.tensors, name)
+        weight_format, tensors = artifact.config.weight_format(name), matrix_tensors(artifact.tensors, name)
         pairs = []
         if layer.weight_quantizer is not None:
             own = layer.quantized_weight()
-            pairs.append((own, weight_operand(tensors, form, own.data.shape[1])))
+            pairs.append((own, weight_operand(tensors, weight_format, own.data.shape[1])))
         if isinstance(layer, BranchedLinear):
             own = layer.quantized_branches()[1]
-            pairs.append((own, narrow_operand(tensors, form, own.data.shape[1])))
+            pairs.append((own, narrow_operand(tensors, weight_format, own.data.shape[1])))
         for own, read in pairs:
             if not (_same(own.data, read.data) and _same(own.step, read.step) and _same(own.offset, read.offset)):
                 raise ArtifactError(f"the codes of {name} did not read back as they were written; nothing was kept")

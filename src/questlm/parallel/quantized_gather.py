@@ -84,7 +84,7 @@ def _quantizes_rows(layer: FakeQuantLinear) -> bool:
 
 def _multiplies_bfloat16(module: nn.Module, dtype: torch.dtype) -> bool:
     if isinstance(module, StoredLinear | StoredEmbedding):
-        return module.form == "bf16"
+        return module.stored_dtype == "bf16"
     return type(module) is nn.Linear and dtype is torch.bfloat16
 
 

@@ -2,7 +2,7 @@
 
 A factor of a product is `Rows`: codes, from which the product is computed, and a carrier, a tensor of the same shape
 that takes the gradient with respect to the values that the codes stand for. A method whose values have to be computed
-anyway (learned steps) has them as carrier. Where the gradient is a mask (QuEST, STE) nobody needs the values, so the
+anyway (learned steps) has them as carrier. Where the gradient is a mask (QuEST, STE) the values are not needed, so the
 carrier is one zero that pretends to have the shape of the rows and costs no memory; what it receives, the autograd
 function that made the codes masks and rotates back.
 
@@ -39,12 +39,12 @@ class Rows(NamedTuple):
 
     @property
     def shape(self) -> torch.Size:
-        """Of the tensor that was encoded, (..., K)."""
+        """Shape of the tensor that was encoded, (..., K)."""
         return self.carrier.shape
 
 
 def encode_rows(x: Tensor, quantizer: Quantizer | None, block_size: int, dtype: torch.dtype) -> Rows:
-    """Rows of x (..., K) as a factor of a product in `dtype`, with the gradient of `quantizer`; None: only rotated."""
+    """Quantise x (..., K) to a factor of a product in `dtype`, with the gradient of `quantizer`; None: only rotate."""
     rows = x.reshape(-1, x.shape[-1])
     if quantizer is None:
         rotated = ops.hadamard(rows, block_size) if block_size > 1 else rows
@@ -61,23 +61,23 @@ def encode_rows(x: Tensor, quantizer: Quantizer | None, block_size: int, dtype: 
 def norm_rows(
     x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, rounding: MaskedRounding, dtype: torch.dtype
 ) -> tuple[Tensor, Rows]:
-    """r = x + delta (..., K) and `encode_rows` of RMSNorm(r) rounded to `dtype`, with gain (K,)."""
+    """Return r = x + delta (..., K), and `encode_rows` of RMSNorm(r) with gain (K,), rounded to `dtype`."""
     grid, flat = rounding.grid, (-1, x.shape[-1])
     settings = (*rounding, dtype)
     added = None if delta is None else delta.reshape(flat)
-    stream, data, step, carrier = _NormEncode.apply(x.reshape(flat), added, gain, eps, settings)
-    return stream.view(x.shape), Rows(ops.operand_of(data, step, grid), carrier.view(x.shape))
+    residual, data, step, carrier = _NormEncode.apply(x.reshape(flat), added, gain, eps, settings)
+    return residual.view(x.shape), Rows(ops.operand_of(data, step, grid), carrier.view(x.shape))
 
 
 def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, rounding: MaskedRounding, dtype: torch.dtype) -> Rows:
-    """`encode_rows` of silu(gate) * up rounded to `dtype`, each (..., K), as tensors or as products left to do."""
+    """Return `encode_rows` of silu(gate) * up rounded to `dtype`; gate and up are (..., K) or not computed yet."""
     grid = rounding.grid
     settings = (*rounding, dtype)
     if isinstance(gate, Pending) and isinstance(up, Pending):
         x, compute_dtype = gate.rows, ops.compute_dtype(dtype)
         data, step, carrier = _GateUpEncode.apply(
             _flat(x), gate.weight.carrier, up.weight.carrier, settings, compute_dtype, gate.float8,
-            *_forms(x, gate.weight, up.weight),
+            *_flatten(x, gate.weight, up.weight),
         )  # fmt: skip
         shape = (*x.shape[:-1], carrier.shape[-1])
     else:
@@ -88,23 +88,23 @@ def swiglu_rows(gate: Tensor | Pending, up: Tensor | Pending, rounding: MaskedRo
 
 
 def product(x: Rows, w: Rows, dtype: torch.dtype, float8: bool = False) -> Tensor:
-    """y = x_q w_q^T of x (..., K) and w (out, K): (..., out) of `dtype`, computed from codes.
+    """Compute y = x_q w_q^T, (..., out) of `dtype`, from the codes of x (..., K) and w (out, K).
 
-    `float8` is about the gradient of x (`ops.operand_gradient`).
+    `float8` computes the gradient of x in float8 (`ops.operand_gradient`).
     """
-    y: Tensor = _Product.apply(_flat(x), w.carrier, dtype, float8, *_forms(x, w))
+    y: Tensor = _Product.apply(_flat(x), w.carrier, dtype, float8, *_flatten(x, w))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class Pending(NamedTuple):
-    """The product of rows (..., K) and a weight (out, K), left to what takes it, to do together with another."""
+    """A product of rows (..., K) and a weight (out, K) that is left to the activation behind it."""
 
     rows: Rows
     weight: Rows
     float8: bool
 
     def computed(self) -> Tensor:
-        """The product itself, (..., out)."""
+        """Compute the product, (..., out)."""
         dtype = ops.autocast_dtype(self.rows.carrier) or self.weight.carrier.dtype
         return product(self.rows, self.weight, ops.compute_dtype(dtype), self.float8).to(dtype)
 
@@ -113,17 +113,17 @@ def _flat(x: Rows) -> Tensor:
     return x.carrier.reshape(-1, x.shape[-1])
 
 
-def _forms(*factors: Rows) -> tuple[Tensor | Grid | None, ...]:
-    """Operands as a flat list, data, grid, step and offset of each, in which autograd functions see the tensors."""
+def _flatten(*factors: Rows) -> tuple[Tensor | Grid | None, ...]:
+    """Flatten operands to data, grid, step and offset of each, because autograd tracks only plain arguments."""
     return tuple(part for rows in factors for part in rows.operand)
 
 
 class _Saved:
     """Operands saved for the backward pass: one byte an entry and one step a row, never a 16- or 32-bit copy."""
 
-    def __init__(self, forms: Sequence[Any]) -> None:
-        self.grids = tuple(forms[1::4])
-        self.tensors = tuple(part for index, part in enumerate(forms) if index % 4 != 1)
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.grids = tuple(parts[1::4])
+        self.tensors = tuple(part for index, part in enumerate(parts) if index % 4 != 1)
 
     @staticmethod
     def operands(grids: Sequence[Grid | None], tensors: Sequence[Any]) -> list[Operand]:
@@ -136,9 +136,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_carrier: Tensor, w_carrier: Tensor, dtype: torch.dtype, float8: bool, *forms: Any
+        ctx: Any, x_carrier: Tensor, w_carrier: Tensor, dtype: torch.dtype, float8: bool, *parts: Any
     ) -> Tensor:
-        saved = _Saved(forms)
+        saved = _Saved(parts)
         ctx.grids, ctx.dtypes, ctx.float8 = saved.grids, (x_carrier.dtype, w_carrier.dtype, dtype), float8
         ctx.save_for_backward(*saved.tensors)
         x, w = saved.operands(saved.grids, saved.tensors)
@@ -187,7 +187,7 @@ class _Encode(torch.autograd.Function):
 class _NormEncode(torch.autograd.Function):
     """x, delta and gain -> r = x + delta and data, step and carrier of RMSNorm(r).
 
-    Saves r / rms in the dtype computed in, and mask bits. The gradient along the residual stream joins in here.
+    Saves r / rms in the dtype computed in, and mask bits. The gradient along the residual is added here.
     """
 
     @staticmethod
@@ -202,21 +202,21 @@ class _NormEncode(torch.autograd.Function):
             )
         ctx.save_for_backward(normed.encoded.mask, normed.unit, normed.rstd, gain)
         ctx.block_size, ctx.dtypes = block_size, (x.dtype, None if delta is None else delta.dtype)
-        stream = x.view_as(x) if normed.stream is None else normed.stream
-        return stream, *_outputs(ctx, normed.encoded.operand, x.shape, dtype)
+        residual = x.view_as(x) if normed.stream is None else normed.stream
+        return residual, *_outputs(ctx, normed.encoded.operand, x.shape, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         mask, unit, rstd, gain = ctx.saved_tensors
         dtype, delta_dtype = ctx.dtypes
-        stream, gradient = gradients[0], gradients[3]
-        if gradient is None:  # nobody used the norm
-            assert stream is not None
-            return stream, None if delta_dtype is None else stream.to(delta_dtype), None, None, None
+        residual, gradient = gradients[0], gradients[3]
+        if gradient is None:  # the norm was not used
+            assert residual is not None
+            return residual, None if delta_dtype is None else residual.to(delta_dtype), None, None, None
         with without_autocast(gradient):
             dx, ddelta, dgain = ops.norm_encode_backward(
-                gradient, mask, unit, rstd, gain, ctx.block_size, stream, dtype, delta_dtype
+                gradient, mask, unit, rstd, gain, ctx.block_size, residual, dtype, delta_dtype
             )
         return dx, ddelta, dgain.to(gain.dtype), None, None
 
@@ -254,10 +254,10 @@ class _GateUpEncode(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_carrier: Tensor, gate_carrier: Tensor, up_carrier: Tensor, settings: _Settings,
-        compute_dtype: torch.dtype, float8: bool, *forms: Any,
+        compute_dtype: torch.dtype, float8: bool, *parts: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         grid, block_size, mask_bound, dtype = settings
-        saved = _Saved(forms)
+        saved = _Saved(parts)
         x, *ws = saved.operands(saved.grids, saved.tensors)
         with without_autocast(x_carrier):
             gate, up = (ops.scaled_matmul(x, w, compute_dtype).to(dtype) for w in ws)

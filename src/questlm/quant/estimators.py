@@ -1,4 +1,4 @@
-"""Where gradients pass.
+"""Gradient estimators: through which entries of a rounded tensor the gradient passes.
 
 Rounding has no useful derivative. The trust estimator (arXiv 2502.05003, section 3.3) passes the gradient of an entry
 unchanged where the quantisation error is one that rounding could make, |x_q - x_h| <= T rms with T half of the largest
@@ -30,7 +30,10 @@ _ONE_BIT_TRUST = {True: 1.30, False: 1.25}
 
 
 def trust_bound(grid: Grid, rotates: bool, outer: float | None = None) -> float:
-    """The trust estimator of QuEST; `outer` is the factor s on the outermost level, None the published one."""
+    """Return the bound of QuEST's trust estimator.
+
+    `outer` is the factor s on the outermost level, None the published one.
+    """
     if outer is not None:
         return outer * grid.largest
     if grid.levels == 2:
@@ -39,12 +42,12 @@ def trust_bound(grid: Grid, rotates: bool, outer: float | None = None) -> float:
 
 
 def clip(grid: Grid, rotates: bool, outer: float | None) -> float:
-    """Gradients pass inside the clipping range, up to the outermost level."""
+    """Return the outermost level: gradients pass inside the clipping range."""
     return grid.largest
 
 
 def identity(grid: Grid, rotates: bool, outer: float | None) -> None:
-    """The straight-through estimator: every gradient passes (arXiv 1308.3432)."""
+    """Return None: every gradient passes, the straight-through estimator (arXiv 1308.3432)."""
 
 
 def _largest_interval(grid: Grid) -> float:

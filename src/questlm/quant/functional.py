@@ -25,13 +25,13 @@ def fake_quantize(
     format: str = "int",
     trust: float | None = None,
 ) -> Tensor:
-    """Values that `x` takes after quantisation, with the method's gradient.
+    """Return the values of `x` after quantisation, with the method's gradient.
 
     Args:
         x: (..., K) floating point; the last dimension is a row (an output channel's weights, or a token).
         method: name in `questlm.quant.METHODS` of a method that learns nothing for this factor.
         bits: 1 to 8 or 'ternary'; 16 for no rounding (only the rotation, if the method has one); None: the usual width.
-        role: which factor of the product this is, for methods that treat them unlike.
+        role: which factor of the product this is; some methods treat weights and activations differently.
         rotate_back: return to the domain of `x`; by default the result stays in the Hadamard domain.
         block_size: of the Hadamard transform.
         format: of the grid: 'int', 'ternary', 'fp4', 'lloydmax', 'int-2:4' or 'bf16-2:4'.
@@ -61,7 +61,9 @@ def quantize(
     block_size: int = 128,
     format: str = "int",
 ) -> tuple[Tensor, Tensor]:
-    """Codes (..., K) uint8 and scales (..., 1), the step size of each row. Arguments as in `fake_quantize`.
+    """Return the codes of `x`, (..., K) uint8, and the step size of each row, (..., 1).
+
+    The arguments are those of `fake_quantize`.
 
     Raises:
         ConfigError: as `fake_quantize`; also for methods and formats whose values are not codes times one step.
@@ -75,7 +77,7 @@ def quantize(
 
 def dequantize(
     codes: Tensor,
-    scales: Tensor,
+    steps: Tensor,
     method: str = "quest",
     bits: Bits = None,
     role: Role = "weight",
@@ -83,9 +85,12 @@ def dequantize(
     block_size: int = 128,
     format: str = "int",
 ) -> Tensor:
-    """Values (..., K) that `codes` (..., K) and `scales` (..., 1) stand for, of the dtype of `scales`."""
+    """Return the values (..., K) of `codes` (..., K) uint8 with step sizes `steps` (..., 1), in the dtype of `steps`.
+
+    The other arguments are those of the `quantize` that made the codes; `rotate_back` undoes the Hadamard transform.
+    """
     quantizer, grid = _coded(codes, method, bits, role, block_size, format)
-    values = ops.operand_values(Operand(codes, grid, scales))
+    values = ops.operand_values(Operand(codes, grid, steps))
     return ops.hadamard(values, quantizer.block_size) if rotate_back else values
 
 
@@ -110,6 +115,6 @@ def _coded(x: Tensor, method: str, bits: Bits, role: Role, block_size: int, form
 
 
 def _unrounded(x: Tensor, method: str, role: Role, block_size: int) -> int:
-    """Block of a rotation without rounding; the names are checked by making a quantiser of the usual width."""
+    """Return the block size of a rotation without rounding. Making a quantiser of the usual width checks the names."""
     quantizer = make_quantizer(method, None, role, (1, x.shape[-1]), "int", block_size)
     return quantizer.block_size

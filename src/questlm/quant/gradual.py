@@ -1,10 +1,10 @@
 """Fading quantisation in, layer by layer, for fine-tuning a model that was trained without it (arXiv 2505.08823).
 
-While it lasts each factor z of a layer's product is z + lambda (Q(z) - z). The paper asks for a gradual, layer-wise
-schedule and leaves its shape open. Ours: over the first `share` of the training, layer i of n (in the order in which
-the model lists them) begins when i / (n - 1) of the first half of that time has passed, and its lambda then rises
-linearly from 0 to 1 during the other half. From then on every product is computed from codes, as it will be in the
-packed model.
+During that time each factor z of a layer's product is replaced by z + lambda (Q(z) - z). The paper asks for a gradual,
+layer-wise schedule and leaves its shape open. Ours: over the first `share` of the training, layer i of n (in the order
+in which the model lists them) begins when i / (n - 1) of the first half of that time has passed, and its lambda then
+rises linearly from 0 to 1 during the other half. From then on every product is computed from codes, as it will be in
+the packed model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ __all__ = ["set_quantization_strength"]
 
 
 def set_quantization_strength(model: nn.Module, done: float) -> None:
-    """Set every layer's lambda for the share `done` (0 to 1) of the training. Without a schedule nothing changes.
+    """Set every layer's lambda when the share `done` (0 to 1) of the training is over.
 
-    All layers blend until the last is done, so that torch.compile makes two graphs and not one for each layer.
+    Layers without a gradual schedule do not change. All others mix until the last one is fully quantised, so that
+    torch.compile makes two graphs and not one for each layer.
     """
     modules = (module for module in model.modules() if isinstance(module, FakeQuantLinear))
     layers = [(layer, layer.strength) for layer in modules if layer.strength is not None]

@@ -39,7 +39,7 @@ _FP4_SHAPE = (*(-level for level in reversed(_FP4_HALF)), 0.0, *_FP4_HALF)
 
 
 def level_count(bits: Bits) -> int:
-    """Levels of a grid: 2^bits for 1 to 8 bits, 3 for 'ternary' (log2(3) = 1.585 bits).
+    """Return the number of levels of a grid: 2^bits for 1 to 8 bits, 3 for 'ternary' (log2(3) = 1.585 bits).
 
     Raises:
         ConfigError: any other value.
@@ -52,7 +52,7 @@ def level_count(bits: Bits) -> int:
 
 
 def gaussian_scale(bits: Bits) -> float:
-    """a*: the clip, in units of the rms, that minimises the error of a `bits`-bit uniform grid on N(0, 1).
+    """Return a*, the clip in units of the rms that minimises the squared error of a uniform grid on N(0, 1).
 
     Args:
         bits: 1 to 8, or 'ternary'.
@@ -64,30 +64,30 @@ def gaussian_scale(bits: Bits) -> float:
 
 
 def gaussian_mse(bits: Bits, clip: float | None = None) -> float:
-    """E[(z - Q(z))^2] for z ~ N(0, 1) on the uniform grid of `bits` bits and clip `clip` (None: the optimal one)."""
+    """Return E[(z - Q(z))^2] for z ~ N(0, 1) on the uniform grid of `bits` bits; `clip` None: the optimal clip."""
     scale = gaussian_scale(bits) if clip is None else clip
     return _mse([scale * unit for unit in _even(level_count(bits))])
 
 
 def gaussian_grid(bits: Bits) -> Grid:
-    """The MSE-optimal uniform grid of `bits` bits for rows whose entries are Gaussian."""
+    """Return the MSE-optimal uniform grid of `bits` bits (1 to 8 or 'ternary') for rows whose entries are Gaussian."""
     levels = level_count(bits)
     return Grid(levels, 2 * _optimal_scale(_even(levels)) / (levels - 1))
 
 
 def fp4_grid() -> Grid:
-    """FP4 (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negatives) with the MSE-optimal scale for Gaussian rows."""
+    """Return the FP4 grid (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negatives), scaled for least error on Gaussian rows."""
     return Grid(len(_FP4_SHAPE), _optimal_scale(_FP4_SHAPE), table=_FP4_SHAPE)
 
 
 def lloydmax_grid(bits: Bits) -> Grid:
-    """The 2^bits levels that minimise the error on N(0, 1) wherever they lie (Lloyd 1982, Max 1960)."""
+    """Return the 2^bits levels, unevenly spaced, that minimise the error on N(0, 1) (Lloyd 1982, Max 1960)."""
     table = _lloyd_max(level_count(bits))
     return Grid(len(table), 1.0, table=table)
 
 
 def grid_mse(format: str, bits: Bits = 4) -> float:
-    """E[(z - Q(z))^2] for z ~ N(0, 1) on the grid of a dense format: 'int', 'ternary', 'fp4' or 'lloydmax'.
+    """Return E[(z - Q(z))^2] for z ~ N(0, 1) on the grid of a dense format: 'int', 'ternary', 'fp4' or 'lloydmax'.
 
     Raises:
         ConfigError: another format, or bits that it does not have.

@@ -1,4 +1,4 @@
-"""Which layer of a model is quantised how: the settings, with overrides by name or pattern laid over them."""
+"""Settings of each quantised layer: those of the model, changed by `quant.overrides` for the layers they name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FilterFn = Callable[[nn.Module, str], bool]
 def layer_specs(
     model: nn.Module, linears: Mapping[str, nn.Linear], spec: QuantSpec, filter_fn: FilterFn | None = None
 ) -> dict[str, QuantSpec]:
-    """The settings of each layer that is to be quantised, by dotted name.
+    """Return the settings of each layer to quantise, by dotted name.
 
-    A pattern names a layer by its whole dotted name or by its end, from a dot on, with * for anything: 'mlp.down',
-    'layers.0.*', 'lm_head'. Where several match, the more particular ones win, setting by setting: those with fewer
-    wildcards, then the longer ones. The order in which they are written means nothing.
+    A pattern is a full dotted name, or its end after a dot, with * for any characters: 'mlp.down', 'layers.0.*',
+    'lm_head'. Where several patterns match a layer, each setting comes from the most specific one: the one with fewer
+    wildcards, then the longer one. The order of the patterns does not matter.
 
     Raises:
         ConfigError: a pattern that names no linear layer, or a head that shares the embedding's weight.
@@ -52,7 +52,7 @@ def layer_specs(
 
 
 def _override(name: str, spec: QuantSpec) -> LayerOverride | None:
-    """All overrides that name a layer, as one; None where none does."""
+    """Merge all overrides that match a layer; None where none does."""
     matching = sorted((p for p in spec.overrides if _matches(name, p)), key=lambda p: (-p.count("*"), len(p), p))
     if not matching:
         return None
@@ -68,7 +68,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """The name of a layer in its model, where an adapter has wrapped it as `base_layer`."""
+    """Return a layer's name without the `base_layer` that an adapter around it adds."""
     return name.removesuffix(".base_layer")
 
 

@@ -1,7 +1,8 @@
-"""Which layers `prepare` leaves as they are though they multiply by a matrix, and why.
+"""Which layers `prepare` does not quantise although they multiply by a matrix, and why.
 
-Only a plain `nn.Linear` whose weight is a parameter is known to be used as x W^T and nothing else. Adapters (LoRA and
-its relatives) are small products beside a layer that stays; they are trained in full precision and merged in the end.
+Only of a plain `nn.Linear` whose weight is a parameter is it certain that the weight is used as x W^T and in no other
+way. Adapters (LoRA and its relatives) are small products beside a frozen layer; they are trained in full precision and
+merged at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
 __all__ = ["adapter_modules", "is_plain_linear", "skipped_layers"]
 
 _ADAPTERS = {"lora_a", "lora_b"}
-"""What LoRA's factors are called where a library does not say which parts are adapters (torchtune, for one)."""
+"""Names of LoRA's factors in libraries that do not mark adapters, such as torchtune."""
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -24,7 +25,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 def adapter_modules(model: nn.Module) -> set[nn.Module]:
-    """All modules inside adapters.
+    """Return all modules inside adapters.
 
     PEFT's layers (https://github.com/huggingface/peft, tuners_utils.BaseTunerLayer) wrap the layer that they adapt as
     `base_layer` and list in `adapter_layer_names` which of their attributes hold adapters.
@@ -39,10 +40,11 @@ def adapter_modules(model: nn.Module) -> set[nn.Module]:
 
 
 def skipped_layers(model: nn.Module) -> dict[str, str]:
-    """The layers that are not quantised, in a prepared model or one to be prepared, by dotted name, with the reason.
+    """Return the layers that `prepare` does not quantise, by dotted name, each with the reason.
 
-    Every module is looked at that has a matrix of its own, or is a linear layer; not listed are embeddings, and plain
-    linear layers, which only the caller leaves out: by `filter_fn`, by an override, or as the output head.
+    Works before and after `prepare`. Every linear layer and every module with a matrix of its own is examined. Not
+    listed are embeddings, and plain linear layers that the caller left out: by `filter_fn`, an override, or as the
+    output head.
     """
     adapters, parts = adapter_modules(model), _parts_of_layers(model)
     reasons = {}
@@ -56,7 +58,7 @@ def skipped_layers(model: nn.Module) -> dict[str, str]:
 
 
 def _parts_of_layers(model: nn.Module) -> set[nn.Module]:
-    """All modules that are no layers left out: quantised or stored layers, embeddings, and what computes a weight."""
+    """Return modules that are not reported: quantised and stored layers, embeddings, and parametrizations."""
     ours = (FakeQuantLinear, StoredEmbedding, StoredLinear, nn.Embedding)
     found: set[nn.Module] = set()
     for module in model.modules():

@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
-    """Quantise the linear layers of `model`, in place. Its parameters stay; those that the method learns are added.
+    """Replace the linear layers of `model` by quantised ones, in place. They share its parameters.
 
     Layers that are no plain `nn.Linear` (subclasses, weights computed by `torch.nn.utils.parametrize`) and adapters
     stay as they are: `questlm.quant.skipped_layers(model)` lists them with the reasons.
@@ -37,7 +37,7 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
         spec: method and bits. With 16 bits for weights and activations no layer is swapped.
         filter_fn: which linear layers to quantise; by default all but the output head (a layer named `lm_head`, or
             one that shares an embedding's weight), unless `spec.overrides` names it. Embeddings and the layers left
-            out take the form `spec.embeddings`.
+            out are rounded to the stored dtype `spec.embeddings`.
 
     What a method learns (steps, clips, offsets, output scales) goes into the model's state dict with the method, bits
     and format that it was learned in, and `load_state_dict` raises CheckpointError for a model prepared otherwise. A
@@ -48,8 +48,8 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
 
     Raises:
         ConfigError: an unknown method, a combination that makes no sense, an override that names no layer, a model
-            prepared already, a layer that no Hadamard block divides, nothing to quantise, or a module that would go
-            past its quantised layers. The model is then unchanged.
+            prepared already, a layer whose input size no Hadamard block divides, nothing to quantise, or a module that
+            would bypass its quantised layers. The model is then unchanged.
     """
     find_method(spec.method)
     if any(isinstance(m, FakeQuantLinear | StoredEmbedding | StoredLinear) for m in model.modules()):
@@ -57,7 +57,7 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
     encoders = any(isinstance(m, nn.TransformerEncoderLayer) for m in model.modules())
     if encoders and torch.backends.mha.get_fastpath_enabled():
         raise ConfigError(
-            "the fast path of nn.TransformerEncoderLayer goes past its linear layers in evaluation, so they would not "
+            "the fast path of nn.TransformerEncoderLayer bypasses its linear layers in evaluation, so they would not "
             "be quantised there; call torch.backends.mha.set_fastpath_enabled(False) first"
         )
     # Subclasses of nn.Linear may be used by others through their weight alone, as in nn.MultiheadAttention.
@@ -90,7 +90,7 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
 
 
 def restore(model: M) -> M:
-    """Undo `prepare`: plain layers again, in place, with the same parameters."""
+    """Undo `prepare`: replace the quantised layers by plain ones that share their parameters, in place."""
     replacements: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, FakeQuantLinear):
@@ -101,12 +101,12 @@ def restore(model: M) -> M:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
-    """The quantised layers of a prepared model, by dotted name."""
+    """Return the quantised layers of a prepared model, by dotted name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
 
 
 def learned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What the quantisers of a prepared model learn (steps, clips, offsets, output scales), by dotted name."""
+    """Return the parameters that the quantisers of a prepared model learn (such as step sizes), by dotted name."""
     return {
         f"{name}.{own}": parameter
         for name, module in model.named_modules()
@@ -149,7 +149,7 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:
     axis = branch_axis(spec, plain_name(name))
-    return FakeQuantLinear.from_linear(linear, spec) if axis is None else BranchedLinear.cut(linear, spec, axis)
+    return FakeQuantLinear.from_linear(linear, spec) if axis is None else BranchedLinear.split(linear, spec, axis)
 
 
 def _replace(model: M, replacements: dict[nn.Module, nn.Module]) -> M:

@@ -1,10 +1,10 @@
 """Weights quantised once for a whole optimizer step.
 
-Between two optimizer steps weights do not change, and so neither do their codes nor the mask of their gradient. Inside
-`cached_weights` all forward passes use codes made once at its beginning; the gradients dy^T x_q add up in the rotated
-domain, in a leaf that stands for the weight, and at the end are masked and rotated back, once, into `weight.grad`:
-dw = IHT(M * sum dy^T x_q). With n micro-batches that saves n - 1 quantisations and n - 1 inverse transforms of every
-weight; the result is the same, up to the order of summation.
+Between two optimizer steps weights do not change, so their codes and the mask of their gradient do not change either.
+Inside `cached_weights` all forward passes use codes made once at its beginning; the gradients dy^T x_q add up in the
+rotated domain, in a leaf that stands for the weight, and at the end are masked and rotated back, once, into
+`weight.grad`: dw = IHT(M * sum dy^T x_q). With n micro-batches that saves n - 1 quantisations and n - 1 inverse
+transforms of every weight; the result is the same, up to the order of summation.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["cached_weights"]
 
 @contextmanager
 def cached_weights(model: nn.Module, through_parameters: bool = False) -> Iterator[None]:
-    """Quantise the weights of `model` now and keep their codes inside the block; gradients are whole behind it.
+    """Quantise the weights of `model` now and use these codes in all passes inside the block.
 
-    Enter it with autocast as in the forward passes, and do the backward passes inside too. Layers whose weights are
-    quantised in a way that learns, or not at all, are left alone.
+    Weight gradients are complete when the block ends. Enter it under the same autocast as the forward passes, and run
+    the backward passes inside too. Layers whose weight quantiser learns, or that have none, are not affected.
 
     Args:
-        through_parameters: let gradients gather in `weight.grad` itself, for those who watch it (DDP). No weight may
-            have a gradient yet then, nor get one from anything but its layer.
+        through_parameters: accumulate gradients in `weight.grad` itself, as DDP needs, whose hooks watch it. Then no
+            weight may have a gradient yet, nor receive one from anything but its layer.
 
     Raises:
         RuntimeError: a weight has a gradient already, which would mix with those of the block.
@@ -62,7 +62,7 @@ def cached_weights(model: nn.Module, through_parameters: bool = False) -> Iterat
 
 
 def _alike(layers: list[FakeQuantLinear]) -> list[list[FakeQuantLinear]]:
-    """The layers in groups that can be quantised together."""
+    """Group the layers that one kernel call can quantise together."""
     groups: dict[object, list[FakeQuantLinear]] = {}
     for layer in layers:
         weight = layer.weight

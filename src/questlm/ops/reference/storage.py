@@ -1,6 +1,6 @@
-"""Forms in which matrices that are not quantised are kept: rounded to bf16, or as 8-bit rows.
+"""How matrices that are not quantised are stored: rounded to bf16, or as 8-bit rows.
 
-Embedding, head and norms are trained in float32. What ships is one of these forms, so training applies it too
+Embedding, head and norms are trained in float32. What ships is stored so, and training rounds them alike
 (with the identity as gradient), and the shipped model is exactly the one that was validated.
 """
 
@@ -9,20 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["from_int8_rows", "stored_form", "to_int8_rows"]
+__all__ = ["as_stored", "from_int8_rows", "to_int8_rows"]
 
 _LARGEST = 127
 
 
-def stored_form(weight: Tensor, form: str) -> Tensor:
-    """`weight` after a round trip through `form`: 'float' (untouched), 'bf16' or 'int8'. (..., K) -> (..., K)."""
-    if form == "float":
+def as_stored(weight: Tensor, stored_dtype: str) -> Tensor:
+    """Round `weight` (..., K) to the values that `stored_dtype` can hold: 'bf16' or 'int8'; 'float' changes nothing."""
+    if stored_dtype == "float":
         return weight
-    if form == "bf16":
+    if stored_dtype == "bf16":
         return _round_to_bf16(weight)
-    if form == "int8":
+    if stored_dtype == "int8":
         return from_int8_rows(*to_int8_rows(weight)).to(weight.dtype)
-    raise ValueError(f"no stored form {form!r}; there are float, bf16 and int8")
+    raise ValueError(f"no stored dtype {stored_dtype!r}; there are float, bf16 and int8")
 
 
 def to_int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
 """Layers that compute with codes.
 
-Linear layers, linear layers of two branches, norms and activations that hand quantised rows to the layers behind them,
-and embeddings in the form that ships.
+linear      FakeQuantLinear, a linear layer that trains through codes
+mode        how such a layer computes at the moment
+branches    BranchedLinear, a linear layer of which a small part has 8 bits
+fused       norms and activations that quantise their output for the linear layers behind them
+stored      embedding and output head, rounded as an artifact stores them
 """

@@ -1,9 +1,9 @@
-"""Feed-forward layers of two branches: most of the width in few bits, a narrow rest in 8 (pQuant, arXiv 2602.22592).
+"""Feed-forward layers of two branches: most of the width in few bits, a narrow branch in 8 (pQuant, arXiv 2602.22592).
 
-With hidden channels split into a wide and a narrow part, a SwiGLU is the sum of two, each with its own quantisation:
-gate and up give each part from rows of their own, down takes each part by columns of its own. So a layer is cut along
-its output (gate, up) or its input (down), and nothing else of the model has to know. Each branch's output is multiplied
-by a learned scale, which at packing goes into the steps.
+If the hidden channels of a SwiGLU are split into a wide and a narrow branch, its output is the sum of those of the two,
+and each can be quantised differently. Each branch owns some rows of gate and up, and the same columns of down. So a
+layer is split along its output (gate, up) or its input (down), and the rest of the model does not change. Each branch's
+output is multiplied by a learned scale, which packing multiplies into the step sizes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHARE = 16  # the narrow branch has 1/16 of the width, rounded down to a multip
 
 
 def branch_axis(spec: QuantSpec, name: str) -> Axis | None:
-    """How the layer `name` is cut under `spec`: along its output rows, its input columns, or not at all."""
+    """Along which axis of its weight the layer `name` is split into branches under `spec`; None: it is not split."""
     match = re.search(r"(?:^|\.)(gate|up|down)(?:_proj)?$", name)
     if not find_method(spec.method).branches or spec.weight_bits == 16 or match is None:
         return None
@@ -39,7 +39,7 @@ def branch_axis(spec: QuantSpec, name: str) -> Axis | None:
 
 
 class ScaledQuantizer(LearningQuantizer):
-    """Another quantiser's values times a learned scale, which starts at 1."""
+    """Multiplies the values of another quantiser by a learned scale, which starts at 1."""
 
     def __init__(self, inner: Quantizer) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class ScaledQuantizer(LearningQuantizer):
 
 
 class BranchedLinear(FakeQuantLinear):
-    """A FakeQuantLinear whose last rows or columns are quantised to 8 bits, with an output scale for each branch.
+    """A FakeQuantLinear whose last rows or columns have 8 bits, with a learned output scale for each branch.
 
     Attributes:
         axis: 'rows' (gate, up) or 'columns' (down).
-        narrow: how many of them the 8-bit branch has.
-        weight_quantizer, narrow_quantizer: of the two branches' weights.
+        narrow: the number of rows or columns in the 8-bit branch.
+        weight_quantizer, narrow_quantizer: quantisers of the weights of the wide and of the 8-bit branch.
     """
 
     axis: Axis
@@ -70,11 +70,11 @@ class BranchedLinear(FakeQuantLinear):
     narrow_quantizer: ScaledQuantizer
 
     @classmethod
-    def cut(cls, linear: nn.Linear, spec: QuantSpec, axis: Axis) -> BranchedLinear:
+    def split(cls, linear: nn.Linear, spec: QuantSpec, axis: Axis) -> BranchedLinear:
         """Wrap `linear`, sharing its parameters.
 
         Raises:
-            ConfigError: as `from_linear`; also for a layer too small to cut.
+            ConfigError: as `from_linear`; also for a layer too small to split.
         """
         width = linear.out_features if axis == "rows" else linear.in_features
         narrow = max(_SHARE, width // _SHARE // _SHARE * _SHARE)
@@ -101,17 +101,17 @@ class BranchedLinear(FakeQuantLinear):
         return False
 
     def quantized_branches(self) -> tuple[Operand, Operand]:
-        """Codes and steps of the wide and the narrow branch, output scales included."""
+        """Return codes and step sizes of the wide and of the 8-bit branch, output scales included; no gradient."""
         wide, narrow = self._weights()
         with torch.no_grad():
             return self.weight_quantizer.operand(wide), self.narrow_quantizer.operand(narrow)
 
     def quantized_weight(self) -> Operand:
-        """The wide branch's codes and steps."""
+        """Return codes and step sizes of the wide branch."""
         return self.quantized_branches()[0]
 
     def rounded_weight(self) -> Tensor:
-        """Q(W), (out, in), before the output scales; no gradient."""
+        """Return Q(W), (out, in), before the output scales; no gradient."""
         with torch.no_grad():
             inner = (self.weight_quantizer.inner, self.narrow_quantizer.inner)
             values = [ops.operand_values(q.operand(w)) for q, w in zip(inner, self._weights(), strict=True)]

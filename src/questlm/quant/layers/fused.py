@@ -1,11 +1,11 @@
-"""Norms and activations that hand quantised rows to the layers behind them.
+"""Norms and activations that quantise their output for the linear layers behind them.
 
-A model says what goes where: an attribute `feeds` of a module names, for each norm or activation below it, the linear
-layers that take its output, and `takes` those whose output an activation takes; nothing else does. Where the layers
-fed quantise their input alike, `questlm.prepare` puts in the norm's place one that quantises for all of them: once, and
-on a GPU in the same pass over memory. Gate and up leave their products to such an activation, which sends back one
-gradient for both. The numbers are those of the unfused layers; only the backward pass of the norm sees r / rms rounded
-to the dtype computed in.
+A model declares which layers are connected: a module's attribute `feeds` lists, for each norm or activation inside it,
+the linear layers that consume its output and that no other module consumes; `takes` lists the layers whose outputs an
+activation consumes. Where all consumers quantise their input in the same way, `questlm.prepare` replaces the norm by
+one that quantises once for all of them, on a GPU in the same pass over memory. The layers gate and up leave their
+products to the activation behind them, which returns one gradient for both. The numbers are those of the unfused
+layers; only the backward pass of the norm sees r / rms rounded to the dtype of the computation.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class QuantizedNorm(ResidualNorm):
         return quantized.train(norm.training)
 
     def to_plain(self) -> ResidualNorm:
-        """The plain norm again, sharing its gain."""
+        """Return a plain norm that shares the gain."""
         norm = ResidualNorm(self.normalized_shape, eps=self.eps, device="meta")
         norm.weight = self.weight
         return norm.train(self.training)
@@ -63,7 +63,7 @@ class QuantizedNorm(ResidualNorm):
     def forward(  # type: ignore[override]
         self, x: Tensor, delta: Tensor | None = None
     ) -> tuple[Tensor, Tensor | Rows]:
-        """r = x + delta, and its norm as rows for quantised layers, or as it is where those are dense."""
+        """Return r = x + delta (..., K) and the norm of r: quantised rows, or a tensor where a consumer is dense."""
         if not (self.fused and self._consumers.quantized):
             return super().forward(x, delta)
         refuse_transforms()
@@ -84,17 +84,17 @@ class QuantizedSwiGLU(SwiGLU):
 
     @classmethod
     def from_activation(cls, activation: SwiGLU, consumers: _Consumers) -> QuantizedSwiGLU:
-        """Quantise what `activation` gives."""
+        """Replace `activation`."""
         quantized = cls()
         quantized.fused, quantized._consumers = True, consumers
         return quantized.train(activation.training)
 
     def to_plain(self) -> SwiGLU:
-        """The plain activation again."""
+        """Return a plain activation."""
         return SwiGLU().train(self.training)
 
     def forward(self, gate: Tensor | Pending, up: Tensor | Pending) -> Tensor | Rows:  # type: ignore[override]
-        """Two of (..., K) -> rows for quantised layers, or the plain activation where those are dense."""
+        """Return silu(gate) * up (..., K): quantised rows, or a tensor where a consumer is dense."""
         if not (self.fused and self._consumers.quantized):
             plain = (each.computed() if isinstance(each, Pending) else each for each in (gate, up))
             return super().forward(*plain)
@@ -103,7 +103,7 @@ class QuantizedSwiGLU(SwiGLU):
 
 
 def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Norms and activations of a model with quantised layers, each with the module to put in its place."""
+    """Yield (norm or activation, the module that replaces it) for each that can quantise for its consumers."""
     for module in model.modules():
         for source, names in getattr(module, "feeds", {}).items():
             plain, layers = module.get_submodule(source), [module.get_submodule(name) for name in names]
@@ -121,7 +121,7 @@ def fusions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
 
 
 def _consumers(modules: Sequence[nn.Module]) -> _Consumers | None:
-    """The modules as quantised layers, if rows rounded once are what each of them would make; None otherwise."""
+    """The modules as consumers of one output, or None where they do not all quantise their input in the same way."""
     layers = tuple(module for module in modules if isinstance(module, FakeQuantLinear) and module.takes_rows)
     roundings = {None if layer.act_quantizer is None else layer.act_quantizer.rounding for layer in layers}
     rounding = roundings.pop() if len(roundings) == 1 and len(layers) == len(modules) else None

@@ -29,7 +29,7 @@ _NORM_EPS = 1e-5
 
 
 class FakeQuantLinear(nn.Linear):
-    """An `nn.Linear` whose product is quantised by `spec`; the same parameters, and those that the method learns.
+    """An `nn.Linear` whose input and weight are quantised by `spec`. It shares the parameters of the layer it replaces.
 
     Input (..., in_features), output (..., out_features). Computes in the autocast dtype if one is on, else in the
     weight's dtype; float16 is computed in float32 and cast back, because a product of codes can leave its range.
@@ -37,7 +37,7 @@ class FakeQuantLinear(nn.Linear):
     Attributes:
         spec: method and bits.
         weight_quantizer, act_quantizer: modules, or None for a factor that is not quantised.
-        block_size: of the Hadamard transform; 1: none.
+        block_size: entries that the Hadamard transform rotates together; 1: no transform.
         input_norm: RMSNorm before the layer, for methods that have one.
         strength: buffer, the share in [0, 1] to which quantisation is faded in; None without a gradual schedule.
         mode: how passes compute now; changed by `questlm.quant.dense`, `cached_weights` and
@@ -78,19 +78,19 @@ class FakeQuantLinear(nn.Linear):
         return layer.train(linear.training)
 
     def to_linear(self) -> nn.Linear:
-        """The plain layer again, sharing the same parameters; what the method has learned is left behind."""
+        """Return an `nn.Linear` that shares weight and bias. Learned step sizes and the input norm are dropped."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear.train(self.training)
 
     @property
-    def form(self) -> LinearFormat:
-        """Block size and grids."""
+    def linear_format(self) -> LinearFormat:
+        """Hadamard block size, and the grids of weight and input."""
         weight, act = (q.grid if q is not None else None for q in (self.weight_quantizer, self.act_quantizer))
         return LinearFormat(self.block_size, weight, act)
 
     def quantized_weight(self) -> Operand:
-        """Codes (out, in) uint8 and steps (out, 1) as the forward pass uses them, in the Hadamard domain.
+        """Return the codes (out, in) uint8 and step sizes (out, 1) that the forward pass uses, in the Hadamard domain.
 
         Sparse bf16 weights are not codes: their operand holds the values.
 
@@ -103,7 +103,7 @@ class FakeQuantLinear(nn.Linear):
             return self.weight_quantizer.operand(self.weight)
 
     def rounded_weight(self) -> Tensor:
-        """Q(W): what rounding makes of the weight, (out, in), back in its own domain; no gradient."""
+        """Return Q(W), the weight after rounding, (out, in), rotated back; no gradient."""
         if self.weight_quantizer is None:
             return self.weight.detach()
         return ops.hadamard(ops.operand_values(self.quantized_weight()), self.block_size).to(self.weight.dtype)
@@ -132,13 +132,13 @@ class FakeQuantLinear(nn.Linear):
         if Mode.DENSE in (mode, self._mode) and any(_replaces_gradient(each) for each in (mode, self._mode)):
             raise RuntimeError(
                 "a dense pass inside cached_weights would leave its gradient masked and rotated, and one of a weight "
-                "that is gathered as codes has no weight; do it outside, before the model is shared out"
+                "that is gathered as codes has no weight; run it outside, before the model is sharded"
             )
         self._mode = mode
 
     @property
     def cached_weight(self) -> CachedWeight | None:
-        """The codes that passes take the weight from now, or None."""
+        """The cached codes that the forward pass uses now, or None."""
         return self._mode if isinstance(self._mode, CachedWeight) else None
 
     @property
@@ -157,7 +157,7 @@ class FakeQuantLinear(nn.Linear):
         return self.input_norm is None and self.strength is None and self.weight.dtype is not torch.float16
 
     def forward(self, input: Tensor | Rows) -> Tensor | Pending:  # type: ignore[override]
-        """y = x_q w_q^T + b, of a tensor or of rows that a norm or an activation before this layer has quantised."""
+        """Compute y = x_q w_q^T + b for a tensor, or for rows that a norm or an activation has quantised already."""
         if isinstance(input, Rows):
             return self._of_rows(input)
         if self.input_norm is not None:
@@ -183,7 +183,7 @@ class FakeQuantLinear(nn.Linear):
         return (y if self.bias is None else y + self.bias.to(y.dtype)).to(dtype)
 
     def weight_rows(self, dtype: torch.dtype) -> Rows:
-        """The weight as a factor of products in `dtype`, with its gradient."""
+        """Return the weight as a factor of products in `dtype`, with its gradient."""
         cached = self.cached_weight
         if cached is None:
             return encode_rows(self.weight, self.weight_quantizer, self.block_size, dtype)

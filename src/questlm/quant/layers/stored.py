@@ -1,4 +1,8 @@
-"""Embedding and head in the form that ships: rounded to bf16 or to 8-bit rows, with the identity as gradient."""
+"""Embedding and output head that compute with the weights as an artifact stores them, in bf16 or 8-bit rows.
+
+The rounding is applied in the forward pass; the gradient passes through it unchanged. So the model that is validated is
+the one that ships.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from questlm.ops.reference.storage import stored_form
+from questlm.ops.reference.storage import as_stored
 from questlm.quant.quantizers import refuse_transforms
 
 __all__ = ["StoredEmbedding", "StoredLinear"]
 
 
-class _StoredForm(torch.autograd.Function):
+class _AsStored(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, form: str) -> Tensor:
-        return stored_form(weight, form)
+    def forward(ctx: Any, weight: Tensor, stored_dtype: str) -> Tensor:
+        return as_stored(weight, stored_dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -24,12 +28,16 @@ class _StoredForm(torch.autograd.Function):
 
 
 class StoredEmbedding(nn.Embedding):
-    """An `nn.Embedding` that looks rows up in the stored form of its weight."""
+    """An `nn.Embedding` that returns rows of its weight rounded to `stored_dtype`.
 
-    form: str
+    Attributes:
+        stored_dtype: 'bf16', 'int8' (255 levels and one scale a row) or 'float' (not rounded).
+    """
+
+    stored_dtype: str
 
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding, form: str) -> StoredEmbedding:
+    def from_embedding(cls, embedding: nn.Embedding, stored_dtype: str) -> StoredEmbedding:
         """Wrap `embedding`, sharing its weight."""
         layer = cls(
             embedding.num_embeddings,
@@ -41,11 +49,11 @@ class StoredEmbedding(nn.Embedding):
             sparse=embedding.sparse,
             device="meta",
         )
-        layer.weight, layer.form = embedding.weight, form
+        layer.weight, layer.stored_dtype = embedding.weight, stored_dtype
         return layer.train(embedding.training)
 
     def to_plain(self) -> nn.Embedding:
-        """The plain layer again, sharing the same weight."""
+        """Return an `nn.Embedding` that shares the weight."""
         plain = nn.Embedding.from_pretrained(
             self.weight, freeze=False, padding_idx=self.padding_idx, max_norm=self.max_norm, norm_type=self.norm_type,
             scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse,
@@ -55,30 +63,34 @@ class StoredEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         refuse_transforms()
-        # The stored form is made row by row, so it may as well be applied to the rows looked up.
-        rows: Tensor = _StoredForm.apply(super().forward(input), self.form)
+        # Rounding goes row by row, so only the rows that were looked up are rounded.
+        rows: Tensor = _AsStored.apply(super().forward(input), self.stored_dtype)
         return rows
 
 
 class StoredLinear(nn.Linear):
-    """An `nn.Linear`, usually the output head, that multiplies by the stored form of its weight."""
+    """An `nn.Linear`, usually the output head, that multiplies by its weight rounded to `stored_dtype`.
 
-    form: str
+    Attributes:
+        stored_dtype: as of `StoredEmbedding`.
+    """
+
+    stored_dtype: str
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, form: str) -> StoredLinear:
+    def from_linear(cls, linear: nn.Linear, stored_dtype: str) -> StoredLinear:
         """Wrap `linear`, sharing its parameters."""
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        layer.weight, layer.bias, layer.form = linear.weight, linear.bias, form
+        layer.weight, layer.bias, layer.stored_dtype = linear.weight, linear.bias, stored_dtype
         return layer.train(linear.training)
 
     def to_plain(self) -> nn.Linear:
-        """The plain layer again, sharing the same parameters."""
+        """Return an `nn.Linear` that shares the parameters."""
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         return plain.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
         refuse_transforms()
-        weight: Tensor = _StoredForm.apply(self.weight, self.form)
+        weight: Tensor = _AsStored.apply(self.weight, self.stored_dtype)
         return nn.functional.linear(input, weight, self.bias)

@@ -64,7 +64,7 @@ FORMAT_BITS: dict[str, tuple[Bits, ...]] = {
     "int-2:4": (4,),
     "bf16-2:4": (16,),
 }
-"""Widths that each format has, its usual one first."""
+"""The widths of each format, its usual one first."""
 
 _SPARSE = ("int-2:4", "bf16-2:4")
 
@@ -171,8 +171,8 @@ def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> La
         )
     if spec.act_bits != 16:
         shape = (1, in_features)
-        form = spec.act_format or ("int" if spec.format in (*_SPARSE, "ternary") else spec.format)
-        act = make_quantizer(spec.method, spec.act_bits, "activation", shape, form, spec.block_size, spec.trust)
+        act_format = spec.act_format or ("int" if spec.format in (*_SPARSE, "ternary") else spec.format)
+        act = make_quantizer(spec.method, spec.act_bits, "activation", shape, act_format, spec.block_size, spec.trust)
     return LayerQuantizers(weight, act, block_size)
 
 

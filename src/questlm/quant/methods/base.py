@@ -1,4 +1,4 @@
-"""What a method is: a value made of parts."""
+"""The types that describe a method: what it does to each factor of a product, and what surrounds the layer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ALL_FORMATS = (*DENSE_FORMATS, "int-2:4", "bf16-2:4")
 
 @dataclass(frozen=True)
 class Request:
-    """What a quantiser is wanted for.
+    """The requirements that a method makes a quantiser for.
 
     Attributes:
         bits: one of the widths that the factor may have.
@@ -86,10 +86,10 @@ class Method:
         weight, act: how each factor is quantised.
         rotates: whether rows go through the Hadamard transform first.
         formats: of the weights; activations take the dense ones among them.
-        trusts: whether the outer trust factor s means something for it.
+        trusts: whether it uses the outer trust factor s.
         input_norm: whether an RMSNorm with a learned gain stands before each quantised layer.
         gradual: share of the training over which quantisation is faded in, unless the settings say otherwise.
-        branches: whether a narrow part of each feed-forward layer is quantised to 8 bits beside the rest.
+        branches: whether each feed-forward layer has a small branch of 8 bits beside the rest (pQuant).
     """
 
     summary: str

@@ -1,7 +1,11 @@
 """Quantisers of one factor of a product.
 
-A file each: steps that follow from the rows (dynamic), learned steps, AdaBin's centre and distance, the centred sign of
-1-bit weights, and sparse bf16 weights.
+base           the interface
+dynamic        step sizes computed from the rows themselves
+learned        step sizes that are parameters
+adabin         AdaBin's learned centre and distance
+centered_sign  1-bit weights around the mean of the tensor
+sparse         2:4 sparse bf16 weights
 """
 
 from questlm.quant.quantizers.base import (

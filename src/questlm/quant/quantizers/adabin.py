@@ -52,7 +52,7 @@ def _values(x: Tensor, center: Tensor, distance: Tensor, codes: Tensor, smooth: 
 
 
 class AdaBinWeight(Quantizer):
-    """Rows to mean +- standard deviation; nothing is learned beside the weights."""
+    """Rounds each row of a weight to its mean plus or minus its standard deviation; has no parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,10 @@ class AdaBinWeight(Quantizer):
 
 
 class AdaBinActivation(StatefulQuantizer):
-    """All entries to beta +- alpha, both learned; they start as the mean and the mean distance from it."""
+    """Rounds all entries to beta plus or minus alpha, both learned.
+
+    They start as the mean and the mean distance from it.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,27 +61,30 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def operand(self, x: Tensor) -> Operand:
-        """Codes of rows (rows, K), as a factor of `ops.scaled_matmul`; no gradient."""
+        """Return the codes of the rows x (rows, K), as a factor of `ops.scaled_matmul`; no gradient."""
 
     @abstractmethod
     def values(self, x: Tensor, operand: Operand) -> Tensor:
-        """What `operand`, made of the rows x (rows, K), stands for: (rows, K) of the dtype of x, with the gradient."""
+        """Return the values of `operand`, which was made of x (rows, K), in the dtype of x and with the gradient."""
 
     @property
     def rounding(self) -> MaskedRounding | None:
-        """The rounding and the mask that say all about this quantiser; None where only `operand` and `values` do.
+        """Grid and mask that describe this quantiser completely, or None where only `operand` and `values` do.
 
-        With one the layer takes kernels and the weight cache, and the check before training knows where the gradient
-        must be zero.
+        A layer whose quantiser has one uses fused kernels and the weight cache, and the check before training knows
+        where its gradient must be zero.
         """
         return None
 
     def step_per_scale(self) -> Tensor | None:
-        """Learned steps in units of the row's scale, (1, 1) or (rows, 1); None where the grid has a fixed one."""
+        """Return learned step sizes in units of the row's scale, (1, 1) or (rows, 1).
+
+        None where the grid has a fixed one.
+        """
         return None
 
     def offset(self) -> Tensor | None:
-        """Learned offset, (1, 1); None where there is none."""
+        """Return the learned offset, (1, 1), or None."""
         return None
 
     def needs_data(self) -> bool:
@@ -89,7 +92,7 @@ class Quantizer(nn.Module, ABC):
         return False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., K)."""
+        """Return the quantised values of x (..., K), with the method's gradient."""
         refuse_transforms()
         rows = x.reshape(-1, x.shape[-1])
         return self.values(rows, self.operand(rows)).reshape(x.shape)
@@ -104,11 +107,11 @@ class LearningQuantizer(Quantizer):
     """
 
     def get_extra_state(self) -> Tensor:
-        """`setting` as bytes, (n,) uint8, on the CPU wherever the model is."""
+        """Return `setting` as bytes, (n,) uint8, on the CPU wherever the model is."""
         return torch.tensor(list(self.setting.encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: what a quantiser was made for does not change. Loading has compared it."""
+        """Do nothing: loading has compared the setting, and it does not change."""
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -127,7 +130,7 @@ class LearningQuantizer(Quantizer):
 
 
 def _text(state: Any) -> str:
-    """The setting that a state names, which may have been cast with the rest; '' on the meta device."""
+    """Read the setting from a state dict, whose tensor may have been cast; '' on the meta device."""
     if isinstance(state, Tensor) and state.is_meta:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""One bit around the mean of the whole tensor."""
+"""1-bit weights around the mean of the tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _SIGN = Grid(2, None, scale="one")
 
 
 class CenteredSignQuantizer(Quantizer):
-    """g sign(W - mean(W)) with g = mean|W| over the whole tensor; straight-through gradient. The weights of BitNet."""
+    """Quantises W to g sign(W - mean(W)) with g = mean|W| of the tensor.
+
+    Straight-through gradient. BitNet's weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()

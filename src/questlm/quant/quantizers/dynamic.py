@@ -1,4 +1,4 @@
-"""Steps that follow from the rows themselves, and gradients that pass or not by distance."""
+"""Quantisers whose step sizes are computed from the rows, with a gradient that passes or not by distance."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class _Masked(torch.autograd.Function):
 
 
 class DynamicQuantizer(Quantizer):
-    """Step from the rows themselves, gradient 1 or 0 by distance: QuEST and its variants, STE, QuaRot, BitNet.
+    """Computes the step size from each row; the gradient is 1 or 0 by distance. QuEST, STE, QuaRot and BitNet use it.
 
-    A subclass may have codes (`operand`) or a gradient (`values`) of its own; it then has no `rounding`.
+    A subclass that overrides `operand` (its codes) or `values` (its gradient) has no `rounding`.
 
     Args:
         mask_bound: gradients pass where |x_h| <= mask_bound * step; None: everywhere.

@@ -38,16 +38,16 @@ __all__ = ["LearnedQuantizer", "LearnedStep", "StatefulQuantizer"]
 
 @dataclass(frozen=True)
 class LearnedStep:
-    """What the essay above leaves open.
+    """The choices by which methods with a learned step differ; the formulas stand at the top of this file.
 
     Attributes:
         ratio: r, steps per parameter.
         upper: end of the range in which gradients pass, in steps; lower: its beginning.
         inside: derivative of x_q by s there: 'residual' c - u, 'level' c, or 'nothing' 0.
-        start: (what shares a parameter, as a row in units of its scale, with its largest magnitude in [1, 2))
-            -> first parameter, which must be in proportion to the row.
+        start: function from the entries that share a parameter, as rows (n, m) in units of their scale with the largest
+            magnitude in [1, 2), to the first value of the parameter (n,). It must be proportional to the rows.
         balance: Q of the gradient scale 1 / sqrt(m Q); None: no scale.
-        offset: first (step, offset) of a learned offset, from the whole tensor, alike; None: no offset.
+        offset: function from the tensor to the first (step, offset), likewise proportional; None: no learned offset.
     """
 
     ratio: float
@@ -74,17 +74,17 @@ class StatefulQuantizer(LearningQuantizer):
 
     @abstractmethod
     def initialize(self, x: Tensor) -> bool:
-        """Set the parameters from the rows x (rows, K); False where x says nothing of a size."""
+        """Set the parameters from the rows x (rows, K). Return False where x is all zeros or not finite."""
 
     def needs_data(self) -> bool:
         return not bool(self.initialized)
 
     @torch.no_grad()
     def ensure_initialized(self, x: Tensor) -> None:
-        """Initialise from the rows x (rows, K), unless that has been done, here or before a save.
+        """Initialise from the rows x (rows, K), unless that has been done, here or before the state was saved.
 
-        Nothing can be learned of a size from zeros or from what is not finite: it then waits for the next tensor, and
-        gives zeros until then. Of several processes the first decides for all, so that they learn the same.
+        Rows of zeros, or with entries that are not finite, give no step size: the quantiser then waits for the next
+        tensor and returns zeros until then. The main process decides for all, so that all start from the same values.
         """
         if self._ready or x.is_meta or x.numel() == 0:
             return
@@ -111,12 +111,12 @@ class StatefulQuantizer(LearningQuantizer):
 
 
 class LearnedQuantizer(StatefulQuantizer):
-    """Quantiser with a learned step.
+    """Quantises with a step size that is a parameter, by the formulas at the top of this file.
 
     Args:
         grid: without `step_per_scale`; its scale is 'one' for absolute steps or 'rms' for relative ones.
         rule: the method.
-        rows: how many parameters: one (1) or one for each row of a weight.
+        rows: number of parameters: 1, or one for each row of a weight.
     """
 
     grid: Grid
@@ -171,7 +171,7 @@ class LearnedQuantizer(StatefulQuantizer):
 
 
 class _LearnedRound(torch.autograd.Function):
-    """Values of given codes, with the gradients of the essay above to x, the parameter and the offset."""
+    """Values of given codes, with the gradients to x, parameter and offset that stand at the top of this file."""
 
     @staticmethod
     def forward(

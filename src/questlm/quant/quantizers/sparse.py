@@ -7,7 +7,7 @@ from torch import Tensor
 
 from questlm import ops
 from questlm.ops import Operand
-from questlm.ops.reference.storage import stored_form
+from questlm.ops.reference.storage import as_stored
 from questlm.quant.quantizers.base import Quantizer, StraightThrough
 
 __all__ = ["SparseQuantizer"]
@@ -27,7 +27,7 @@ class SparseQuantizer(Quantizer):
 
     def operand(self, x: Tensor) -> Operand:
         rotated = ops.hadamard(x.detach().to(torch.promote_types(x.dtype, torch.float32)), self.block_size)
-        return Operand(stored_form(rotated, "bf16") * ops.kept_entries(rotated, 1))
+        return Operand(as_stored(rotated, "bf16") * ops.kept_entries(rotated, 1))
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
         result: Tensor = StraightThrough.apply(ops.hadamard(x, self.block_size), operand.data)

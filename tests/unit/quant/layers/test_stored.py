@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from questlm.ops.reference.storage import from_int8_rows, stored_form, to_int8_rows
+from questlm.ops.reference.storage import as_stored, from_int8_rows, to_int8_rows
 from questlm.quant import StoredEmbedding, StoredLinear
 
 
@@ -20,8 +20,8 @@ def test_layers_compute_with_the_stored_weight_and_learn_as_if_it_were_their_own
     )
     ids, x = torch.tensor([[1, 2, 1]]), torch.randn(3, 16)
     looked_up, logits = stored_embedding(ids), stored_head(x)
-    assert torch.equal(looked_up, stored_form(embedding.weight, form)[ids])
-    assert torch.equal(logits, nn.functional.linear(x, stored_form(head.weight, form), head.bias))
+    assert torch.equal(looked_up, as_stored(embedding.weight, form)[ids])
+    assert torch.equal(logits, nn.functional.linear(x, as_stored(head.weight, form), head.bias))
     (looked_up.sum() + logits.sum()).backward()
     expected = torch.zeros(10, 16)
     expected[1], expected[2] = 2, 1
@@ -34,7 +34,7 @@ def test_bf16_form_is_the_cast_to_bf16_for_every_kind_of_number():
     bits = torch.randint(-(2**31), 2**31, (50_000,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
     halfway = torch.tensor([0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001], dtype=torch.int32)  # ties to even
     x = torch.cat([torch.tensor(edges), bits.view(torch.float32), halfway.view(torch.float32)])
-    got, want = stored_form(x, "bf16"), x.bfloat16().float()
+    got, want = as_stored(x, "bf16"), x.bfloat16().float()
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(got.signbit()[~x.isnan()], want.signbit()[~x.isnan()])
 
@@ -43,9 +43,9 @@ def test_bf16_form_is_the_cast_to_bf16_for_every_kind_of_number():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_stored_form_keeps_the_dtype_and_is_stable(form, dtype):
     x = torch.randn(5, 33, generator=torch.Generator().manual_seed(1)).to(dtype)
-    once = stored_form(x, form)
+    once = as_stored(x, form)
     assert once.dtype == dtype
-    torch.testing.assert_close(stored_form(once, form), once, rtol=1e-6 if dtype != torch.bfloat16 else 1e-2, atol=0)
+    torch.testing.assert_close(as_stored(once, form), once, rtol=1e-6 if dtype != torch.bfloat16 else 1e-2, atol=0)
 
 
 def test_int8_rows_are_the_nearest_of_255_levels():
@@ -65,7 +65,7 @@ def test_int8_codes_survive_a_second_trip():
 def test_int8_rows_of_zeros_stay_zero_and_bad_rows_stay_bad():
     x = torch.zeros(3, 8)
     x[1, 2], x[2, 2] = float("nan"), float("inf")
-    stored = stored_form(x, "int8")
+    stored = as_stored(x, "int8")
     assert torch.equal(stored[0], torch.zeros(8))
     assert not stored[1].isfinite().any()
     assert not stored[2].isfinite().all()
@@ -73,7 +73,7 @@ def test_int8_rows_of_zeros_stay_zero_and_bad_rows_stay_bad():
 
 def test_an_unknown_form_is_named():
     with pytest.raises(ValueError, match="int4"):
-        stored_form(torch.zeros(2, 2), "int4")
+        as_stored(torch.zeros(2, 2), "int4")
 
 
 def test_embedding_options_survive_both_ways():

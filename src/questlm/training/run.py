@@ -36,7 +36,7 @@ from questlm.training.state import TrainingState
 __all__ = ["resume", "train"]
 
 
-def train(config: RunConfig, out: Path, longest: float | None = None) -> RunRecord:
+def train(config: RunConfig, out: str | Path, longest: float | None = None) -> RunRecord:
     """Train a new run in the folder `out`. Of several processes each calls it.
 
     `out` must not exist, or be empty, or hold a run that ended before its first checkpoint. If training fails before
@@ -53,8 +53,8 @@ def train(config: RunConfig, out: Path, longest: float | None = None) -> RunReco
         Interrupted: SIGINT or SIGTERM; the run is saved.
     """
     config = record_plugins(config)
-    with _connected(config.train, out) as processes, ExitStack() as stack:
-        folder = RunFolder(Path(processes.first(lambda: _free_folder(out, config))))
+    with _connected(config.train, Path(out)) as processes, ExitStack() as stack:
+        folder = RunFolder(Path(processes.first(lambda: _free_folder(Path(out), config))))
         initial = processes.together(lambda: find_initial(config))
         asked = adopt_initial(config, initial)
         data, asked = processes.main_first(lambda: prepare_data(asked, choose_tokenizer(asked, initial)))
@@ -71,7 +71,7 @@ def train(config: RunConfig, out: Path, longest: float | None = None) -> RunReco
         return started.trainer.train()
 
 
-def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
+def resume(out: str | Path, config: RunConfig | None = None) -> RunRecord:
     """Continue the run in the folder `out` from its newest checkpoint, or from the start if it has none.
 
     Of a run that is finished already, the record is returned, and nothing is computed or written. The number of
@@ -85,21 +85,21 @@ def resume(out: Path, config: RunConfig | None = None) -> RunRecord:
         CheckpointError: not a run folder, other settings, a plugin that is not loaded or has changed, or a damaged
             checkpoint.
     """
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
     saved = folder.read_config()
-    require_plugins(saved, out)
+    require_plugins(saved, folder.path)
     started_in = folder.started_in(saved)
     chosen = _continued_settings(config, saved, folder, started_in)
-    with _connected(chosen.train, out) as processes, ExitStack() as lock:
+    with _connected(chosen.train, folder.path) as processes, ExitStack() as lock:
         processes.first(lambda: lock.enter_context(folder.locked()))
         processes.first(folder.remove_leftovers)
         finished = processes.first(folder.is_finished)
         if finished and chosen.data == saved.data:
-            return RunRecord.load(out)
+            return RunRecord.load(folder.path)
         data, chosen = processes.main_first(lambda: prepare_data_again(chosen, saved, started_in, folder))
         if finished:
             processes.first(lambda: _keep_data_settings(folder, saved, chosen))
-            return RunRecord.load(out)
+            return RunRecord.load(folder.path)
         initial = processes.together(lambda: _initial_again(initial_located(chosen, started_in), folder))
         require_training_memory(chosen, processes, pick_device(chosen.train.device, processes))
         state = _new_state(RunContext.here(chosen, folder, data, processes), initial)

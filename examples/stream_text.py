@@ -5,8 +5,9 @@ import sys
 import questlm
 
 folder, prompt = sys.argv[1], " ".join(sys.argv[2:]) or "def "
+options = questlm.GenerationOptions(max_new_tokens=100, temperature=0.8, seed=0)
 model = questlm.load(folder)  # imports no training code
 print(prompt, end="")
-for piece in model.stream(prompt, max_new_tokens=100, temperature=0.8, seed=0):
+for piece in model.stream(prompt, options):
     print(piece, end="", flush=True)
 print(f"\n\n({model.bytes:,} bytes on disk, {model.config.parameters:,} parameters)")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from questlm.config import QuantSpec, RunConfig, load_config
+    from questlm.config import GenerationOptions, QuantSpec, RunConfig, load_config
     from questlm.inference import PackedModel, load
     from questlm.models import Llama
     from questlm.quant import dequantize, fake_quantize, make_quantizer, prepare, quantize, restore
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "GenerationOptions",
     "Llama",
     "PackedModel",
     "QuantSpec",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "GenerationOptions": "questlm.config",
     "Llama": "questlm.models",
     "PackedModel": "questlm.inference",
     "QuantSpec": "questlm.config",

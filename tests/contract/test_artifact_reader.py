@@ -27,7 +27,7 @@ from helpers import artifact_reader
 from helpers.artifact_reader import Reader, level_of
 from helpers.packed_models import IDS, SHAPE, specs, trained
 from questlm.artifact.format import FORMAT, VERSION, expected_tensors
-from questlm.config import ModelConfig, QuantSpec, RopeScaling
+from questlm.config import GenerationOptions, ModelConfig, QuantSpec, RopeScaling
 from questlm.export.pack import pack
 from questlm.files import seal
 from questlm.inference import PackedModel
@@ -35,6 +35,7 @@ from questlm.inference.linear import PackedLinear
 
 PROMPT = IDS[0].tolist()
 NEW_TOKENS = 4
+GREEDY = GenerationOptions(max_new_tokens=NEW_TOKENS, temperature=0)
 MIXED = QuantSpec(
     embeddings="int8",
     overrides={
@@ -77,6 +78,9 @@ class Following(Reader):
 
     def nearest_codes(self, u: np.ndarray, grid: dict[str, Any]) -> np.ndarray:
         own, theirs = super().nearest_codes(u, grid), next(self.codes).astype(int)
+        theirs = np.concatenate(
+            [own[: len(own) - len(theirs)], theirs]
+        )  # generating, the head sees the last tokens only
         assert np.abs(own - theirs).max() <= 1
         boundary = (level_of(own, grid) + level_of(theirs, grid)) / 2
         error = np.where(own == theirs, 0, np.abs(u - boundary))
@@ -129,7 +133,7 @@ def test_the_reader_gives_the_logits_and_the_greedy_tokens_of_the_engine(
     assert reader.moved <= 1 + reader.total / 200  # ties are rare: the reader's codes are its own
 
     recorded.clear()
-    tokens = list(engine.stream_ids(PROMPT, NEW_TOKENS, temperature=0))
+    tokens = list(engine.stream_ids(PROMPT, GREEDY))
     reader.follow(passes_joined(recorded, NEW_TOKENS), tolerance)
     logits = reader.logits(PROMPT + tokens[:-1])[len(PROMPT) - 1 :]
     chosen = np.take_along_axis(logits, np.array(tokens)[:, None], axis=1)[:, 0]
@@ -139,7 +143,7 @@ def test_the_reader_gives_the_logits_and_the_greedy_tokens_of_the_engine(
 @pytest.mark.parametrize("spec", [QuantSpec(embeddings="bf16"), MIXED], ids=["quest-w4a4", "mixed"])
 def test_the_reader_by_itself_generates_what_the_engine_does(tmp_path: Path, spec: QuantSpec) -> None:
     pack(trained(spec), tmp_path / "a")
-    expected = list(questlm.load(tmp_path / "a").stream_ids(PROMPT, NEW_TOKENS, temperature=0))
+    expected = list(questlm.load(tmp_path / "a").stream_ids(PROMPT, GREEDY))
     assert Reader(tmp_path / "a").generate(PROMPT, NEW_TOKENS) == expected
 
 

@@ -628,12 +628,14 @@ def test_evaluating_when_the_text_is_gone(what: str, place: Path, refused: Any) 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--max-tokens 0", "it must be at least 1"),
+        ("--max-tokens 0", "max_new_tokens = 0 cannot be used: input should be greater than or equal to 1"),
         ("--temperature -1", "temperature = -1"),
         ("--temperature nan", "temperature = nan"),
         ("--top-k 0", "top_k = 0"),
         ("--top-p 0", "top_p = 0"),
         ("--top-p 2", "top_p = 2"),
+        ("--min-p 2", "min_p = 2"),
+        ("--repetition-penalty 0", "repetition_penalty = 0"),
         ("--seed -1", "seed = -1"),
     ],
 )

@@ -10,7 +10,7 @@ import typer
 from questlm.cli.options import fresh_folder, print_table
 from questlm.cli.pack import report_rows
 from questlm.cli.train import metric_rows, run_training
-from questlm.config import load_config
+from questlm.config import GenerationOptions, load_config
 from questlm.errors import QuestError
 from questlm.terminal import command_text, say, say_piece
 
@@ -18,6 +18,7 @@ __all__ = ["demo"]
 
 _GAP_ALLOWED = 1e-5
 _PROMPT = "def __init__(self, "
+_OPTIONS = GenerationOptions(max_new_tokens=120, temperature=0.6, seed=0)
 
 
 def demo(
@@ -55,7 +56,7 @@ def demo(
 
     typer.echo(f"3. Let it write. Prompt: {_PROMPT!r}\n")
     say_piece(_PROMPT)
-    for piece in load(packed).stream(_PROMPT, max_new_tokens=120, temperature=0.6, seed=0):
+    for piece in load(packed).stream(_PROMPT, _OPTIONS):
         say_piece(piece)
     say_piece("\n\n")
     say(f"Next: {command_text('generate', packed, '--prompt', 'class ')}")

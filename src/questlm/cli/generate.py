@@ -3,39 +3,77 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from questlm.terminal import say_piece
+from questlm.config import GenerationOptions
+from questlm.terminal import say, say_piece
 
-__all__ = ["generate"]
+if TYPE_CHECKING:
+    from questlm.inference import TextStream
+
+__all__ = ["generate", "speed_text"]
+
+_DEFAULT = GenerationOptions()
+
+
+def _flag(name: str, **more: Any) -> Any:
+    """The command-line option for one of `GenerationOptions`, with its description as help."""
+    description = GenerationOptions.model_fields[name].description or ""
+    text = description.partition("; None")[0]  # on a command line, None is to leave the option away
+    return typer.Option(help=f"{text[:1].upper()}{text[1:]}.", **more)
 
 
 def generate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, made by quest pack.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", max=1_000_000)] = 200,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest.")] = 50,
-    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that hold this much.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    max_tokens: Annotated[int, _flag("max_new_tokens", max=1_000_000)] = _DEFAULT.max_new_tokens,
+    temperature: Annotated[float, _flag("temperature")] = _DEFAULT.temperature,
+    top_k: Annotated[int | None, _flag("top_k")] = _DEFAULT.top_k,
+    top_p: Annotated[float | None, _flag("top_p")] = _DEFAULT.top_p,
+    min_p: Annotated[float | None, _flag("min_p")] = _DEFAULT.min_p,
+    repetition_penalty: Annotated[float, _flag("repetition_penalty")] = _DEFAULT.repetition_penalty,
+    seed: Annotated[int | None, _flag("seed")] = _DEFAULT.seed,
+    stop: Annotated[list[str] | None, _flag("stop")] = None,
+    stop_at_end: Annotated[bool, _flag("stop_at_end")] = _DEFAULT.stop_at_end,
 ) -> None:
-    """Continue a prompt, printing each piece of text as it comes.
+    """Continue a prompt, printing each piece of text as it comes, and on stderr how fast it came.
 
     Examples:
 
         quest generate model/ --prompt 'def read(path):'
 
         quest generate model/ --prompt 'import os' --temperature 0 --max-tokens 50
+
+        quest generate model/ --prompt 'Once' --top-p 0.9 --repetition-penalty 1.1 --stop 'The end'
     """
     from questlm.inference import load
 
-    model = load(artifact)
-    stream = model.stream(
-        prompt, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    options = GenerationOptions(
+        max_new_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        stop_at_end=stop_at_end,
     )
+    stream = load(artifact).stream(prompt, options)
     say_piece(prompt)
     for piece in stream:
         say_piece(piece)
     say_piece("\n")
+    say(speed_text(stream), err=True)
+
+
+def speed_text(stream: TextStream) -> str:
+    """How many tokens came, and how fast, in a line."""
+    if stream.first_token_seconds is None:
+        return "no tokens: the model ended the text at once"
+    count = f"{stream.tokens} token{'' if stream.tokens == 1 else 's'}"
+    speed = stream.tokens_per_second
+    after = "" if speed is None else f", then {speed:.1f} tokens/s"
+    return f"{count}; the first after {stream.first_token_seconds:.3g} s{after}"

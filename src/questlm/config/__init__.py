@@ -1,6 +1,7 @@
 """Configuration: a frozen, validated schema; presets; YAML files and `--set` overrides. Imports no torch."""
 
 from questlm.config.alike import COMPUTING_ONLY, DATA_PATHS
+from questlm.config.generation import GenerationOptions
 from questlm.config.load import load_config, to_yaml
 from questlm.config.presets import PRESETS, preset
 from questlm.config.schema import (
@@ -21,6 +22,7 @@ __all__ = [
     "PRESETS",
     "Budget",
     "DataConfig",
+    "GenerationOptions",
     "LayerOverride",
     "ModelConfig",
     "Plugin",

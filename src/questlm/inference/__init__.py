@@ -1,5 +1,6 @@
 """Run a packed model, without any of the training code."""
 
 from questlm.inference.engine import PackedModel, load
+from questlm.inference.stream import TextStream
 
-__all__ = ["PackedModel", "load"]
+__all__ = ["PackedModel", "TextStream", "load"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,41 +13,50 @@ from torch import Tensor, nn
 from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_names
 from questlm.artifact.matrices import matrix_tensors
 from questlm.artifact.read import Artifact, load_artifact
-from questlm.config import ModelConfig
-from questlm.errors import ArtifactError, ConfigError, quoted
+from questlm.config import GenerationOptions, ModelConfig
+from questlm.errors import ConfigError, quoted
+from questlm.inference.generate import generate_tokens
 from questlm.inference.linear import packed_layer
-from questlm.inference.sampling import Sampling, sample
-from questlm.inference.text import decode_stream
+from questlm.inference.stream import TextStream
+from questlm.inference.text import TextDecoder
 from questlm.models import KVCache, Llama
 from questlm.vocabulary import library_failures
 
 __all__ = ["PackedModel", "load"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_PREFILL_TOKENS = 512  # a long prompt goes in by pieces, because each gives a row of logits per token
 
 
-def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PackedModel:
+def load(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype | None = None,
+) -> PackedModel:
     """Load the artifact in the folder `path`.
 
     Args:
         path: a folder that `questlm.export.pack` wrote.
         device: where to run.
         dtype: float32, or bfloat16 to compute as training under bf16 autocast does.
+        cache_dtype: of the keys and values of past tokens, float32 or bfloat16; attention to them is computed in it.
+            None: `dtype`.
 
     Raises:
         ArtifactError: the folder is missing, damaged, hostile, or of another format.
-        ConfigError: `device` or `dtype` cannot be used.
+        ConfigError: `device`, `dtype` or `cache_dtype` cannot be used.
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype = {dtype}; a packed model computes in torch.float32 or torch.bfloat16")
+    if cache_dtype not in (None, *_DTYPES):
+        raise ConfigError(f"cache_dtype = {cache_dtype}; keys and values are kept in torch.float32 or torch.bfloat16")
     try:
         place = torch.empty(0, device=device).device
     except (AssertionError, RuntimeError, ValueError) as problem:
         raise ConfigError(
             f"device = {quoted(str(device))} cannot be used here: {str(problem).splitlines()[0]}"
         ) from None
-    return PackedModel(load_artifact(path), place, dtype)
+    return PackedModel(load_artifact(path), place, dtype, cache_dtype)
 
 
 class PackedModel:
@@ -61,16 +70,19 @@ class PackedModel:
         training: what was recorded about its training.
         bytes: size of the artifact's files.
         device, dtype: where and in what it computes.
+        cache_dtype: in what it keeps keys and values.
     """
 
-    def __init__(self, artifact: Artifact, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, artifact: Artifact, device: torch.device, dtype: torch.dtype, cache_dtype: torch.dtype | None = None
+    ) -> None:
         self.config: ModelConfig = artifact.config.model
         self.artifact: ArtifactConfig = artifact.config
         self.tokenizer = artifact.tokenizer
         self.end_of_text = artifact.end_of_text
         self.training: dict[str, Any] = artifact.config.training
         self.bytes = artifact.bytes
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.cache_dtype = device, dtype, cache_dtype or dtype
         self._model = _build(artifact, dtype).to(device).eval()
 
     @torch.inference_mode()
@@ -96,93 +108,88 @@ class PackedModel:
         text: str = self._need_tokenizer().decode(ids)
         return text
 
+    @overload
+    def generate(self, prompts: str | list[int], options: GenerationOptions | None = None) -> str: ...
+
+    @overload
+    def generate(self, prompts: list[str] | list[list[int]], options: GenerationOptions | None = None) -> list[str]: ...
+
     def generate(
-        self,
-        prompt: str | list[int],
-        max_new_tokens: int = 128,
-        temperature: float = 0.8,
-        top_k: int | None = 50,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop_at_end: bool = True,
-    ) -> str:
-        """The text that follows `prompt`, without the prompt itself.
+        self, prompts: str | list[int] | list[str] | list[list[int]], options: GenerationOptions | None = None
+    ) -> str | list[str]:
+        """The text that follows each prompt, without the prompt itself.
+
+        Several prompts, of any lengths, are computed together, which takes little longer than one does.
 
         Args:
-            prompt: text or token ids; an empty one starts a new document.
-            max_new_tokens: most tokens to add.
-            temperature: 0 for the likeliest token each time.
-            top_k: choose among the likeliest k tokens; None: all.
-            top_p: choose among the fewest tokens that hold this much probability; None: all.
-            seed: the same seed gives the same text; None: a different one each time.
-            stop_at_end: stop where the model ends the document.
+            prompts: a text or its token ids, or a list of such. An empty prompt, "" or [], starts a new document.
+            options: None for those of `GenerationOptions()`.
 
         Raises:
-            ConfigError: an argument out of range, or no tokenizer (`stream_ids` needs none).
+            ConfigError: a prompt that the model cannot read, or no tokenizer (`generate_ids` needs none).
+            ArtifactError: the model gave logits that are not finite.
         """
-        options = (max_new_tokens, temperature, top_k, top_p, seed, stop_at_end)
-        return "".join(self.stream(prompt, *options))
+        several = _is_batch(prompts)
+        starts = self._starts(cast(list[str | list[int]], prompts if several else [prompts]))
+        options = options or GenerationOptions()
+        decoders = [TextDecoder(self._need_tokenizer(), start, options.stop) for start in starts]
+        texts = ["" for _ in starts]
+        running = set(range(len(starts)))
+        for row, token in self._tokens(starts, options, running):
+            texts[row] += decoders[row].add(token)
+            if decoders[row].stopped:
+                running.discard(row)
+        texts = [text + decoder.finish() for text, decoder in zip(texts, decoders, strict=True)]
+        return texts if several else texts[0]
 
-    def stream(
-        self,
-        prompt: str | list[int],
-        max_new_tokens: int = 128,
-        temperature: float = 0.8,
-        top_k: int | None = 50,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop_at_end: bool = True,
-    ) -> Iterator[str]:
-        """As `generate`, in pieces of whole characters as they are decoded."""
-        tokenizer, start = self._need_tokenizer(), self._start(prompt)
-        options = (max_new_tokens, temperature, top_k, top_p, seed, stop_at_end)
-        return decode_stream(tokenizer, start, self.stream_ids(start, *options))
+    def generate_ids(
+        self, prompts: list[str] | list[list[int]], options: GenerationOptions | None = None
+    ) -> list[list[int]]:
+        """As `generate` for a list of prompts, token ids; one that ends a document is not among them.
 
-    def stream_ids(
-        self,
-        prompt: str | list[int],
-        max_new_tokens: int = 128,
-        temperature: float = 0.8,
-        top_k: int | None = 50,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop_at_end: bool = True,
-    ) -> Iterator[int]:
-        """As `generate`, token ids; the one that ends the document is not among them."""
-        how = Sampling(temperature, top_k, top_p)
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens = {quoted(max_new_tokens)}; it must be at least 1")
-        if seed is not None and not 0 <= seed < 2**63:
-            raise ConfigError(f"seed = {quoted(seed)}; it must be from 0 to 2**63 - 1, or None")
-        end = self.end_of_text if stop_at_end else None
-        return self._decode(self._start(prompt), max_new_tokens, how, seed, end)
+        Raises:
+            ConfigError: `options` with stop strings, which are found in text.
+        """
+        options = _without_stop(options)
+        starts = self._starts(prompts)
+        found: list[list[int]] = [[] for _ in starts]
+        for row, token in self._tokens(starts, options, set(range(len(starts)))):
+            found[row].append(token)
+        return found
 
-    def _decode(
-        self, start: list[int], max_new_tokens: int, how: Sampling, seed: int | None, end: int | None
-    ) -> Iterator[int]:
-        generator = torch.Generator()
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        cache = KVCache(self.config, 1, len(start) + max_new_tokens, self.dtype, self.device)
-        ids = start
-        for _ in range(max_new_tokens):
-            token = sample(self._next_logits(ids, cache), how, generator)
-            if token == end:
+    def stream(self, prompt: str | list[int], options: GenerationOptions | None = None) -> TextStream:
+        """As `generate` for one prompt, in pieces of whole characters as they are decoded."""
+        options = options or GenerationOptions()
+        start = self._start(prompt)
+        decoder = TextDecoder(self._need_tokenizer(), start, options.stop)
+        return TextStream((token for _, token in self._tokens([start], options, {0})), decoder)
+
+    def stream_ids(self, prompt: str | list[int], options: GenerationOptions | None = None) -> Iterator[int]:
+        """As `generate_ids` for one prompt, each id as it is chosen."""
+        options, start = _without_stop(options), self._start(prompt)
+        return (token for _, token in self._tokens([start], options, {0}))
+
+    def _tokens(
+        self, starts: list[list[int]], options: GenerationOptions, running: set[int]
+    ) -> Iterator[tuple[int, int]]:
+        """Generated (row, token id) of the rows that are `running`, until none is; the caller may take rows out."""
+        if not starts:
+            return
+        capacity = max(map(len, starts)) + options.max_new_tokens
+        cache = KVCache(self.config, len(starts), capacity, self.cache_dtype, self.device)
+        end = self.end_of_text if options.stop_at_end else None
+        for ids in generate_tokens(self._next_logits, cache, starts, options):
+            for row in sorted(running):
+                if ids[row] == end:
+                    running.discard(row)
+                else:
+                    yield row, ids[row]
+            if not running:
                 return
-            yield token
-            ids = [token]
 
-    @torch.inference_mode()
-    def _next_logits(self, ids: list[int], cache: KVCache) -> Tensor:
-        """Append `ids` to what `cache` holds; logits (vocab_size,) of the token after them."""
-        for piece in torch.tensor([ids], device=self.device).split(_PREFILL_TOKENS, dim=1):
-            with self._autocast():
-                logits = self._model.next_logits(piece, cache)[0]
-        if not torch.isfinite(logits).all():
-            raise ArtifactError("the model gave logits that are not finite; its weights are out of any sensible range")
-        return logits
+    def _next_logits(self, ids: Tensor, cache: KVCache, counts: Tensor | None) -> Tensor:
+        with self._autocast():
+            return self._model.next_logits(ids, cache, counts)
 
     def _forward(self, ids: Tensor, cache: KVCache | None) -> Tensor:
         with self._autocast():
@@ -193,6 +200,9 @@ class PackedModel:
         if self.dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def _starts(self, prompts: Iterable[str | list[int]]) -> list[list[int]]:
+        return [self._start(prompt) for prompt in prompts]
 
     def _start(self, prompt: str | list[int]) -> list[int]:
         """Ids to continue from, at least one."""
@@ -209,8 +219,22 @@ class PackedModel:
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise ConfigError("this model was packed without a tokenizer; use logits or stream_ids with token ids")
+            raise ConfigError(
+                "this model was packed without a tokenizer; use logits, generate_ids or stream_ids with token ids"
+            )
         return self.tokenizer
+
+
+def _is_batch(prompts: str | list[int] | list[str] | list[list[int]]) -> bool:
+    return isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts)
+
+
+def _without_stop(options: GenerationOptions | None) -> GenerationOptions:
+    if options is not None and options.stop:
+        raise ConfigError(
+            f"stop = {quoted(options.stop)} is found in text, not in token ids; leave it out, or use generate or stream"
+        )
+    return options or GenerationOptions()
 
 
 def _build(artifact: Artifact, dtype: torch.dtype) -> Llama:

@@ -1,56 +1,100 @@
-"""Choosing the next token."""
+"""Choose the next token of each sequence of a batch, on the device of the logits.
+
+A sequence is drawn from with numbers of its own, fixed before its first token: number t decides token t. So its text
+depends on its seed and its prompt, and not on the other sequences of the batch.
+"""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from questlm.errors import ConfigError, quoted
+from questlm.config import GenerationOptions
 
-__all__ = ["Sampling", "sample"]
+__all__ = ["Sampler"]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose: `temperature` 0 takes the likeliest token, else draw among the `top_k` likeliest (None: all)
-    and, of those, the fewest that hold `top_p` of their probability (None: all).
+class Sampler:
+    """Draws one token for each of several sequences at a time.
 
-    Raises:
-        ConfigError: a value out of range.
+    With a seed, sequence i of a batch is drawn with `seed + i`: a prompt given twice gets two texts, and each of them
+    can be had alone.
+
+    Args:
+        prompts: token ids of each sequence.
+        vocab_size: number of logits.
     """
 
-    temperature: float = 0.8
-    top_k: int | None = 50
-    top_p: float | None = None
+    def __init__(
+        self, options: GenerationOptions, prompts: list[list[int]], vocab_size: int, device: torch.device | str
+    ) -> None:
+        self.options = options
+        self._step = 0
+        self._greedy = options.temperature == 0 or options.top_k == 1
+        self._uniform = None if self._greedy else _uniform(options, len(prompts)).to(device)
+        self._seen: Tensor | None = None
+        if options.repetition_penalty != 1:
+            self._seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
+            for seen, prompt in zip(self._seen, prompts, strict=True):
+                seen[prompt] = True
+            self._seen = self._seen.to(device)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature = {quoted(self.temperature)}; it must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k = {quoted(self.top_k)}; it must be at least 1, or None for no limit")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p = {quoted(self.top_p)}; it must be above 0 and at most 1, or None for no limit")
+    def draw(self, logits: Tensor) -> Tensor:
+        """Next token ids (batch,) int64 by finite `logits` (batch, vocab_size)."""
+        if self._seen is not None:
+            logits = penalized(logits, self._seen, self.options.repetition_penalty)
+        uniform = self._uniform
+        ids = logits.argmax(-1) if uniform is None else choose(logits, self.options, uniform[:, self._step])
+        if self._seen is not None:
+            self._seen.scatter_(1, ids[:, None], True)
+        self._step += 1
+        return ids
 
 
-def sample(logits: Tensor, how: Sampling, generator: torch.Generator) -> int:
-    """Draw a token id from `logits` (vocab_size,), which must be finite. `generator` is of the CPU.
+def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits where tokens that `seen` (batch, vocab_size) marks are less likely, or likelier for a penalty below 1."""
+    logits = logits.float()
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
-    Computed in float64 on the CPU, so that a seed means the same on every device.
+
+def choose(logits: Tensor, options: GenerationOptions, uniform: Tensor) -> Tensor:
+    """Token ids (batch,) that numbers `uniform` (batch,) in [0, 1) pick out of the allowed tokens' distribution.
+
+    The distribution function of the tokens, likeliest first, is inverted. It is summed in float64: so an order of
+    summation that a GPU chooses freely does not change the result.
     """
-    limit = 1 if how.temperature == 0 else min(how.top_k or len(logits), len(logits))
-    values, ids = logits.to("cpu", torch.float64).topk(limit)  # sorted, likeliest first
-    if limit == 1:
-        return int(ids)
-    probabilities = torch.softmax((values - values[0]) / how.temperature, dim=0)
-    if how.top_p is not None:
-        probabilities = probabilities[: nucleus(probabilities, how.top_p)]
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+    vocab_size = logits.shape[-1]
+    values, ids = logits.topk(min(options.top_k or vocab_size, vocab_size))
+    values = values.double()
+    probabilities = torch.softmax((values - values[:, :1]) / options.temperature, dim=-1)
+    kept = allowed(probabilities, options.top_p, options.min_p)
+    cumulative = (probabilities * kept).cumsum(-1)
+    picked = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    picked = torch.minimum(picked, kept.sum(-1, keepdim=True) - 1)  # u times the sum can round up to the sum
+    return ids.gather(-1, picked)[:, 0]
 
 
-def nucleus(probabilities: Tensor, top_p: float) -> int:
-    """Length of the shortest prefix of `probabilities` (n,), sorted downwards, that sums to `top_p`; at least 1."""
-    before = probabilities.cumsum(0) - probabilities
-    return max(1, int((before < top_p).sum()))
+def allowed(probabilities: Tensor, top_p: float | None, min_p: float | None) -> Tensor:
+    """Which of `probabilities` (batch, n), sorted downwards, may be drawn: some first ones, always the first (bool).
+
+    What is not a number is allowed: the caller refuses such logits, and until then an index must be one.
+    """
+    kept = torch.ones_like(probabilities, dtype=torch.bool)
+    if top_p is not None:
+        kept &= ~(probabilities.cumsum(-1) - probabilities >= top_p)
+    if min_p is not None:
+        kept &= ~(probabilities < min_p * probabilities[:, :1])
+    return kept
+
+
+def _uniform(options: GenerationOptions, batch: int) -> Tensor:
+    """A number in [0, 1) for each token of each sequence, (batch, max_new_tokens) float64."""
+    rows = []
+    for row in range(batch):
+        generator = torch.Generator()
+        if options.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed((options.seed + row) % 2**63)
+        rows.append(torch.rand(options.max_new_tokens, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import questlm
 from questlm.cli import main
-from questlm.config import ModelConfig, RunConfig, to_yaml
+from questlm.config import GenerationOptions, ModelConfig, RunConfig, to_yaml
 from questlm.data import prepare
 from questlm.errors import CheckpointError, ConfigError, DataError, QuestError
 from questlm.evaluation import evaluate
@@ -245,7 +245,7 @@ def test_four_bits_begin_near_the_model_and_can_be_packed(exported: Path, settin
     ours, given = Tokenizer.from_str(text), Tokenizer.from_file(str(exported / "tokenizer.json"))
     assert ours.get_vocab() == given.get_vocab()
     pack(load_run(tmp_path / "run").model, tmp_path / "packed", tokenizer=text)
-    answer = questlm.load(tmp_path / "packed").generate("the quick", max_new_tokens=5, seed=0)
+    answer = questlm.load(tmp_path / "packed").generate("the quick", GenerationOptions(max_new_tokens=5, seed=0))
     assert isinstance(answer, str)
     assert answer
 

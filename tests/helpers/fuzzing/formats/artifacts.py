@@ -15,7 +15,7 @@ from helpers.fuzzing.folders import Folder, reseal, write_manifest
 from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json, mutated_tensors
 from questlm.artifact.read import load_artifact
-from questlm.config import ModelConfig, QuantSpec
+from questlm.config import GenerationOptions, ModelConfig, QuantSpec
 from questlm.data import TokenStream
 from questlm.errors import ArtifactError
 from questlm.evaluation import evaluate
@@ -56,7 +56,7 @@ def _use(path: Path) -> None:
     result = evaluate(model.logits, TokenStream([_IDS % artifact.config.model.vocab_size]), 8, show_progress=False)
     if not np.isfinite(result.loss):  # as `quest eval` says
         raise ArtifactError(f"the loss is {result.loss}")
-    list(model.stream_ids([1, 2], 2, temperature=0.0))
+    list(model.stream_ids([1, 2], GenerationOptions(max_new_tokens=2, temperature=0)))
 
 
 def _same(tensors: dict[str, torch.Tensor], data: bytes) -> bool:

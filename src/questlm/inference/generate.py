@@ -1,0 +1,91 @@
+"""The loop that appends a token to each sequence of a batch, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from questlm.config import GenerationOptions
+from questlm.errors import ArtifactError
+from questlm.inference.sampling import Sampler
+from questlm.models import KVCache
+
+__all__ = ["NextLogits", "generate_tokens"]
+
+NextLogits = Callable[[Tensor, KVCache, Tensor | None], Tensor]
+"""`questlm.models.Llama.next_logits`: ids, cache and counts -> logits (batch, vocab_size)."""
+
+_PREFILL_TOKENS = 512  # of each sequence at once; bounds the memory of a long prompt's activations
+
+
+@torch.inference_mode()
+def generate_tokens(
+    next_logits: NextLogits, cache: KVCache, prompts: list[list[int]], options: GenerationOptions
+) -> Iterator[list[int]]:
+    """The next token id of each prompt, `max_new_tokens` times; the caller leaves when it has enough.
+
+    All sequences take part in every step, also when the caller no longer wants more of some. On a GPU the next step is
+    launched before the ids of this one are read, so that the GPU never waits for the CPU.
+
+    Args:
+        cache: an empty one with room for the longest prompt and `max_new_tokens`.
+        prompts: token ids, at least one each.
+
+    Raises:
+        ArtifactError: logits that are not finite.
+    """
+    device = cache.lengths.device
+    logits = _prefill(next_logits, cache, prompts)
+    sampler = Sampler(options, prompts, logits.shape[-1], device)
+    for step in range(options.max_new_tokens):
+        ids = sampler.draw(logits)
+        readback = _Readback(ids, logits)
+        if device.type == "cpu":
+            yield readback.ids()  # before the next step is computed: it may not be wanted
+        if step + 1 < options.max_new_tokens:
+            logits = next_logits(ids[:, None], cache, None)
+        if device.type != "cpu":
+            yield readback.ids()
+
+
+def _prefill(next_logits: NextLogits, cache: KVCache, prompts: list[list[int]]) -> Tensor:
+    """Logits (batch, vocab_size) behind each prompt. Prompts go in by chunks, and all end in the last chunk."""
+    device = cache.lengths.device
+    longest = max(map(len, prompts))
+    for left in range(_PREFILL_TOKENS * ((longest - 1) // _PREFILL_TOKENS), -1, -_PREFILL_TOKENS):
+        chunks = [
+            prompt[max(0, len(prompt) - left - _PREFILL_TOKENS) : max(0, len(prompt) - left)] for prompt in prompts
+        ]
+        counts = [len(chunk) for chunk in chunks]
+        ids = torch.zeros(len(prompts), max(counts), dtype=torch.int64)
+        for row, chunk in zip(ids, chunks, strict=True):
+            row[: len(chunk)] = torch.tensor(chunk, dtype=torch.int64)
+        ragged = torch.tensor(counts, device=device) if len(set(counts)) > 1 else None
+        logits = next_logits(ids.to(device), cache, ragged)
+    return logits
+
+
+class _Readback:
+    """Ids on their way from the device to the CPU, -1 where the logits were not finite."""
+
+    def __init__(self, ids: Tensor, logits: Tensor) -> None:
+        marked = torch.where(torch.isfinite(logits).all(-1), ids, -1)
+        self._event: torch.cuda.Event | None = None
+        if marked.is_cuda:
+            self._ids = torch.empty(marked.shape, dtype=marked.dtype, pin_memory=True)
+            self._ids.copy_(marked, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._ids = marked.cpu()
+
+    def ids(self) -> list[int]:
+        """Wait for this copy, and for nothing launched after it."""
+        if self._event is not None:
+            self._event.synchronize()
+        ids: list[int] = self._ids.tolist()
+        if min(ids) < 0:
+            raise ArtifactError("the model gave logits that are not finite; its weights are out of any sensible range")
+        return ids

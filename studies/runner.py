@@ -200,7 +200,7 @@ class Worker:
             self.process.kill()
 
     def _train(self, config: RunConfig) -> dict[str, Any]:
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None:
             command = [sys.executable, __file__, "--worker"]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment
@@ -213,7 +213,12 @@ class Worker:
         except OSError as problem:
             line = ""
             print(f"a worker cannot be reached: {problem}", flush=True)
-        return json.loads(line) if line else {"problem": f"the worker ended with status {self.process.wait()}"}
+        answer: dict[str, Any] = json.loads(line) if line else {"problem": "the worker ended"}
+        if not line or answer.get("device_lost"):
+            status = self.process.wait()
+            answer["problem"] = f"{answer.get('problem', '')} (status {status})"
+            self.process = None
+        return answer
 
 
 def work() -> None:
@@ -229,8 +234,23 @@ def work() -> None:
         except Exception:  # whatever it is belongs in the table of runs, and the next run goes on
             answer = {"problem": traceback.format_exc()}
         answer["seconds"] = time.perf_counter() - started
+        answer["device_lost"] = device_lost()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+        if answer["device_lost"]:
+            sys.exit(1)
+
+
+def device_lost() -> bool:
+    """Whether an error of a kernel has made the GPU unusable for this process: every later call would fail, too."""
+    import torch
+
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def train_once(config: RunConfig) -> dict[str, Any]:

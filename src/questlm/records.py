@@ -37,7 +37,7 @@ __all__ = [
 RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"
 _FORMAT = 1
-_NEWER = {"initial_weights", "processes", "parallel"}  # which the first records did not have
+_NEWER = {"initial_weights", "processes", "parallel", "recipe_inputs"}  # which the first records did not have
 _MEASURED = ("loss", "perplexity", "tokens")
 
 
@@ -106,6 +106,7 @@ class RunRecord:
         peak_memory_bytes: of the device (CUDA) or the process (CPU); of several, the most.
         checks: what the quantisation check measured when the run began; a resumed run keeps it.
         initial_weights: SHA-256 of the weights that training began from (`init_from`), None for weights of its own.
+        recipe_inputs: SHA-256 of what recipes read from outside the run, such as a teacher's weights, by setting.
         processes: how many trained it when the record was written.
         parallel: how they shared the model: 'none', 'ddp' or 'fsdp'.
     """
@@ -125,6 +126,7 @@ class RunRecord:
     peak_memory_bytes: Count | None = None
     checks: Checks = field(default_factory=dict)
     initial_weights: Text | None = None
+    recipe_inputs: dict[Text, Text] = field(default_factory=dict)
     processes: Count = 1
     parallel: Text = "none"
     format: Count = _FORMAT

@@ -17,6 +17,7 @@ from questlm.plugins import load_plugin
 from questlm.quant import METHODS
 from questlm.quant.methods import FactorSpec, Request
 from questlm.quant.quantizers import DynamicQuantizer
+from questlm.records import RunRecord
 from questlm.training import RunFolder, load_run, train
 
 Command = Callable[..., tuple[int, str, str]]
@@ -150,3 +151,32 @@ def test_the_recipe_of_the_page_is_called_in_training(
     code, _, err = command("eval", "run")
     assert code == 2
     assert "the recipe 'higher-decay' of the plugin my_recipe.py; add --plugin my_recipe.py" in err
+
+
+def test_the_recipe_of_the_page_that_adds_to_the_loss_trains(
+    command: Command, tiny_settings: Settings, tmp_path: Path, forget_plugins: Callable[[], None]
+) -> None:
+    """A weight of the term so large that the gradient shows it."""
+    (tmp_path / "my_loss.py").write_text(file_of("optimizers-and-recipes.md", "my_loss.py"), encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_settings(train={"log_every": 1})), encoding="utf-8")
+    words = ("train", "--config", "tiny.yaml", "--tokens", 256)
+    assert command(*words, "--out", "plain")[0] == 0
+    code, _, err = command(
+        *words, "--plugin", "my_loss.py", "--set", "train.recipes={z-loss: {weight: 1.0}}", "--out", "run"
+    )
+    assert code == 0, err
+    plain, added = (RunRecord.load(tmp_path / name).curve for name in ("plain", "run"))
+    assert added[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
+    assert added[0]["grad_norm"] > 1.2 * plain[0]["grad_norm"]
+
+
+def test_the_commands_of_the_page_train_a_student(command: Command, tiny_settings: Settings, tmp_path: Path) -> None:
+    page = (HOWTO / "optimizers-and-recipes.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("$ quest train") and "runs/teacher" in line]
+    assert len(lines) == 2
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_settings()), encoding="utf-8")
+    for line in lines:
+        words = line.removeprefix("$ quest ").replace("--preset nano", "--config tiny.yaml")
+        code, _, err = command(*words.replace("--seconds 600", "--tokens 256").split())
+        assert code == 0, err
+    assert list(RunRecord.load(tmp_path / "runs" / "student").recipe_inputs) == ["train.distill"]

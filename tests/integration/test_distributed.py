@@ -272,8 +272,8 @@ def test_a_run_in_pieces_is_evaluated_packed_and_begun_from(
 def test_codes_are_moved_and_methods_that_learn_are_shared_too(tiny_settings: Settings, tmp_path: Path) -> None:
     """Of the nano model (3.4 M parameters in blocks, 1 M in embedding and head): two gathers a block, one of the rest.
 
-    And with either engine train alike: two whose weights go plainly, LSQ and a method that is faded in; and one with
-    codes in the part that FSDP leaves whole after a validation.
+    And with either engine train alike: two whose weights go plainly, LSQ and a method that is faded in; one with codes
+    in the part that FSDP leaves whole after a validation; and one that learns from a teacher, too.
     """
     quants: dict[str, dict[str, Any]] = {
         "lsq": {"method": "lsq"},
@@ -282,10 +282,12 @@ def test_codes_are_moved_and_methods_that_learn_are_shared_too(tiny_settings: Se
     }
     changes = {"lr": 1e-3, "cage": 10, "micro_batch_size": 1, "eval_every": 3}
     configs = {name: tiny_settings(quant=quant, train=changes) for name, quant in quants.items()}
+    train(tiny_settings(quant={"weight_bits": 16, "act_bits": 16}), tmp_path / "teacher")
+    configs["taught"] = tiny_settings(train=changes | {"distill": str(tmp_path / "teacher")})
     output = run(
         2,
         Job(tmp_path, "traffic"),
-        *(Job(tmp_path / f"{name}-{engine}", engine, configs[name]) for name in quants for engine in ("ddp", "fsdp")),
+        *(Job(tmp_path / f"{name}-{engine}", engine, configs[name]) for name in configs for engine in ("ddp", "fsdp")),
     )
     table = {line[:18].strip(): re.findall(r"([\w-]+) +([\d.]+) MB", line) for line in output.splitlines()}
     sent = {name: {kind: float(size) for kind, size in row} for name, row in table.items()}
@@ -295,7 +297,7 @@ def test_codes_are_moved_and_methods_that_learn_are_shared_too(tiny_settings: Se
     blocks = float32["all-gather"] - 2 * embedding_and_head
     assert codes["all-gather"] - embedding_and_head < blocks / 8 * 1.05  # of 32 bits 4, and steps and norms
     assert codes["reduce-scatter"] == float32["reduce-scatter"]
-    for name in quants:
+    for name in configs:
         assert_same_course(tmp_path / f"{name}-fsdp", tmp_path / f"{name}-ddp")
 
 

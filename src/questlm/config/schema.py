@@ -366,6 +366,14 @@ class TrainConfig(Section):
     cage: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="strength of the CAGE correction over the last fifth of the training; 10 as published"
     )
+    distill: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="folder of a teacher with the same vocabulary, from whose predictions to learn beside the text: a "
+        "run, a packed model, or a Llama from Hugging Face",
+    )
+    distill_weight: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="weight of the divergence from the teacher, added to the loss"
+    )
     recipes: dict[_ShortText, dict[_ShortText, bool | int | float | _ShortText | None]] = Field(
         default={},
         description="recipes of plugins, by name, each with its own settings, such as {higher-decay: {factor: 3}}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ class RunContext:
     Attributes:
         config: resolved settings: batch size, vocabulary and the like are filled in.
         engine: how the processes share the model.
+        started_in: the folder that relative paths in the settings start from.
     """
 
     config: RunConfig
@@ -30,13 +32,17 @@ class RunContext:
     processes: Processes
     device: torch.device
     engine: Engine
+    started_in: Path
 
     @classmethod
-    def here(cls, config: RunConfig, folder: RunFolder, data: PreparedData, processes: Processes) -> RunContext:
+    def here(
+        cls, config: RunConfig, folder: RunFolder, data: PreparedData, processes: Processes, started_in: Path
+    ) -> RunContext:
         """The run on the device and with the engine that its settings name.
 
         Raises:
             ConfigError: there is no such device.
         """
         device = pick_device(config.train.device, processes)
-        return cls(config, folder, data, processes, device, pick_engine(config.train.parallel, processes))
+        engine = pick_engine(config.train.parallel, processes)
+        return cls(config, folder, data, processes, device, engine, started_in)

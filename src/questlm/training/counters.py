@@ -31,6 +31,7 @@ class Counters:
         curve, validations: see `RunRecord`.
         initial_weights: SHA-256 of the weights that the run began from, for its record.
         checks: what the quantisation check measured when the run began, for its record.
+        recipe_inputs: SHA-256 of what recipes read from outside the run, by setting.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -44,6 +45,7 @@ class Counters:
     validations: Points = field(default_factory=list)
     initial_weights: Text | None = None
     checks: Checks = field(default_factory=dict)
+    recipe_inputs: dict[Text, Text] = field(default_factory=dict)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -82,7 +84,7 @@ class CheckpointState:
 
 
 _STATE = TypeAdapter(CheckpointState)
-_COUNTERS = {item.name for item in fields(Counters)} - {"checks"}  # which the first checkpoints did not have
+_REQUIRED = {item.name for item in fields(Counters)} - {"checks", "recipe_inputs"}  # which older checkpoints lack
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
@@ -94,7 +96,7 @@ def read_state(checkpoint: Path) -> CheckpointState:
     path = checkpoint / STATE_NAME
     content = read_json(path, CheckpointError)
     state = validated(_STATE, content, path, CheckpointError)
-    lacking = _COUNTERS - set(content["progress"])
+    lacking = _REQUIRED - set(content["progress"])
     if lacking:  # what a run begins with, `Counters()`, is not what a checkpoint may leave out
         raise CheckpointError(f"{path} lacks progress.{min(lacking)}; it is damaged")
     return state

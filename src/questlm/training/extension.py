@@ -74,10 +74,12 @@ def _initial(folder: RunFolder, saved: RunConfig) -> tuple[str | PurePath, ...]:
 
 
 def _data(folder: RunFolder, saved: RunConfig) -> list[str]:
-    """Options by which its settings find the data from the working folder of now, where they alone would not."""
+    """Options by which its settings find data and teacher from the working folder of now, where they would not."""
     here = located(saved.data, folder.started_in(saved)).model_dump()
-    moved = {name: value for name, value in saved.data.model_dump().items() if here[name] != value}
-    return [word for name in moved for word in ("--set", f"data.{name}={json.dumps(here[name], ensure_ascii=False)}")]
+    moved = {f"data.{name}": here[name] for name, value in saved.data.model_dump().items() if here[name] != value}
+    if saved.train.distill is not None and folder.started_in(saved) != Path.cwd():
+        moved["train.distill"] = str(folder.started_in(saved) / Path(saved.train.distill).expanduser())
+    return [word for name in moved for word in ("--set", f"{name}={json.dumps(moved[name], ensure_ascii=False)}")]
 
 
 def _unlimited(saved: RunConfig, budget: Budget) -> list[str]:

@@ -67,6 +67,7 @@ class Recorder:
             peak_memory_bytes=int(run.processes.largest(peak_memory(run.device))[0]),
             checks=counters.checks,
             initial_weights=counters.initial_weights,
+            recipe_inputs=counters.recipe_inputs,
             processes=run.processes.world_size,
             parallel=run.engine,
         )

@@ -7,8 +7,9 @@ check its expected values.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ from questlm.training.batches import choose_batches
 from questlm.training.checks import check_quantization, compute_plainly
 from questlm.training.compiling import compile_kernels, without_compiler_warnings
 from questlm.training.device import autocast, should_compile
+from questlm.training.frozen import load_frozen
 from questlm.training.loop import Trainer
 from questlm.training.optim import make_optimizer
-from questlm.training.recipes import active_recipes
+from questlm.training.recipes import Beginning, FrozenModel, Recipe, active_recipes
 from questlm.training.state import TrainingState
 from questlm.training.step import TrainStep, should_record
 
@@ -111,9 +113,21 @@ def _distribute(state: TrainingState) -> Trainer:
     module = distribute(model, run.engine, run.device)
     optimizer, recipes = make_optimizer(model, train, run.processes), active_recipes(train, model)
     record = should_record(train, model, optimizer, recipes, run.engine, run.device)
-    step = TrainStep(model, module, optimizer, train, run.device, run.engine, record)
+    step = TrainStep(model, module, optimizer, train, run.device, run.engine, record, recipes)
     state.attach_optimizer(optimizer)
+    run.processes.together(lambda: _begin_recipes(state, recipes))
     return Trainer(state, step, recipes)
+
+
+def _begin_recipes(state: TrainingState, recipes: Sequence[Recipe]) -> None:
+    run, vocab_size = state.run, state.run.config.model.vocab_size
+    assert vocab_size is not None
+
+    def load_model(path: str) -> FrozenModel:
+        return load_frozen(run.started_in / Path(path).expanduser(), run.device)
+
+    beginning = Beginning(state.model, run.device, vocab_size, run.data.tokenizer, load_model)
+    state.set_recipe_inputs({name: digest for recipe in recipes for name, digest in recipe.begin(beginning).items()})
 
 
 def _time_step(state: TrainingState, step: TrainStep, batch: _Batch) -> float:

@@ -37,6 +37,9 @@ __all__ = ["TrainingState"]
 class TrainingState:
     """What a checkpoint holds.
 
+    Attributes:
+        restored_from: the checkpoint that it was read from, or None.
+
     Args:
         model: unsharded; it is moved to the run's device. `attach_optimizer` is to be called once it is shared between
             the processes.
@@ -46,7 +49,7 @@ class TrainingState:
         self.run, self.model, self.counters = run, model.to(run.device), counters or Counters()
         self.loader = _loader(run)
         self.optimizer: Optimizers
-        self._restored: Path | None = None
+        self.restored_from: Path | None = None
 
     def restore(self) -> None:
         """Read everything but the optimizer from the newest checkpoint; without one, leave the state of the beginning.
@@ -70,7 +73,7 @@ class TrainingState:
         except DataError as problem:
             raise CheckpointError(f"{path} does not fit this run: {problem}") from None
         self.counters = state.progress
-        self._restored = path
+        self.restored_from = path
 
     def attach_optimizer(self, optimizer: Optimizers) -> None:
         """Take the optimizer, and fill it from the checkpoint that the rest was restored from.
@@ -78,10 +81,26 @@ class TrainingState:
         Raises:
             CheckpointError: the checkpoint holds no optimizer state of this model.
         """
-        self.optimizer, path = optimizer, self._restored
+        self.optimizer, path = optimizer, self.restored_from
         if path is not None and self.counters.step:
             optimizer.make_state()
             self.run.processes.together(lambda: fill_tensors(path, "optimizer", optimizer.tensors(self.model)))
+
+    def set_recipe_inputs(self, inputs: dict[str, str]) -> None:
+        """Take the hashes of what recipes read from outside the run.
+
+        Raises:
+            CheckpointError: the run was restored, and read something else before.
+        """
+        before = self.counters.recipe_inputs
+        if self.restored_from is not None and inputs != before:
+            name = min(name for name in inputs | before if inputs.get(name) != before.get(name))
+            then, now = (_short(hashes.get(name)) for hashes in (before, inputs))
+            raise CheckpointError(
+                f"{self.restored_from} was trained with other content of {name} (SHA-256 {then}) than there is now "
+                f"({now}); put it back as it was, or begin a new run with --init-from"
+            )
+        self.counters.recipe_inputs = inputs
 
     def save(self) -> None:
         """Write a checkpoint, and delete the oldest of more than `train.keep_checkpoints`.
@@ -132,6 +151,10 @@ def _loader(run: RunContext) -> WindowLoader:
         processes.rank,
         processes.world_size,
     )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}..."
 
 
 def _verify(checkpoint: Path) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questlm.config import TrainConfig
@@ -65,12 +67,21 @@ def _both(layer: FakeQuantLinear) -> tuple[Quantizer | None, Quantizer | None]:
     return layer.weight_quantizer, layer.act_quantizer
 
 
+class _Pass(NamedTuple):
+    """A forward pass: what the gradient is taken of, the loss in nats, and the last tokens' logits."""
+
+    objective: Tensor
+    loss: Tensor
+    last_logits: Tensor
+
+
 class TrainStep:
     """Callable: a batch in, its loss and gradient norm out, and the weights moved on.
 
     Args:
         module: the model, or what stands in its place where several processes share it.
         record: whether to play steps back from a CUDA graph.
+        recipes: those that add to the loss are asked for their terms.
     """
 
     def __init__(
@@ -82,9 +93,11 @@ class TrainStep:
         device: torch.device,
         engine: Engine = "none",
         record: bool = False,
+        recipes: Sequence[Recipe] = (),
     ) -> None:
         self.model, self.module, self.optimizer = model, module, optimizer
         self.train, self.device, self.engine, self.records = train, device, engine, record
+        self._adding = [recipe for recipe in recipes if recipe.adds_loss]
         self._plain_steps = _PLAIN_STEPS if record else -1
         self._recorded: _Recorded | None = None
         if record:
@@ -104,10 +117,23 @@ class TrainStep:
         return self._step(*(part.to(self.device, non_blocking=True) for part in (inputs, targets)))
 
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss, and the last tokens' logits (sequences, vocabulary), by which a dense forward pass is known."""
+        """What a micro-batch is minimised by: its mean loss and the terms of recipes.
+
+        Returns:
+            That, and the last tokens' logits (sequences, vocabulary), by which a dense forward pass is known.
+        """
+        result = self._forward(inputs, targets)
+        return result.objective, result.last_logits
+
+    def _forward(self, inputs: Tensor, targets: Tensor) -> _Pass:
         with autocast(self.device):
-            loss: tuple[Tensor, Tensor] = self.module(inputs, targets=targets)
-        return loss
+            if not self._adding:
+                loss, last_logits = self.module(inputs, targets=targets)
+                return _Pass(loss, loss, last_logits)
+            logits = self.module(inputs)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            terms = [recipe.loss(inputs, targets, logits) for recipe in self._adding]
+            return _Pass(torch.stack([loss, *terms]).sum(), loss, logits[:, -1].detach().float())
 
     @contextmanager
     def weight_cache(self) -> Iterator[None]:
@@ -125,9 +151,9 @@ class TrainStep:
             for index, batch in enumerate(micro_batches, 1):
                 share = len(batch[0]) / len(inputs)
                 with gradient_exchange(self.module, on=index == len(micro_batches)):
-                    loss = self.loss(*batch)[0] * share
-                    loss.backward()
-                total += loss.detach()
+                    result = self._forward(*batch)
+                    (result.objective * share).backward()
+                total += result.loss.detach() * share
         norm = clip_gradients(self.model, self.train.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -13,16 +13,20 @@ from torch import nn
 from questlm.config import TrainConfig
 from questlm.errors import ConfigError
 from questlm.plugins import Table
-from questlm.training.recipes.base import Moment, Recipe
+from questlm.training.recipes.base import Beginning, FrozenModel, Moment, Recipe
 from questlm.training.recipes.cage import Cage
+from questlm.training.recipes.distill import Distill
 from questlm.training.recipes.fade_in import FadeIn
 from questlm.training.recipes.weight_decay import WeightDecay
 
 __all__ = [
     "BUILT_IN",
     "RECIPES",
+    "Beginning",
     "Cage",
+    "Distill",
     "FadeIn",
+    "FrozenModel",
     "Moment",
     "Recipe",
     "WeightDecay",
@@ -35,6 +39,7 @@ BUILT_IN: tuple[Callable[[TrainConfig, nn.Module], Recipe | None], ...] = (
     FadeIn.from_settings,
     WeightDecay.from_settings,
     Cage.from_settings,
+    Distill.from_settings,
 )
 """Each has settings of its own, and gives None where they do not ask for it."""
 

@@ -1,4 +1,4 @@
-"""Text to tokens to batches: sources, tokenizers, a cache of token shards, and a loader that can be resumed."""
+"""From text to batches of tokens: sources, tokenizers, a cache of token shards, and a loader that can resume."""
 
 from questlm.data.loader import WindowLoader, windows
 from questlm.data.prepare import holds_text, prepare, prepare_all

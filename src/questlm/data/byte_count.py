@@ -1,6 +1,7 @@
-"""How many bytes of UTF-8 text a stream of tokens stands for, where the text itself is not there.
+"""Count the UTF-8 bytes of the text that tokens stand for, where only the tokens are available.
 
-Of text that is tokenised here, `questlm.data.tokenise` counts the bytes: a tokenizer need not give the text back.
+For text that is tokenised here, `questlm.data.tokenise` counts the bytes, because decoding tokens need not return the
+text.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _LONGEST_DOCUMENT = 2**20
 
 
 def count_bytes(tokenizer: Tokenizer, stream: TokenStream, end: int | None) -> int:
-    """UTF-8 bytes of the text in `stream`, special tokens not counted.
+    """Return the number of UTF-8 bytes of the text in `stream`; special tokens count none.
 
-    All ids must be the tokenizer's; `end` is the one that ends a document, or None.
-    Exact for byte-level tokenizers, wherever the stream begins and ends. Others decode document by document; a
-    document of more than 1 Mi tokens in parts, where a part may begin inside a word (a few bytes in a million).
+    All ids must be the tokenizer's; `end` is the id that ends a document, or None. The count is exact for byte-level
+    tokenizers, wherever the stream begins and ends. Other tokenizers decode document by document; a document of more
+    than 1 Mi tokens is decoded in parts, and where a part begins inside a word a few bytes in a million are miscounted.
     """
     from tokenizers.decoders import ByteLevel
 
@@ -41,7 +42,7 @@ def count_bytes(tokenizer: Tokenizer, stream: TokenStream, end: int | None) -> i
 
 
 def _byte_level_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Bytes of each id: a byte-level token is spelt with one character for each of its bytes."""
+    """Return the bytes of each id: a byte-level token has one character for each of its bytes."""
     lengths = np.zeros(tokenizer_size(tokenizer), dtype=np.int64)
     for token, index in tokenizer.get_vocab().items():
         lengths[index] = len(token)
@@ -51,12 +52,12 @@ def _byte_level_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 
 def _documents(stream: TokenStream, end: int | None) -> Iterator[NDArray[np.int64]]:
-    held = np.empty(0, dtype=np.int64)
+    rest = np.empty(0, dtype=np.int64)
     for chunk in stream.chunks(_LONGEST_DOCUMENT):
-        held = np.concatenate([held, chunk])
-        *documents, held = np.split(held, np.flatnonzero(held == (-1 if end is None else end)) + 1)
+        rest = np.concatenate([rest, chunk])
+        *documents, rest = np.split(rest, np.flatnonzero(rest == (-1 if end is None else end)) + 1)
         yield from documents
-        if len(held) >= _LONGEST_DOCUMENT:
-            yield held
-            held = held[:0]
-    yield held
+        if len(rest) >= _LONGEST_DOCUMENT:
+            yield rest
+            rest = rest[:0]
+    yield rest

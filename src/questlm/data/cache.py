@@ -1,4 +1,4 @@
-"""The folder where prepared tokens are kept, and small facts about files that are slow to find out."""
+"""The cache folder for prepared tokens, and for facts about files that take long to compute."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _SMALL_BYTES = 32 * 2**20  # read in a few hundredths of a second, so neither re
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """`data.cache_dir`, else `$QUESTLM_CACHE`, else `questlm` in the user's cache folder."""
+    """Return the cache folder: `data.cache_dir`, else `$QUESTLM_CACHE`, else `questlm` in the user's cache folder."""
     given = config.cache_dir or os.environ.get("QUESTLM_CACHE")
     if given:
         return Path(given).expanduser()
@@ -66,14 +66,14 @@ def cache_folder(config: DataConfig) -> Path:
 
 
 def value_hash(value: Any) -> str:
-    """Hex SHA-256 of a JSON value."""
+    """Return the hex SHA-256 of a JSON value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def remember(cache: Path, key: list[Any], compute: Callable[[], T], kind: TypeAdapter[T]) -> T:
-    """The JSON value that `compute()` gives, kept in `cache` under the JSON list `key` from the first call on.
+    """Return the JSON value `compute()`, stored in `cache` under the JSON list `key` on the first call.
 
-    What is kept there is used only if it is of the `kind`; else it is computed again.
+    A stored value that is not of the type `kind` is computed again.
     """
     path = cache / FACTS / f"{value_hash(key)}.json"
     with suppress(DataError):
@@ -88,12 +88,15 @@ def remember(cache: Path, key: list[Any], compute: Callable[[], T], kind: TypeAd
 
 
 def file_digest(path: Path, cache: Path) -> str:
-    """Hex SHA-256 of a file; that of a large one is remembered until its size or time of change differ."""
+    """Return the hex SHA-256 of a file.
+
+    That of a file above 32 MiB is stored in the cache until its size or modification time changes.
+    """
     return _of_file("sha256", path, cache, lambda: sha256_file(path), HASH)
 
 
 def largest_id_of(path: Path, cache: Path) -> tuple[int, int]:
-    """`shards.largest_id`, remembered like `file_digest`."""
+    """Return `shards.largest_id` of a file, stored in the cache like `file_digest`."""
     return _of_file("largest id", path, cache, lambda: largest_id(path), _LARGEST_ID)
 
 
@@ -105,11 +108,14 @@ def _of_file(fact: str, path: Path, cache: Path, compute: Callable[[], T], kind:
 
 
 def check_sealed(folder: Path, kind: str, version: int) -> Manifest:
-    """Like `files.verify`, but quick on any size: the manifest, or DataError.
+    """Check a sealed folder like `files.verify`, but quickly for any size, and return its manifest.
 
-    Read no file of the folder but those that it lists: nobody knows who put another there. Checked: the manifest, every
-    file's size, and the SHA-256 of files up to 32 MiB. A flipped bit inside a larger shard is not found here: reading
-    all of a 10 GB cache would delay every start by many seconds.
+    Checked are the manifest, every file's size, and the SHA-256 of files up to 32 MiB. A flipped bit inside a larger
+    shard is not found: reading all of a 10 GB cache would delay every start by many seconds. Callers must read only the
+    files that the manifest lists; anything else in the folder has an unknown origin.
+
+    Raises:
+        DataError: the folder is damaged, or is of another kind or version.
     """
     manifest = read_manifest(folder, kind, version, DataError)
     verify_files(folder, manifest, DataError, most_hashed=_SMALL_BYTES)

@@ -1,7 +1,8 @@
-"""Text as tokens, made once and kept in the cache.
+"""Tokenise text once and keep the tokens in the cache.
 
-An entry is a folder named by everything that decides its content. It holds `tokenizer.json`, `tokens_train_*.bin` and
-`tokens_val_*.bin` (public token shards, so that other tools, and `data.source`, read them too), and a manifest.
+A cache entry is a folder whose name is a hash of everything that decides its content. It holds `tokenizer.json`,
+`tokens_train_*.bin` and `tokens_val_*.bin` (public token shards, so that other tools, and `data.source`, can read them
+too), and a manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from questlm.data.readers import Piece
 from questlm.data.shards import check_vocabulary, open_shards, write_shards
 from questlm.data.sources import Files, Hub
 from questlm.data.stream import TokenStream
-from questlm.data.tokenise import Documents, cut_behind, tokenise
+from questlm.data.tokenise import Documents, end_of_tokens, tokenise
 from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
 from questlm.errors import DataError, quoted
 from questlm.files import MANIFEST_NAME, atomic_folder, atomic_write, remove_folder, seal, validated
@@ -54,9 +55,10 @@ def prepare_text(
     limit: int | None,
     cache: Path,
 ) -> PreparedData:
-    """Open the cache's entry for these settings, after making it where it is absent or damaged.
+    """Return the tokens of `train` and `val` from the cache; tokenise them first where the entry is absent or damaged.
 
-    `tokenizer` None means one trained on `train`; `limit` is the most tokens taken from `train`.
+    `tokenizer` None trains one on `train`; `val` None holds out a part of `train`; `limit` is the largest number of
+    tokens taken from `train`.
     """
     key = value_hash(
         {
@@ -89,11 +91,11 @@ def prepare_text(
 
 
 class _DamagedError(DataError):
-    """An entry of the cache is not what was written there."""
+    """A cache entry differs from what was written there."""
 
 
 class _Details(BaseModel):
-    """What the manifest of an entry says of it."""
+    """What the manifest of a cache entry records."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -180,7 +182,7 @@ class Coder(NamedTuple):
 
 
 def _notes(tokenizer: Tokenizer, sources: Mapping[str, Documents]) -> list[str]:
-    """What the user should know of the texts: rows left out, and what the tokenizer loses."""
+    """Describe for the user which rows were left out and what the tokenizer loses."""
     skipped = {name: documents.null_rows for name, documents in sources.items() if documents.null_rows}
     notes = [
         f"{rows:,} rows of {quoted(name, 200)} hold null instead of text and are skipped"
@@ -191,7 +193,7 @@ def _notes(tokenizer: Tokenizer, sources: Mapping[str, Documents]) -> list[str]:
 
 
 def _train_tokenizer(source: TextSource, vocab_size: int, limit: int | None) -> Tokenizer:
-    """Train on the beginning of `source`, as far as it is tokenised and at most 512 Mi characters of it."""
+    """Train a tokenizer on the part of `source` that will be tokenised, at most its first 512 Mi characters."""
     characters = min(_TRAINING_CHARACTERS, _CHARACTERS_PER_TOKEN * limit if limit else _TRAINING_CHARACTERS)
     with progress(f"reading {source.name} for a tokenizer", source.size()) as update:
         return train_tokenizer(_first(source.pieces(update), characters), vocab_size)
@@ -208,7 +210,7 @@ def _first(pieces: Iterator[Piece], characters: int) -> Iterator[str]:
 def _write(
     folder: Path, stem: str, source: TextSource, coder: Coder, limit: int | None
 ) -> tuple[TokenStream, Documents]:
-    """Tokenise `source` into shards `stem_*.bin`; return them and the sizes of the documents."""
+    """Tokenise `source` into shards `stem_*.bin`; return their tokens and the sizes of the documents."""
     documents = Documents()
     read = 0
 
@@ -233,13 +235,17 @@ def _write(
 def _write_split(
     folder: Path, source: TextSource, coder: Coder, fraction: float, limit: int | None
 ) -> tuple[int, int, str, list[str]]:
-    """Tokenise `source`, then sort it into training and validation; the bytes of both, what validates, and notes."""
+    """Tokenise `source` and split it into training and validation.
+
+    Returns:
+        The bytes of both, a description of what validates, and notes.
+    """
     stream, documents = _write(folder, "all", source, coder, limit)
     lengths = np.array(documents.tokens, dtype=np.int64)
     chosen = choose_documents(lengths, len(stream), fraction)
     if chosen is None:
-        start, train_bytes = _cut(source, coder.tokenizer, documents, tail_start(len(stream), fraction))
-        train, val = stream.cut(0, start), stream.cut(start, len(stream))
+        start, train_bytes = _whole_characters(source, coder.tokenizer, documents, tail_start(len(stream), fraction))
+        train, val = stream.slice(0, start), stream.slice(start, len(stream))
         val_bytes, held_out = documents.all_bytes - train_bytes, "the last of the corpus"
     else:
         train, val = _divide(stream, lengths, chosen)
@@ -252,18 +258,18 @@ def _write_split(
     return train_bytes, val_bytes, held_out, _notes(coder.tokenizer, {source.name: documents})
 
 
-def _cut(source: TextSource, tokenizer: Tokenizer, documents: Documents, position: int) -> tuple[int, int]:
-    """`position` moved behind the character that it would divide, and the UTF-8 bytes of the text before it.
+def _whole_characters(source: TextSource, tokenizer: Tokenizer, documents: Documents, position: int) -> tuple[int, int]:
+    """Move `position` behind the character that it would divide; return it and the UTF-8 bytes of the text before it.
 
-    The source is read once more, up to there: tokens alone do not say which bytes they were.
+    The source is read once more up to there, because tokens alone do not tell which bytes they were.
     """
     start = text_bytes = 0
     texts = (piece.text for piece in source.pieces() if not piece.is_null)
     for text, tokens in zip(texts, documents.pieces, strict=False):
         if position < start + tokens:
-            inside, inside_bytes = cut_behind(tokenizer, text, position - start, move=True)
+            inside, inside_bytes = end_of_tokens(tokenizer, text, position - start, move=True)
             if inside >= tokens:  # no token would be left to validate on
-                inside, inside_bytes = position - start, cut_behind(tokenizer, text, position - start)[1]
+                inside, inside_bytes = position - start, end_of_tokens(tokenizer, text, position - start)[1]
             return start + inside, text_bytes + inside_bytes
         start += tokens
         text_bytes += len(text.encode())
@@ -273,16 +279,16 @@ def _cut(source: TextSource, tokenizer: Tokenizer, documents: Documents, positio
 def _divide(
     stream: TokenStream, lengths: NDArray[np.int64], chosen: NDArray[np.bool_]
 ) -> tuple[TokenStream, TokenStream]:
-    """`stream` without the chosen documents, and these; a document that was cut short at the end trains."""
+    """Return the tokens without the chosen documents, and the chosen ones. A truncated last document trains."""
     borders = np.concatenate([[0], np.cumsum(lengths)])
     marks = np.append(chosen, False)
     changes = [0, *(np.flatnonzero(marks[1:] != marks[:-1]) + 1).tolist()]
     positions = [*borders[changes].tolist(), len(stream)]
-    runs = [stream.cut(start, stop) for start, stop in pairwise(positions)]
+    runs = [stream.slice(start, stop) for start, stop in pairwise(positions)]
     first_is_chosen = int(marks[0])
     return TokenStream.join(runs[first_is_chosen::2]), TokenStream.join(runs[1 - first_is_chosen :: 2])
 
 
 def _written(folder: Path, stem: str) -> TokenStream:
-    """The shards just written to `folder`, in which nobody else writes."""
+    """Open the shards just written to `folder`, to which nothing else writes."""
     return open_shards(sorted(folder.glob(f"{stem}_*.bin")))

@@ -1,4 +1,4 @@
-"""Which part of a corpus validates, when nothing was set aside for it."""
+"""Choose which part of a corpus validates where no validation text was given."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ _SEED = 0
 
 
 def choose_documents(lengths: NDArray[np.int64], total: int, fraction: float) -> NDArray[np.bool_] | None:
-    """Mark whole documents that hold at least `fraction` of `total` tokens and at most twice that, never all tokens.
+    """Choose documents with at least `fraction` of `total` tokens together, at most twice that, and never all tokens.
 
-    `lengths` are the tokens of each document. Documents are taken in a shuffled order that depends on their number
-    only. Many small ones say more about a corpus than one large, so no document may be more than an eighth of what is
-    wanted, or, where such do not suffice, a half, or all that fits. None when no such choice is found.
+    `lengths` are the tokens of each document. Documents are taken in a shuffled order that depends only on their
+    number. Many small documents represent a corpus better than one large one, so no document may have more than an
+    eighth of the wanted tokens; where such documents do not suffice, a half, and at last any size that fits.
+
+    Returns:
+        A mask over the documents, or None where no choice fits.
     """
     target = fraction * total
     choices = (_choose(lengths, target, min(2 * target, total - 1), most) for most in (target / 8, target / 2, total))
@@ -38,7 +41,7 @@ def _choose(lengths: NDArray[np.int64], target: float, limit: float, most: float
 
 
 def tail_start(total: int, fraction: float) -> int:
-    """Position from which the last `fraction` of `total` tokens validates: at least one token on either side."""
+    """Return the position from which the last `fraction` of `total` tokens validates; both sides get one or more."""
     if total < 2:
         raise DataError(f"the corpus has {total} tokens, too few to hold some out; use more text")
     return min(max(1, total - round(fraction * total)), total - 1)

@@ -1,4 +1,4 @@
-"""Windows of a token stream: in a shuffled order that can be resumed to train on, in sequence to validate on."""
+"""Windows of a token stream: shuffled and resumable for training, in order for validation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class WindowLoader:
-    """Endless batches of windows of `seq_len` tokens, each window once per epoch in an order drawn from `seed`.
+    """Yields endless batches of windows of `seq_len` tokens, each window once an epoch, in an order drawn from `seed`.
 
-    Window i has the inputs `stream[i*L : i*L + L]` and the targets one further on. A batch may begin in one epoch and
+    Window i has the inputs `stream[i*L : i*L + L]`; its targets are shifted by one. A batch may begin in one epoch and
     end in the next. `batch_size` counts the windows of all ranks: rank r of `world_size` gets the r-th equal share of
-    each batch. Raises DataError when the stream is shorter than one window, ConfigError when the share is not whole.
+    each batch.
+
+    Raises:
+        DataError: the stream is shorter than one window.
+        ConfigError: `world_size` does not divide `batch_size`.
     """
 
     def __init__(
@@ -40,17 +44,21 @@ class WindowLoader:
         self._start_epoch(0)
 
     def next_batch(self) -> Batch:
-        """Inputs and targets, int64, each (batch_size / world_size, seq_len)."""
+        """Return inputs and targets, int64, each (batch_size / world_size, seq_len)."""
         numbers = self._take(self._batch_size)[self._share]
         length = self._seq_len
         return _batch([self._stream.read(n * length, n * length + length + 1) for n in numbers])
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader stands, the same on every rank, and what it reads, as JSON."""
+        """Return the position of the loader, the same on every rank, and the hash of its data, as JSON."""
         return {"epoch": self._epoch, "position": self._position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where the loader that gave `state` stood; DataError when that one read something else."""
+        """Continue where the loader that returned `state` stood.
+
+        Raises:
+            DataError: that loader read other data.
+        """
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise DataError(
@@ -94,9 +102,9 @@ def windows(
 ) -> Iterator[Batch]:
     """Yield batches that predict every token but the first exactly once, in order.
 
-    Each batch is (up to `batch_size`, seq_len); what is left over comes last, as (1, rest). With `max_tokens`, only the
-    whole windows among the first so many predictions come, but at least one. Rank r of `world_size` gets every
-    `world_size`-th batch, beginning with the r-th.
+    Each batch is (up to `batch_size`, seq_len); the remaining tokens come last, as (1, rest). With `max_tokens`, only
+    the complete windows among the first `max_tokens` predictions come, but at least one. Rank r of `world_size` gets
+    every `world_size`-th batch, beginning with the r-th.
     """
     whole, rest = _split(stream, seq_len, max_tokens)
     starts = range(0, whole, batch_size)
@@ -108,13 +116,13 @@ def windows(
 
 
 def batch_count(stream: TokenStream, seq_len: int, batch_size: int, max_tokens: int | None = None) -> int:
-    """How many batches `windows` yields to all ranks together."""
+    """Return the number of batches that `windows` yields to all ranks together."""
     whole, rest = _split(stream, seq_len, max_tokens)
     return -(-whole // batch_size) + rest
 
 
 def _split(stream: TokenStream, seq_len: int, max_tokens: int | None) -> tuple[int, bool]:
-    """Whole windows to validate on, and whether something is left over after them."""
+    """Return the number of complete windows to validate on, and whether tokens remain after them."""
     predictions = max(len(stream) - 1, 0)
     whole = predictions // seq_len
     if max_tokens is not None:

@@ -1,4 +1,4 @@
-"""What a tokenizer loses of a text: whether its tokens decode to the text they were made from."""
+"""Find what a tokenizer loses: whether tokens decode to the text that they were made from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN_CHARACTERS = 12
 
 
 def describe_lost_text(tokenizer: Tokenizer, samples: Sequence[str]) -> str | None:
-    """A sentence on what `tokenizer` loses of `samples`, with an example; None if they come back unchanged."""
+    """Describe what `tokenizer` loses of `samples`, with an example; None if they decode unchanged."""
     coder = literal_coder(tokenizer)
     with library_failures(lambda reason: DataError(f"the tokenizer cannot decode its own tokens: {reason}")):
         encodings = coder.encode_batch(list(samples), add_special_tokens=False)
@@ -41,7 +41,7 @@ def describe_lost_text(tokenizer: Tokenizer, samples: Sequence[str]) -> str | No
 
 
 def _difference(text: str, back: str) -> tuple[str, str]:
-    """The two from shortly before the first character in which they differ."""
+    """Return both texts from shortly before the first character in which they differ."""
     shorter = min(len(text), len(back))
     first = next((index for index in range(shorter) if text[index] != back[index]), shorter)
     start = max(0, first - _SHOWN_CHARACTERS // 2)
@@ -49,7 +49,7 @@ def _difference(text: str, back: str) -> tuple[str, str]:
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Id of the token that stands for what the tokenizer does not know."""
+    """Return the id of the token for unknown text, or None."""
     model = json.loads(tokenizer.to_str())["model"]
     if model.get("unk_token") is not None:
         return tokenizer.token_to_id(model["unk_token"])

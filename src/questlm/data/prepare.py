@@ -1,4 +1,4 @@
-"""One call from the settings of a run to the tokens it trains and validates on."""
+"""Turn the data settings of a run into the tokens that it trains and validates on."""
 
 from __future__ import annotations
 
@@ -38,15 +38,21 @@ _DECODED = (
 
 
 def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int | None = None) -> PreparedData:
-    """Find the source, tokenise it unless that was done before, and set validation tokens apart.
+    """Find the source, tokenise it unless the cache has its tokens, and hold out validation tokens.
 
-    `vocab_size` is the model's, None to take the tokenizer's. No more than `max_tokens` tokens of the source are used,
-    and no more than `config.max_tokens`; what is held out is taken from these. A validation source of its own is read
-    whole, except that of a hub data set: its first 10 Mi tokens, whatever the limit. Token shards are used where they
-    lie; text is tokenised into the cache, and a second call only opens that.
+    Args:
+        config: the data settings.
+        vocab_size: of the model; None: as large as the tokenizer.
+        max_tokens: at most this many tokens of the source are used, and at most `config.max_tokens`; held-out tokens
+            are among them. A separate validation source is used completely, except that of a hub data set: its first 10
+            Mi tokens.
 
-    Raises DataError for a source, tokenizer or shard that cannot be used or does not fit the model, ConfigError where
-    the size of the vocabulary cannot be known, MissingDependencyError where reading needs a package that is absent.
+    Token shards are read where they are; text is tokenised into the cache, and a second call only opens that.
+
+    Raises:
+        DataError: a source, tokenizer or shard cannot be used or does not fit the model.
+        ConfigError: the size of the vocabulary cannot be known.
+        MissingDependencyError: reading needs a package that is absent.
     """
     cache = cache_folder(config)
     for folder in (cache, cache / FACTS):
@@ -68,10 +74,9 @@ def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int |
 
 
 def prepare_all(config: DataConfig, vocab_size: int | None = None) -> PreparedData:
-    """As `prepare`, but with all of the source to validate on and nothing to train on.
+    """Like `prepare`, but all of the source validates and nothing trains: for evaluating on other text.
 
-    For evaluating on other text. Of a data set from a hub that has a validation split, that split. Arguments and errors
-    as `prepare`.
+    Of a hub data set with a validation split, that split is read.
     """
     data = prepare(config, vocab_size)
     if config.source.startswith("hf:"):
@@ -85,7 +90,7 @@ def prepare_all(config: DataConfig, vocab_size: int | None = None) -> PreparedDa
 
 
 def holds_text(config: DataConfig) -> bool:
-    """Whether the source is text, which needs a tokenizer; otherwise it is token shards. Errors as `prepare`."""
+    """Return whether the source is text, which needs a tokenizer, and not token shards. Errors as `prepare`."""
     train, _ = resolve(config, cache_folder(config))
     return not isinstance(train, Shards)
 
@@ -109,12 +114,12 @@ def _prepare_shards(
     check_vocabulary(paths, entries, lambda path: largest_id_of(path, cache))
 
     stream = open_shards(train.paths)
-    stream = stream.cut(0, min(limit or len(stream), len(stream)))
+    stream = stream.slice(0, min(limit or len(stream), len(stream)))
     if val:
         train_stream, val_stream = stream, open_shards(val.paths)
     else:
         start = tail_start(len(stream), config.val_fraction)
-        train_stream, val_stream = stream.cut(0, start), stream.cut(start, len(stream))
+        train_stream, val_stream = stream.slice(0, start), stream.slice(start, len(stream))
 
     # As everywhere, what decides the tokens: a limit and a held-out tail do, the size of the model does not.
     source = [train.content_hash(cache), val.content_hash(cache) if val else config.val_fraction, limit]

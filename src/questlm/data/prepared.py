@@ -1,4 +1,4 @@
-"""What every source becomes: two streams of tokens and what is known about them."""
+"""The result of preparing any source: training and validation tokens, and what is known about them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["PreparedData", "require_fit", "stream_hash"]
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokens to train and to validate on; the two are disjoint.
+    """Tokens to train on and tokens to validate on; no token is in both.
 
     `train_bytes` and `val_bytes` are the UTF-8 bytes of the two texts as they were read; end-of-text tokens have none.
-    Of token shards, which hold no text, `val_bytes` are those of the decoded tokens, or None without a tokenizer, and
+    Token shards hold no text: their `val_bytes` are those of the decoded tokens, or None without a tokenizer, and
     `train_bytes` is None. `end_of_text` is the id of the token that ends a document, where one is known;
-    `end_of_text_name` its name, where that is none of the usual ones. `notes` are sentences for the user.
-    `data_hash` names what was read and how it became tokens; `val_hash` is the SHA-256 of the validation tokens as
+    `end_of_text_name` is its name, unless that is one of the usual names. `notes` are sentences for the user.
+    `data_hash` identifies what was read and how it was tokenised; `val_hash` is the SHA-256 of the validation tokens as
     little-endian uint32, the same for the same tokens however they are stored.
     """
 
@@ -43,7 +43,7 @@ class PreparedData:
 
 
 def stream_hash(stream: TokenStream) -> str:
-    """Hex SHA-256 of the tokens as little-endian uint32."""
+    """Return the hex SHA-256 of the tokens as little-endian uint32."""
     digest = hashlib.sha256()
     for chunk in stream.chunks():
         digest.update(chunk.astype("<u4").tobytes())
@@ -51,7 +51,7 @@ def stream_hash(stream: TokenStream) -> str:
 
 
 def require_fit(tokenizer: Tokenizer, vocab_size: int | None) -> None:
-    """Raise DataError when the model's `vocab_size` is given and smaller than the tokenizer."""
+    """Raise DataError where the model's `vocab_size` is given and smaller than the tokenizer."""
     entries = tokenizer_size(tokenizer)
     if vocab_size is not None and vocab_size < entries:
         raise DataError(

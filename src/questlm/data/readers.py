@@ -1,4 +1,4 @@
-"""Files of text in any of the forms we read, as a stream of pieces of documents."""
+"""Read text files of every format that we support, as pieces of documents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a document, or the whole of it, and whether the document ends here."""
+    """A document or a part of one, and whether the document ends here."""
 
     text: str
     ends_document: bool
@@ -47,19 +47,21 @@ class Piece:
 
 
 def file_kind(path: Path) -> str | None:
-    """'.txt', '.md', '.py', '.jsonl', '.parquet' or '.bin', whatever the compression; None for any other file."""
+    """Return the suffix that says what a file contains ('.txt' of 'a.txt.gz'), or None for a file we do not read."""
     kind, compression = _kind_and_compression(path)
     return kind if kind in _TEXT_KINDS or (kind == ".bin" and not compression) else None
 
 
 def read_pieces(file: BinaryIO, path: Path, text_field: str) -> Iterator[Piece]:
-    """Pieces of the documents of `file`, opened from `path`; blank documents are left out.
+    """Yield the documents of `file`, opened from `path`, in pieces; blank documents are left out.
 
     A document ends at a line that is exactly `<|endoftext|>` (.txt, .md) or with its file; in .jsonl it is the field
-    `text_field` of a line, in .parquet that column of a row. A document of more than 1 Mi characters comes in pieces,
-    cut at line ends where it has any. A byte order mark at the beginning of a file is not text. A row of null comes as
-    a piece of its own, marked so. Raises DataError naming the place where the file is damaged or not as expected, also
-    where a row or a compressed file is too large.
+    `text_field` of a line, in .parquet that column of a row. A document of more than 1 Mi characters comes in several
+    pieces, divided at line ends where it has any. A byte order mark at the beginning of a file is not text. A null row
+    comes as a piece of its own, marked as null.
+
+    Raises:
+        DataError: the file is damaged or not as expected, or a row or a compressed file is too large; names the place.
     """
     kind, compression = _kind_and_compression(path)
     try:
@@ -76,7 +78,7 @@ def read_pieces(file: BinaryIO, path: Path, text_field: str) -> Iterator[Piece]:
 
 
 def split_document(text: str) -> Iterator[Piece]:
-    """A whole document as pieces of at most 1 Mi characters, cut behind a line end where there is one."""
+    """Yield a document in pieces of at most 1 Mi characters, divided after a line end where there is one."""
     start = 0
     while len(text) - start > _PIECE_CHARACTERS:
         limit = start + _PIECE_CHARACTERS
@@ -110,7 +112,7 @@ def _decompressed(file: BinaryIO, path: Path, compression: str) -> BinaryIO:
 
 
 class _Bounded(io.RawIOBase):
-    """What unpacking `content` gives, up to 1,000 times the bytes of `file` that were read for it, or 256 MiB."""
+    """Decompressed `content`, limited to 1,000 times the bytes of `file` that were read for it, or to 256 MiB."""
 
     def __init__(self, content: Any, file: BinaryIO, path: Path) -> None:
         self._content, self._file, self._path = content, file, path
@@ -145,25 +147,25 @@ def _without_blank(pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def _text_pieces(content: BinaryIO, path: Path, separated: bool) -> Iterator[Piece]:
-    held: list[str] = []
+    lines: list[str] = []
     size = 0
     starts_line = True
     for line in _lines(content, path):
         if separated and starts_line and line.rstrip("\r\n") == END_OF_TEXT:
-            yield Piece("".join(held), ends_document=True)
-            held, size = [], 0
+            yield Piece("".join(lines), ends_document=True)
+            lines, size = [], 0
             continue
         if size + len(line) > _PIECE_CHARACTERS:
-            yield Piece("".join(held), ends_document=False)
-            held, size = [], 0
-        held.append(line)
+            yield Piece("".join(lines), ends_document=False)
+            lines, size = [], 0
+        lines.append(line)
         size += len(line)
         starts_line = line.endswith("\n")
-    yield Piece("".join(held), ends_document=True)
+    yield Piece("".join(lines), ends_document=True)
 
 
 def _lines(content: BinaryIO, path: Path) -> Iterator[str]:
-    """Lines with their ends, exactly as they stand; a long one comes in parts."""
+    """Yield lines with their ends unchanged; a long line comes in parts."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     while True:
@@ -254,7 +256,7 @@ def _parquet_values(content: Any, path: Path, text_field: str) -> Iterator[objec
 
 
 def _rows_at_once(table: Any, number: int, path: Path) -> int:
-    """Rows to read together of a row group; DataError where its metadata promise more than may be read."""
+    """Return how many rows of a row group to read together; DataError where its metadata announce too much."""
     # Of all columns, because the library ends the whole process when it is asked for the metadata of a damaged one.
     size = table.metadata.row_group(number).total_byte_size
     if not 0 <= size <= _CHUNK_BYTES:

@@ -31,7 +31,7 @@ _SHARD_TOKENS = 2**30
 
 
 class ShardWriter:
-    """Appends tokens to one shard, which appears under its name when the `with` block ends well, and not at all else.
+    """Appends tokens to one shard. The file appears when the `with` block ends without an error, and not otherwise.
 
     `vocab_size` decides the width of a token. Ids outside it raise DataError: they would wrap round silently.
     """
@@ -75,7 +75,9 @@ class ShardWriter:
 
 
 def write_shards(folder: Path, stem: str, arrays: Iterable[NDArray[Any]], vocab_size: int) -> int:
-    """Write `arrays` one after another to `stem_000000.bin`, `stem_000001.bin`, ... in `folder`; return the tokens.
+    """Write `arrays` one after another to `stem_000000.bin`, `stem_000001.bin`, ...
+
+    in `folder`; return the tokens written.
 
     A shard takes arrays until it would pass 2**30 tokens. No file is made when there is no array.
     """
@@ -95,7 +97,7 @@ def write_shards(folder: Path, stem: str, arrays: Iterable[NDArray[Any]], vocab_
 
 
 def read_shard(path: Path) -> NDArray[Any]:
-    """Memory-map the tokens of a shard (uint16 or uint32, little-endian); DataError when it is not a whole shard."""
+    """Memory-map the tokens of a shard (uint16 or uint32, little-endian); DataError where it is incomplete."""
     try:
         size = path.stat().st_size
         header = np.fromfile(path, dtype="<i4", count=_HEADER_BYTES // 4)
@@ -122,12 +124,12 @@ def read_shard(path: Path) -> NDArray[Any]:
 
 
 def open_shards(paths: Sequence[Path]) -> TokenStream:
-    """The tokens of several shards as one stream, in the order given."""
+    """Return the tokens of several shards as one stream, in the order given."""
     return TokenStream([read_shard(path) for path in paths])
 
 
 def largest_id(path: Path) -> tuple[int, int]:
-    """Largest token id of a shard and the position where it first stands; (-1, 0) for an empty shard."""
+    """Return the largest token id of a shard and its first position; (-1, 0) for an empty shard."""
     largest, position, start = -1, 0, 0
     for chunk in open_shards([path]).chunks():
         if chunk.max() > largest:
@@ -139,7 +141,7 @@ def largest_id(path: Path) -> tuple[int, int]:
 def check_vocabulary(
     paths: Sequence[Path], vocab_size: int, scan: Callable[[Path], tuple[int, int]] = largest_id
 ) -> None:
-    """Raise DataError when a shard holds an id outside a vocabulary of `vocab_size`. `scan` may remember results."""
+    """Raise DataError where a shard has an id outside a vocabulary of `vocab_size`. `scan` may store its results."""
     for path in paths:
         largest, position = scan(path)
         if largest >= vocab_size:

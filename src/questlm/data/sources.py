@@ -1,4 +1,4 @@
-"""From the string in `data.source` to something that can be read: files of text, a hub data set, or token shards."""
+"""Resolve `data.source` to something that can be read: text files, a hub data set, or token shards."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Report = Callable[[int], None]
 
 
 def _no_report(done: int) -> None:
-    """Where nobody watches."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of text below `root`, in the order they are read."""
+    """Text files below `root`, in the order in which they are read."""
 
     name: str
     root: Path
@@ -47,15 +47,15 @@ class Files:
     text_field: str
 
     def size(self) -> int:
-        """Bytes of all files as they lie on the disk."""
+        """Return the bytes of all files as stored."""
         return sum(path.stat().st_size for path in self.paths)
 
     def content_hash(self, cache: Path) -> str:
-        """SHA-256 over the names below `root` and the bytes of all files."""
+        """Return the SHA-256 over the names below `root` and the bytes of all files."""
         return _hash_files(self.name, self.root, self.paths, cache)
 
     def pieces(self, report: Report = _no_report) -> Iterator[Piece]:
-        """Read all documents; `report(bytes)` hears how much of `size()` has been read."""
+        """Read all documents; `report(bytes)` is called with how much of `size()` has been read."""
         before = 0
         for path in self.paths:
             try:
@@ -71,7 +71,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Hub:
-    """One split of a Hugging Face data set, or of a folder in a form that the `datasets` library reads."""
+    """One split of a Hugging Face data set, or of a folder in a format that the `datasets` library reads."""
 
     name: str
     configuration: str | None
@@ -79,18 +79,18 @@ class Hub:
     text_field: str
 
     def size(self) -> None:
-        """Not known before the end."""
+        """Return None: the size is unknown before the end."""
 
     def splits(self, cache: Path) -> list[str]:
-        """Names of the splits; those of a remote data set are remembered, so that prepared data opens offline."""
+        """Return the names of the splits; those of a remote data set are cached, so that data opens offline."""
         if self._folder.is_dir():
             return sorted(self._load())
         return remember(cache, ["splits", self.name, self.configuration], lambda: sorted(self._load()), NAMES)
 
     def content_hash(self, cache: Path) -> str:
-        """SHA-256 over configuration, split, and the files of a folder or the name of a remote data set.
+        """Return the SHA-256 over configuration, split, and the files of a folder or the name of a remote data set.
 
-        What a remote data set holds is not looked at.
+        The content of a remote data set is not examined.
         """
         if not self._folder.is_dir():
             return value_hash(["hf", self.name, self.configuration, self.split])
@@ -99,7 +99,7 @@ class Hub:
         return value_hash(["hf", content, self.configuration, self.split])
 
     def pieces(self, report: Report = _no_report) -> Iterator[Piece]:
-        """Stream all documents; `report(characters)` hears how much text has been read."""
+        """Read all documents as they arrive; `report(characters)` is called with how much text has been read."""
         rows = iter(self._load()[self.split])
         number = characters = 0
         while (row := self._call(next, rows, None)) is not None:
@@ -144,14 +144,14 @@ class Hub:
 
 @dataclass(frozen=True)
 class Shards:
-    """Token shards, in the order they are read."""
+    """Token shards, in the order in which they are read."""
 
     name: str
     root: Path
     paths: tuple[Path, ...]
 
     def content_hash(self, cache: Path) -> str:
-        """SHA-256 over the names below `root` and the bytes of all files."""
+        """Return the SHA-256 over the names below `root` and the bytes of all files."""
         return _hash_files(self.name, self.root, self.paths, cache)
 
 
@@ -159,7 +159,7 @@ Source = Files | Hub | Shards
 
 
 def locate(config: DataConfig, folder: Path) -> DataConfig:
-    """`config` with its relative paths made absolute, as seen from `folder`."""
+    """Return `config` with its relative paths made absolute, relative to `folder`."""
     paths = {name: value for name in ("source", "val") if (value := getattr(config, name)) is not None}
     located = {name: _located_source(value, folder) for name, value in paths.items()}
     if config.tokenizer != "train":
@@ -170,7 +170,7 @@ def locate(config: DataConfig, folder: Path) -> DataConfig:
 
 
 def source_exists(source: str, folder: Path) -> bool:
-    """Whether `source` leads to something on this machine, as seen from `folder`; of a data set on a hub, True."""
+    """Return whether `source` exists on this machine, relative to `folder`; True for a hub data set."""
     if source == "stdlib" or source.startswith("hf:"):
         return True
     path = _located_source(source, folder)
@@ -192,10 +192,10 @@ def _located_source(source: str, folder: Path) -> str:
 
 
 def resolve(config: DataConfig, cache: Path) -> tuple[Source, Source | None]:
-    """The training source and the validation source; None where the latter must be held out of the former.
+    """Return the training and the validation source; None for the latter where it must be held out of the former.
 
-    Without `config.val`, the `*_val_*.bin` files beside `*_train_*.bin` files validate, and the `validation` split of a
-    hub data set does. What validates never trains: files that are in both sources are taken out of the first.
+    Without `config.val`, the `*_val_*.bin` files beside `*_train_*.bin` files validate, and so does the `validation`
+    split of a hub data set. Validation files never train: files that are in both sources are removed from the first.
     """
     train, own = _with_validation(_open(config.source, config.text_field), cache)
     if config.val is None:
@@ -231,7 +231,7 @@ def _open(source: str, text_field: str) -> Source:
 
 
 def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
-    """Files that `source` names and we can read, sorted, and the folder that they are below."""
+    """Return the readable files that `source` names, sorted, and their common folder."""
     path = Path(source).expanduser()
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(
@@ -266,7 +266,7 @@ def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
 
 
 def _prepared_version(folder: Path) -> Any:
-    """The version of an entry of the cache, whose manifest says which files belong to it; None of any other folder.
+    """Return the version of a cache entry, whose manifest says which files belong to it; None for any other folder.
 
     Entries of every version hold the same kind of shards.
     """
@@ -302,7 +302,7 @@ def _is_library_source(path: Path, root: Path) -> bool:
 
 
 def _with_validation(source: Source, cache: Path) -> tuple[Source, Source | None]:
-    """`source` without the part that says of itself that it validates, and that part."""
+    """Split `source` into what trains and the part that is marked as validation."""
     if isinstance(source, Hub):
         names = source.splits(cache)
         if "train" not in names:
@@ -317,7 +317,7 @@ def _with_validation(source: Source, cache: Path) -> tuple[Source, Source | None
 
 
 def _without(train: Source, val: Source) -> Source:
-    """`train` less the files of `val`."""
+    """Return `train` without the files of `val`."""
     if isinstance(train, Hub) or isinstance(val, Hub):
         if train == val:
             raise DataError(f"data.source and data.val are the same split of the data set {quoted(val.name, 200)}")

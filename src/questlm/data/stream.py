@@ -1,4 +1,4 @@
-"""A sequence of token ids that is read from its files only where it is looked at."""
+"""A sequence of token ids that is read from its files only where it is accessed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNK_TOKENS = 2**20
 
 
 class TokenStream:
-    """Several one-dimensional integer arrays (memory-mapped shards, as a rule) seen as one sequence."""
+    """Several one-dimensional integer arrays (usually memory-mapped shards) seen as one sequence."""
 
     def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
         self._arrays = [array for array in arrays if len(array)]
@@ -26,21 +26,21 @@ class TokenStream:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Tokens `start` to `stop` (exclusive) as int64; IndexError when they do not all exist."""
+        """Return tokens `start` to `stop` (exclusive) as int64; IndexError where they do not all exist."""
         parts = list(self._parts(start, stop))
         return np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, dtype=np.int64)
 
-    def cut(self, start: int, stop: int) -> TokenStream:
-        """View of tokens `start` to `stop` (exclusive); nothing is copied."""
+    def slice(self, start: int, stop: int) -> TokenStream:
+        """Return a view of tokens `start` to `stop` (exclusive); nothing is copied."""
         return TokenStream(list(self._parts(start, stop)))
 
     @staticmethod
     def join(streams: Sequence[TokenStream]) -> TokenStream:
-        """The streams one behind the other, as a view."""
+        """Return the streams one after another, as a view."""
         return TokenStream([array for stream in streams for array in stream._arrays])
 
     def chunks(self, size: int = _CHUNK_TOKENS) -> Iterator[NDArray[np.int64]]:
-        """All tokens in order, `size` at a time (the last chunk may be shorter)."""
+        """Yield all tokens in order, `size` at a time (the last chunk may be shorter)."""
         for start in range(0, len(self), size):
             yield self.read(start, min(start + size, len(self)))
 

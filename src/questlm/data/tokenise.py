@@ -1,4 +1,4 @@
-"""From pieces of text to tokens, with every core and a bounded amount of memory."""
+"""Tokenise pieces of text on all cores, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from questlm.vocabulary import library_failures
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Documents", "cut_behind", "literal_coder", "tokenise"]
+__all__ = ["Documents", "end_of_tokens", "literal_coder", "tokenise"]
 
 _BATCH_CHARACTERS = 4 * 2**20
 _BATCH_PIECES = 16_384
@@ -30,13 +30,13 @@ Item = TypeVar("Item")
 
 @dataclass
 class Documents:
-    """What was tokenised: tokens (end-of-text included) and UTF-8 bytes (excluded) of each whole document, in order.
+    """Sizes of the documents that were tokenised: tokens (end-of-text included) and UTF-8 bytes (excluded), in order.
 
-    The bytes are those of the text as it was read, whatever the tokenizer makes of it. This is the one place where they
-    are counted.
+    The bytes are those of the text as it was read, whatever the tokenizer makes of it. They are counted nowhere else.
 
     Attributes:
-        cut_tokens, cut_bytes: of the last document behind them, which was not taken to its end.
+        tokens, text_bytes: of each complete document.
+        partial_tokens, partial_bytes: of the last document, where the limit of tokens ended it early.
         pieces: tokens of each piece.
         null_rows: rows that held null instead of text.
         samples: beginnings of pieces from all over the text, at most 256 KiB together.
@@ -44,8 +44,8 @@ class Documents:
 
     tokens: array[int] = field(default_factory=lambda: array("q"))
     text_bytes: array[int] = field(default_factory=lambda: array("q"))
-    cut_tokens: int = 0
-    cut_bytes: int = 0
+    partial_tokens: int = 0
+    partial_bytes: int = 0
     pieces: array[int] = field(default_factory=lambda: array("q"))
     null_rows: int = 0
     samples: list[str] = field(default_factory=list)
@@ -53,26 +53,26 @@ class Documents:
     @property
     def all_bytes(self) -> int:
         """UTF-8 bytes of all text."""
-        return sum(self.text_bytes) + self.cut_bytes
+        return sum(self.text_bytes) + self.partial_bytes
 
     def add(self, tokens: int, text_bytes: int, ends_document: bool) -> None:
         """Count one piece."""
         self.pieces.append(tokens)
-        self.cut_tokens += tokens
-        self.cut_bytes += text_bytes
+        self.partial_tokens += tokens
+        self.partial_bytes += text_bytes
         if ends_document:
-            self.tokens.append(self.cut_tokens)
-            self.text_bytes.append(self.cut_bytes)
-            self.cut_tokens = self.cut_bytes = 0
+            self.tokens.append(self.partial_tokens)
+            self.text_bytes.append(self.partial_bytes)
+            self.partial_tokens = self.partial_bytes = 0
 
 
 def tokenise(
     pieces: Iterator[Piece], tokenizer: Tokenizer, end: int, limit: int | None, documents: Documents
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the tokens of `pieces` in arrays, the token `end` behind each document; stop after `limit` tokens.
+    """Yield the tokens of `pieces` in arrays, with the token `end` after each document; stop after `limit` tokens.
 
-    `documents` is filled along the way. A text that spells a special token, such as '<|endoftext|>', is text: only a
-    document's real end gives that token.
+    `documents` is filled along the way. A text that spells a special token, such as '<|endoftext|>', is text: only the
+    end of a document gives that token.
     """
     coder = literal_coder(tokenizer)
     left = limit
@@ -87,7 +87,7 @@ def tokenise(
             ids = np.array([*encoding.ids, end] if piece.ends_document else encoding.ids, dtype=np.int64)
             whole = left is None or len(ids) <= left
             ids = ids[:left]
-            size = len(piece.text.encode()) if whole else cut_behind(tokenizer, piece.text, len(ids))[1]
+            size = len(piece.text.encode()) if whole else end_of_tokens(tokenizer, piece.text, len(ids))[1]
             documents.add(len(ids), size, piece.ends_document and whole)
             arrays.append(ids)
             if left is not None:
@@ -100,17 +100,17 @@ def tokenise(
 
 
 def literal_coder(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy of `tokenizer` for which the names of special tokens are text like any other."""
+    """Return a copy of `tokenizer` that treats the names of special tokens as ordinary text."""
     coder = type(tokenizer).from_str(tokenizer.to_str())
     coder.encode_special_tokens = True
     return coder
 
 
-def cut_behind(tokenizer: Tokenizer, text: str, tokens: int, move: bool = False) -> tuple[int, int]:
-    """Where the first `tokens` tokens of `text` end: their number, and the UTF-8 bytes that they stand for.
+def end_of_tokens(tokenizer: Tokenizer, text: str, tokens: int, move: bool = False) -> tuple[int, int]:
+    """Return where the first `tokens` tokens of `text` end: their number and the UTF-8 bytes that they stand for.
 
-    A character that the cut divides counts among these bytes as a whole; with `move` the cut is put behind it, by
-    taking a few tokens more.
+    A character that this place divides is counted completely; with `move` the place moves behind it, which takes a few
+    tokens more.
     """
     value = json.loads(tokenizer.to_str())
     value["post_processor"] = None  # some of them take spaces out of the offsets
@@ -146,7 +146,7 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, the next always being fetched in a thread: reading and unpacking go on while we tokenise."""
+    """Yield the items while a thread fetches the next one, so that reading overlaps with tokenising."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, items, None)
         while (item := coming.result()) is not None:

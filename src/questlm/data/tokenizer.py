@@ -1,4 +1,4 @@
-"""Training, loading and identifying tokenizers."""
+"""Train, load and identify tokenizers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _BLOCK_CHARACTERS = 8192
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` entries (fewer on a tiny corpus); `<|endoftext|>` is 0. Deterministic.
+    """Train a byte-level BPE of `vocab_size` entries (fewer on a tiny corpus); `<|endoftext|>` is 0. Deterministic.
 
-    It is lossless (all 256 bytes are in the alphabet) and learns from a `sample` of `texts`, at most 16 Mi characters:
-    more hardly changes a vocabulary of ordinary size, and training takes seconds.
+    It is lossless, because its alphabet has all 256 bytes, and learns from a `sample` of `texts` of at most 16 Mi
+    characters: more text hardly changes a vocabulary of ordinary size, and training takes seconds.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -57,10 +57,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def sample(texts: Iterable[str]) -> list[str]:
-    """At most 16 Mi characters of `texts`, taken evenly over their whole length in one pass.
+    """Return at most 16 Mi characters of `texts`, taken evenly over their length in one pass.
 
-    Texts are cut into blocks of 8,192 characters. Every block is kept until there are too many; then every other one
-    goes, and of what follows only every second is kept, then every fourth, and so on.
+    Texts are divided into blocks of 8,192 characters. Every block is kept until there are too many; then every other
+    one is dropped, and of the following blocks only every second is kept, then every fourth, and so on.
     """
     kept: list[str] = []
     size = number = 0
@@ -78,14 +78,18 @@ def sample(texts: Iterable[str]) -> list[str]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`, with truncation and padding off; errors as `questlm.vocabulary.parse_tokenizer`."""
+    """Read a `tokenizer.json`, with truncation and padding off. Errors as `questlm.vocabulary.parse_tokenizer`."""
     if not path.exists():
         raise DataError(f"{path} does not exist; data.tokenizer must be 'train' or the path of a tokenizer.json")
     return parse_tokenizer(read_tokenizer_text(path, DataError), str(path), DataError)
 
 
 def end_of_text_id(tokenizer: Tokenizer, name: str | None = None) -> int:
-    """Id of the token that ends a document: the one called `name`, else one of a usual name; DataError without one."""
+    """Return the id of the token that ends a document: the one called `name`, else one of a usual name.
+
+    Raises:
+        DataError: the tokenizer has no such token.
+    """
     token = usual_end_of_text(tokenizer) if name is None else tokenizer.token_to_id(name)
     if token is not None:
         return token
@@ -98,9 +102,9 @@ def end_of_text_id(tokenizer: Tokenizer, name: str | None = None) -> int:
 
 
 def stated_end_of_text(tokenizer: Tokenizer, folder: Path) -> str | None:
-    """The token that the files of a Hugging Face model in `folder` say ends a document, or None.
+    """Return the token that ends a document by the files of the Hugging Face model in `folder`, or None.
 
-    Not asked where the tokenizer has a token of a usual name: a model tuned to chat names the end of a turn there.
+    None also where the tokenizer has a token of a usual name: the files of a chat model name the end of a turn.
     """
     if usual_end_of_text(tokenizer) is not None:
         return None
@@ -133,10 +137,10 @@ def _token_name(tokenizer: Tokenizer, stated: object) -> str | None:
 
 
 def tokenizer_size(tokenizer: Tokenizer) -> int:
-    """Entries that a model needs for it: the largest id plus one, which gaps may make more than its entries."""
+    """Return the largest id plus one, which a model's vocabulary must have. Gaps make it more than the entries."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """Hex SHA-256 of the tokenizer's JSON."""
+    """Return the hex SHA-256 of the tokenizer's JSON."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Loss over a validation split: every target predicted once, in windows read in order, by one process or several."""
+"""Loss over validation tokens: each one but the first is predicted once, in windows, by one process or several."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _ALONE = Processes()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of `evaluate`.
+    """The measures that `evaluate` returns.
 
     Attributes:
         loss: mean cross-entropy, nats a predicted token.
         perplexity: exp(loss).
-        bits_per_byte: total cross-entropy in bits over the UTF-8 bytes of the text; None where they are unknown. The
-            tokens that end a document count among the bits, though they have no bytes: to know where a text ends is
-            part of knowing it.
+        bits_per_byte: total cross-entropy in bits over the UTF-8 bytes of the text; None where the bytes are unknown.
+            The bits of end-of-text tokens count, though these have no bytes: predicting where a document ends is part
+            of the task.
         tokens: number of predicted tokens.
-        text_bits_per_byte: the same without the bits of the tokens that end a document.
+        text_bits_per_byte: the same without the bits of end-of-text tokens.
     """
 
     loss: float
@@ -44,7 +44,7 @@ class Evaluation:
     text_bits_per_byte: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
-        """The measures by name, for records."""
+        """Return the measures by name, for records."""
         return {item.name: getattr(self, item.name) for item in fields(Evaluation)}
 
 
@@ -60,16 +60,21 @@ def evaluate(
     show_progress: bool = True,
     ranks: Processes = _ALONE,
 ) -> Evaluation:
-    """Measure `logits`: ids (batch, tokens) int64 -> (batch, tokens, vocabulary) on `stream`.
+    """Measure the cross-entropy of a model on all tokens of `stream`.
 
     Args:
+        logits: the model, a function from ids (batch, tokens) int64 to (batch, tokens, vocabulary).
+        stream: tokens to predict, every one but the first.
         seq_len: window length; each window starts with no context.
-        text_bytes: UTF-8 bytes of the whole stream's text, for bits per byte. (The first token's are among them though
-            nothing predicts it, which is too little to see beyond some thousand tokens.) Not used with `max_tokens`,
-            because a part of the stream has other bytes.
+        text_bytes: UTF-8 bytes of the whole stream's text, for bits per byte. They include those of the first token,
+            which is not predicted; beyond some thousand tokens the difference is too small to see. Not used with
+            `max_tokens`, because a part of the stream has other bytes.
         end_of_text: id of the token that ends a document, None where there is none.
         max_tokens: read only the first windows, at most this many tokens; None: everything.
         ranks: the processes that share the work; all call it, and all get the result.
+
+    Raises:
+        DataError: the stream has no token to predict.
     """
     batch_size = max(1, _TOKENS_PER_BATCH // seq_len)
     total = torch.zeros(3, dtype=torch.float64, device=device)  # nats, tokens, nats of ends of documents
@@ -81,7 +86,7 @@ def evaluate(
             flat = targets.flatten()
             scores = logits(inputs).flatten(0, 1).float()
             nats = F.cross_entropy(scores, flat, reduction="sum").double()
-            # Found on the CPU, where the targets come from, so that a GPU does not wait.
+            # Computed on the CPU, where the targets come from, so that a GPU does not have to synchronise.
             ends = torch.from_numpy(np.flatnonzero(batch[1].ravel() == end_of_text)).to(device)
             of_ends = F.cross_entropy(scores[ends], flat[ends], reduction="sum").double()
             count += flat.numel()
@@ -89,7 +94,7 @@ def evaluate(
             calls += 1
             update(count * ranks.world_size)
     if calls < -(-batch_count(stream, seq_len, batch_size, max_tokens) // ranks.world_size):
-        # For the others' sake, who have a batch more: of a model that is cut, a pass needs all processes.
+        # Other processes have one batch more, and a forward pass of a sharded model needs all processes.
         logits(torch.zeros(1, 1, dtype=torch.int64, device=device))
     nats, tokens, of_ends = ranks.sum(total).tolist()
     count = round(tokens)

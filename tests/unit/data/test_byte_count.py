@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from questlm.config import DataConfig
 from questlm.data import PreparedData, prepare, prepare_all, train_tokenizer
-from questlm.data.tokenise import cut_behind
+from questlm.data.tokenise import end_of_tokens
 
 MakeConfig = Callable[..., DataConfig]
 
@@ -109,7 +109,7 @@ def test_the_tail_of_one_document(
 def test_a_cut_gives_a_beginning_of_the_text(byte_level: Tokenizer, text: str, tokens: int) -> None:
     count = len(byte_level.encode(text, add_special_tokens=False).ids)
     tokens = min(tokens, count)
-    kept, stop = cut_behind(byte_level, text, tokens, move=True)
+    kept, stop = end_of_tokens(byte_level, text, tokens, move=True)
     assert tokens <= kept <= min(count, tokens + 3)
     beginning = text.encode()[:stop].decode()
     assert byte_level.decode(byte_level.encode(text, add_special_tokens=False).ids[:kept]) == beginning

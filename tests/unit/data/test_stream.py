@@ -25,7 +25,7 @@ def test_reads_and_cuts_like_one_list(arrays: list[list[int]], data: st.DataObje
     assert len(stream) == len(everything)
     assert read.dtype == np.int64
     assert read.tolist() == everything[start:stop]
-    view = stream.cut(start, stop)
+    view = stream.slice(start, stop)
     assert view.read(0, len(view)).tolist() == everything[start:stop]
 
 

@@ -11,10 +11,10 @@ A short run loses as much time to starting as to training. So each worker import
 the other, and each GPU has two workers: one compiles or validates while the other trains. A run that has a record under
 the study's `runs/` is not trained again. A run that could not end before `--limit` is not started.
 
-`study.yaml` holds `preset`, `settings` (of all runs), `runs` (name -> settings of its own, laid over the common ones),
-and `seeds`. All runs of the first seed come first, in the order of the file. If it holds `parts`, the data folder holds
-those parts of the corpus, val.txt.xz and bpe8192.json; otherwise `settings` say what the data are. `--records` is
-written after every run: {run: record}.
+`study.yaml` holds `preset`, `settings` (of all runs), `seeds`, and `runs`: name -> settings of its own, and a preset of
+its own if it has one, laid over the common ones. All runs of the first seed come first, in the order of the file. If it
+holds `parts`, the data folder holds those parts of the corpus, val.txt.xz and bpe8192.json; otherwise `settings` say
+what the data are. `--records` is written after every run: {run: record}.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def settings(study: Path, run: str, data: Path, overrides: list[str]) -> RunConf
     if "parts" in content:
         sources = {"val": str(data / "val.txt.xz"), "tokenizer": str(data / "bpe8192.json")}
         flags = merge(flags, {"data": {"source": str(data / content["parts"]), **sources}})
-    return load_config(content["preset"], flags=merge(flags, content["runs"][name] or {}), overrides=overrides)
+    own = dict(content["runs"][name] or {})
+    preset = own.pop("preset", content["preset"])
+    return load_config(preset, flags=merge(flags, own), overrides=overrides)
 
 
 def unpack(study: Path, file: Path) -> None:

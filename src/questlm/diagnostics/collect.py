@@ -16,12 +16,9 @@ from questlm.diagnostics.masks import mask_history
 from questlm.diagnostics.normality import normality_by_layer
 from questlm.errors import CheckpointError
 from questlm.progress import progress
-from questlm.quant import restore
+from questlm.quant import find_method, restore
 
-__all__ = ["TRUST_METHODS", "diagnose"]
-
-TRUST_METHODS = ("quest", "quest-noht")
-"""Methods whose own mask is shown; for runs trained otherwise the mask is that of the first."""
+__all__ = ["diagnose", "method_of_masks"]
 
 
 def diagnose(
@@ -49,16 +46,24 @@ def diagnose(
     activations = capture_inputs(model, names, batches)
     weights = weights_of(plain, names)
     chosen = ((step, _layer_weights(tensors, names, step)) for step, tensors in snapshots)
-    mask_method = spec.method if spec.method in TRUST_METHODS else TRUST_METHODS[0]
     block = spec.block_size
     alignment = gradient_alignment(plain, batches, spec, show_progress=show_progress)
-    masks = mask_history(chosen, snapshot_count, mask_method, spec.weight_bits, block, show_progress)
+    masks = mask_history(chosen, snapshot_count, method_of_masks(spec.method), spec.weight_bits, block, show_progress)
     with progress("normality and error", 2, show_progress) as update:
         shapes = normality_by_layer(weights, activations, block)
         update(1)
         errors = error_by_layer(weights, activations, spec)
         update(2)
     return {"gradient_alignment": alignment, "masks": masks, "normality": shapes, "error": errors}
+
+
+def method_of_masks(method: str) -> str:
+    """The method whose trust mask is shown for a run of `method`: its own where it has one for weights, else quest's.
+
+    A mask is read off the quantiser of one tensor, so of a method that learns something for weights it is quest's too.
+    """
+    parts = find_method(method)
+    return method if parts.trusts and not parts.weight.learned else "quest"
 
 
 def _layer_weights(tensors: Mapping[str, Tensor], names: Sequence[str], step: int) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from questlm.diagnostics.layers import block_of, group_by, kind_of
 from questlm.diagnostics.normality import gaussian_row_maximum
 from questlm.errors import MissingDependencyError
 from questlm.progress import progress
+from questlm.quant import find_method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -225,7 +226,7 @@ def _heat_map(axis: Axes, pair: Mapping[str, Any], masks: Mapping[str, Any], hig
             fontsize=8.5, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.0},
         )  # fmt: skip
     axis.grid(False)
-    what = "rotated weights" if masks["method"] == "quest" else "weights"
+    what = "rotated weights" if find_method(masks["method"]).rotates else "weights"
     axis.set_title(f"{what}, step {pair['from']} to {pair['to']}")
     axis.set_xlabel(f"|weight| / rms at step {pair['from']}")
     axis.set_ylabel(f"|weight| / rms at step {pair['to']}")
@@ -291,7 +292,7 @@ def _worst(result: Mapping[str, Any]) -> Figure:
 def _weight_bound(result: Mapping[str, Any]) -> float | None:
     """Trust bound on rotated weights, where the mask shown is taken on these."""
     masks = result["masks"]
-    bound: float | None = masks["bound"] if masks["method"] == "quest" else None
+    bound: float | None = masks["bound"] if find_method(masks["method"]).rotates else None
     return bound
 
 

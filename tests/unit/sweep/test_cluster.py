@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,14 @@ def test_a_task_goes_on_where_it_was_and_does_nothing_twice(
 def test_a_gpu_is_asked_for_unless_the_runs_are_for_a_cpu(tiny_runs: PlanRuns, tmp_path: Path) -> None:
     assert "--gpus" not in slurm_script(tiny_runs(), tmp_path)
     assert "#SBATCH --gpus=1\n" in slurm_script(tiny_runs(set={}), tmp_path)
+
+
+def test_every_command_names_the_plugins(tiny_runs: PlanRuns, tmp_path: Path, bin_folder: Path) -> None:
+    words = ("--plugin", "my methods.py")
+    runs, out = [replace(planned, plugins=words) for planned in tiny_runs()], tmp_path / "out"
+    _finish(runs[1], out, None)
+    script = slurm_script(runs, out)
+    assert _task(script, 0, bin_folder)[1][-2:] == list(words)
+    assert _task(script, 1, bin_folder)[1] == ["train", "--resume", str(out / runs[1].name), *words]
+    lines = command_lines(runs, out)
+    assert [tuple(shlex.split(line)[-2:]) for line in lines] == [words] * len(runs)

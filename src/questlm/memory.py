@@ -1,4 +1,4 @@
-"""How much memory a machine has left, for what is about to be built. Linux knows exactly; elsewhere it is the total."""
+"""Measure free memory before something large is allocated. Exact on Linux; elsewhere the total is taken as free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Memory:
     """Bytes of one kind of memory.
 
     Attributes:
-        free: what can be taken now without swapping, caches that the system would give up included.
+        free: available now without swapping, including caches that the system would drop.
         total: all of it.
         kind: for messages, such as "memory" or "GPU memory".
     """
@@ -31,7 +31,7 @@ class Memory:
 
 
 def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory | None:
-    """Memory of this machine or of the container (cgroup) that this process is in; None where nothing is known."""
+    """Return the memory of this machine, or of the container (cgroup) of this process; None where it is unknown."""
     machine = _of_the_machine(proc)
     if machine is None:
         return None
@@ -42,7 +42,7 @@ def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory | None:
 
 
 def peak_resident_memory(proc: Path = _PROC) -> int:
-    """Most bytes that this process has had resident.
+    """Return the largest resident size of this process so far, in bytes.
 
     Linux keeps `ru_maxrss` over fork and exec, so there a child of a large process would report its parent's peak.
     """
@@ -58,16 +58,16 @@ def peak_resident_memory(proc: Path = _PROC) -> int:
 
 
 def require_memory(needed: float, memory: Memory | None, what: str, advice: str) -> None:
-    """Refuse what does not fit.
+    """Raise ConfigError where more memory is needed than is free.
 
     Args:
         needed: bytes.
-        memory: what there is; None: not known, so that nothing is refused.
-        what: what needs it, to begin the message.
-        advice: what to do about it, to end it.
+        memory: what the machine has; None: unknown, and nothing is refused.
+        what: what needs the memory; begins the message.
+        advice: what the user can do; ends the message.
 
     Raises:
-        ConfigError: it needs more than is free.
+        ConfigError: `needed` is more than `memory.free`.
     """
     if memory is not None and needed > memory.free:
         raise ConfigError(
@@ -94,7 +94,7 @@ def _of_sysconf() -> Memory | None:
 
 
 def _groups(proc: Path, cgroup: Path) -> list[Path]:
-    """Folders of the control groups that this process is in, and of all that these are in."""
+    """Return the folders of the control groups of this process and of all their parents."""
     try:
         lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -111,7 +111,7 @@ def _groups(proc: Path, cgroup: Path) -> list[Path]:
 
 
 def _of_the_group(folder: Path) -> Memory | None:
-    """Of a group with a limit, in version 2 or 1 of the interface; cached pages of files count as free."""
+    """Return the memory of a group with a limit, in version 1 or 2 of the interface; cached pages count as free."""
     for limit_name, used_name, prefix in (
         ("memory.max", "memory.current", ""),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),

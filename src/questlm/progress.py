@@ -1,4 +1,4 @@
-"""Progress on anything that takes over two seconds: a live bar on a terminal, a line now and then in a log."""
+"""Show progress of anything that takes over two seconds: a live bar on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Update = Callable[..., None]
 
 
 def tell(note: str) -> None:
-    """Say something that the user should know, on stderr."""
+    """Print a note for the user on stderr."""
     with suppress(BrokenPipeError):
         print(f"quest: note: {note}", file=sys.stderr, flush=True)
 
@@ -28,11 +28,11 @@ def tell(note: str) -> None:
 def progress(description: str, total: float | None = None, show: bool = True) -> Iterator[Update]:
     """Yield `update(completed, info="")`, to be called as often as convenient.
 
-    `completed` counts towards `total` (any unit; None where the end is not known); `info` is a short text shown
-    behind the bar, such as the loss. With `show` false nothing is printed. Everything goes to stderr, so that stdout
-    stays clean for results.
+    `completed` counts towards `total` (any unit; None where the end is unknown); `info` is a short text after the bar,
+    such as the loss. With `show` false nothing is printed. Everything goes to stderr, so that stdout contains only
+    results.
     """
-    description = cleaned(description)  # it may hold the name of a file
+    description = cleaned(description)  # it may contain the name of a file
     if not show:
         yield lambda completed, info="": None
     elif sys.stderr.isatty():
@@ -75,7 +75,7 @@ def _bar(description: str, total: float | None) -> Iterator[Update]:
 
 def _lines(description: str, total: float | None) -> Update:
     start = last = time.monotonic()
-    first: float | None = None  # share that was done before, as of a run that is resumed
+    first: float | None = None  # share that was done before, in a resumed run
 
     def update(completed: float, info: str = "") -> None:
         nonlocal first, last
@@ -87,7 +87,7 @@ def _lines(description: str, total: float | None) -> Update:
         last = now
         left = f", {duration_text((now - start) * (1 - share) / (share - first))} left" if share > first else ""
         done = f"{share:.0%}" if total else f"{now - start:.0f} s"
-        with suppress(BrokenPipeError):  # nobody reads them any more, which must not end the work
+        with suppress(BrokenPipeError):  # the reader has gone, which must not end the work
             print(f"{description}: {done}{' ' * bool(info)}{info}{left}", file=sys.stderr, flush=True)
 
     return update

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Format numbers for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["bytes_text", "count_text", "duration_text"]
 
 
 def count_text(value: float) -> str:
-    """Three digits and a suffix: 3.41M, 80B, 0.5."""
+    """Format a count with three digits and a suffix: 3.41M, 80B, 0.5."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{suffix}"
@@ -14,7 +14,7 @@ def count_text(value: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Three digits and a unit of 1000s: 512 bytes, 401 kB, 15.6 MB, 4.76 GB."""
+    """Format bytes with three digits and a decimal unit: 512 bytes, 401 kB, 15.6 MB, 4.76 GB."""
     for size, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"
@@ -22,7 +22,7 @@ def bytes_text(count: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds, minutes, hours or days, in the largest unit of which there are at least two."""
+    """Format seconds as seconds, minutes, hours or days, in the largest unit of which there are at least two."""
     for size, unit in ((86_400, "days"), (3_600, "h")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"

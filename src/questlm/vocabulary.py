@@ -1,4 +1,4 @@
-"""Tokenizers of the `tokenizers` library: reading one that nobody vouches for, and the token that ends a document.
+"""Read tokenizers of the `tokenizers` library from untrusted files, and find the token that ends a document.
 
 Text and artifacts both come with a `tokenizer.json`, so both read it here. No torch.
 """
@@ -38,7 +38,7 @@ _MAX_FILE_BYTES = 128 * 2**20
 
 
 def read_tokenizer_text(path: Path, error: type[QuestError]) -> str:
-    """The content of a `tokenizer.json`; `error` if it is no plain UTF-8 file of at most 128 MiB."""
+    """Return the content of a `tokenizer.json`; raise `error` unless it is plain UTF-8 of at most 128 MiB."""
     try:
         if not path.is_file():
             raise error(f"{path} is not a plain file, so no tokenizer is read from it")
@@ -53,16 +53,18 @@ def read_tokenizer_text(path: Path, error: type[QuestError]) -> str:
 
 
 def parse_tokenizer(text: str, source: str, error: type[QuestError]) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, with truncation and padding, which cut or stretch documents, off.
+    """Parse a `tokenizer.json`, and switch off truncation and padding, which would change the documents.
 
-    Whatever is computed from the largest id is bounded from here on: ids are below `LARGEST_VOCABULARY`, and no two
-    tokens share one.
+    Ids are below `LARGEST_VOCABULARY`, and no two tokens share one, so that sizes computed from the largest id are
+    bounded.
 
     Args:
+        text: content of the file.
         source: where the text came from, for messages.
+        error: the class of the error to raise.
 
     Raises:
-        QuestError: `error`, if it is no such tokenizer.
+        QuestError: `error`, if the text is no such tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -92,15 +94,15 @@ def parse_tokenizer(text: str, source: str, error: type[QuestError]) -> Tokenize
 
 
 def usual_end_of_text(tokenizer: Tokenizer) -> int | None:
-    """Id of the token that ends a document, or None where the tokenizer has none under a usual name."""
+    """Return the id of the token that ends a document, or None where the tokenizer has none of a usual name."""
     return next((token for name in END_OF_TEXT_NAMES if (token := tokenizer.token_to_id(name)) is not None), None)
 
 
 @contextmanager
 def library_failures(refuse: Callable[[str], QuestError]) -> Iterator[None]:
-    """Raise `refuse(reason)` for whatever the tokenizers library raises in the block.
+    """Raise `refuse(reason)` for any exception of the tokenizers library inside the block.
 
-    A panic of its Rust code among them: that is a BaseException, which no `except Exception` catches.
+    This includes panics of its Rust code: they are BaseExceptions, which no `except Exception` catches.
     """
     try:
         yield
@@ -112,7 +114,7 @@ def library_failures(refuse: Callable[[str], QuestError]) -> Iterator[None]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Nothing is written to file descriptor 2 in the block: there Rust prints a page about each panic."""
+    """Discard what is written to file descriptor 2 inside the block: Rust prints a page about each panic."""
     try:
         kept = os.dup(2)
     except OSError:  # it is closed

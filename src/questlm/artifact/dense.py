@@ -1,4 +1,4 @@
-"""The artifact's weights as plain matrices, for programs that know nothing of codes."""
+"""The artifact's weights as plain matrices, for programs that do not handle codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["dense_state_dict"]
 
 
 def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
-    """Weights of a plain `questlm.models.Llama`, all float32: quantised ones as W = IHT(w_q).
+    """Return the weights of a plain `questlm.models.Llama`, all float32; quantised ones as W = IHT(w_q).
 
     A tied head is listed too, as the same tensor as the embedding.
     """

@@ -68,7 +68,7 @@ _BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F32": 4}
 
 
 class GridConfig(Section):
-    """A grid, as `questlm.ops.Grid`."""
+    """A grid; the fields are those of `questlm.ops.Grid`."""
 
     levels: Annotated[int, Field(ge=2, le=256)]
     step_per_scale: Annotated[float, Field(ge=1e-6, le=1e6)] | None
@@ -83,17 +83,17 @@ class GridConfig(Section):
             raise ValueError("a sparse grid is evenly spaced around 0 and leaves a code for the entries it drops")
         if self.zero is not None and self.zero > self.levels - 1:
             raise ValueError(f"zero {self.zero} is not one of {self.levels} levels")
-        _ = self.grid  # checks the table
+        _ = self.grid  # building the grid validates the table
         return self
 
     @property
     def grid(self) -> Grid:
-        """The same as a value of `questlm.ops`."""
+        """The grid as a `questlm.ops.Grid`."""
         return Grid(self.levels, self.step_per_scale, self.scale, self.zero, self.table, self.group)
 
 
 class NarrowBranch(Section):
-    """The last `width` rows or columns of a matrix, with a grid of their own."""
+    """The 8-bit branch of pQuant: the last `width` rows or columns of a matrix, with a grid of their own."""
 
     axis: Literal["rows", "columns"]
     width: Annotated[int, Field(ge=1)]
@@ -103,8 +103,14 @@ class NarrowBranch(Section):
 class WeightFormat(Section):
     """How a matrix is stored and multiplied.
 
-    Hadamard block (1: none), weight, grid of the activations, whether the weights have an offset and the activations a
-    learned one, the epsilon of an RMSNorm before the layer, and the narrow branch.
+    Attributes:
+        block_size: of the Hadamard transform; 1: none.
+        weight: grid of the codes, or the dtype of a matrix that is not codes.
+        act: grid of the activations; None: they are not quantised.
+        weight_offset: whether the weights have an offset beside their step sizes.
+        act_offset: whether the activations have a learned offset.
+        input_norm: epsilon of an RMSNorm before the layer; None: it has none.
+        narrow: the 8-bit branch of pQuant; None: the matrix has one branch.
     """
 
     block_size: Annotated[int, Field(ge=1, le=65_536)]
@@ -142,12 +148,12 @@ class WeightFormat(Section):
 
     @property
     def linear(self) -> LinearFormat:
-        """The same as a value of `questlm.ops`."""
+        """Block size and grids as a `questlm.ops.LinearFormat`."""
         weight = None if isinstance(self.weight, str) else self.weight.grid
         return LinearFormat(self.block_size, weight, self.act.grid if self.act else None)
 
     def wide_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """(out, in) of a matrix without its narrow branch."""
+        """Return (out, in) of a matrix without its narrow branch."""
         rows, columns = shape
         if self.narrow is None:
             return shape
@@ -155,10 +161,10 @@ class WeightFormat(Section):
         return (rows - self.narrow.width, columns) if rows_are_cut else (rows, columns - self.narrow.width)
 
     def check_shape(self, shape: tuple[int, int]) -> None:
-        """Refuse a matrix (out, in) that this format cannot hold.
+        """Refuse a matrix (out, in) that this format cannot store.
 
         Raises:
-            ValueError: saying why.
+            ValueError: with the reason.
         """
         rows, columns = shape
         if columns % self.block_size:
@@ -171,7 +177,7 @@ class WeightFormat(Section):
 
 
 class QuantizationConfig(Section):
-    """Method and bits of most layers, for people; formats and which layer has which, for the program."""
+    """Method and bits of most layers, for people; and the format of every layer, for programs."""
 
     method: Annotated[str, Field(min_length=1, max_length=64)]
     weight_bits: Bits
@@ -222,16 +228,16 @@ class ArtifactConfig(Section):
         return self.quantization_config.formats
 
     def weight_format(self, name: str) -> WeightFormat:
-        """Format of the matrix `name`."""
+        """Return the format of the matrix `name`."""
         return self._formats[self.quantization_config.layers[name]]
 
     def weight_formats(self) -> Iterator[tuple[str, WeightFormat]]:
-        """(name, format) of every stored matrix, in the order of the model."""
+        """Yield (name, format) of every stored matrix, in the order of the model."""
         return ((name, self.weight_format(name)) for name in matrix_shapes(self.model))
 
 
 class TensorSpec(NamedTuple):
-    """A tensor of model.safetensors: dtype by its safetensors name, shape, and the part it is counted under."""
+    """A tensor of model.safetensors: its safetensors dtype, its shape, and under which part its bytes are counted."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -239,12 +245,12 @@ class TensorSpec(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Size of its data."""
+        """Size of the tensor's data in bytes."""
         return _BYTES[self.dtype] * prod(self.shape)
 
 
 def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(out, in) of each matrix by module name: embedding, linear layers, and the head unless it is tied."""
+    """Return (out, in) of each matrix by module name: embedding, linear layers, and the head unless it is tied."""
     hidden, width, mlp = model.hidden, model.head_width, model.mlp_width
     block = {
         "attention.q": (model.heads * width, hidden),
@@ -262,13 +268,13 @@ def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def norm_names(model: ModelConfig) -> list[str]:
-    """Module names of the norms, each with a weight of (hidden,)."""
+    """Return the module names of the norms, each with a weight of (hidden,)."""
     inner = [f"layers.{index}.{name}" for index in range(model.layers) for name in ("attention_norm", "mlp_norm")]
     return [*inner, "norm"]
 
 
 def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:
-    """Every tensor that model.safetensors must hold, by name."""
+    """Return every tensor that model.safetensors must hold, by name."""
     shapes = matrix_shapes(config.model)
     tensors = {
         f"{name}.{kind}": spec

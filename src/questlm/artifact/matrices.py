@@ -1,4 +1,4 @@
-"""Between an artifact's tensors and the factors of a product: packing and unpacking of one matrix."""
+"""Pack and unpack the tensors of one matrix."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["check_codes", "matrix_tensors", "narrow_operand", "operand_tensors",
 
 
 def matrix_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of the matrix `name`, by kind: 'codes', 'step', ..."""
+    """Return the tensors of the matrix `name` by kind: 'codes', 'step', ..."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == name}
 
 
 def operand_tensors(operand: Operand) -> dict[str, Tensor]:
-    """Tensors that store a weight (out, in) of codes, or of sparse bf16 values."""
+    """Return the tensors that store a weight (out, in) of codes, or of sparse bf16 values."""
     if operand.grid is None:
         half, kept = ops.pack_sparse(operand.data, ops.kept_entries(operand.data, 1), 1)
         return {"weight": half.to(torch.bfloat16), "kept": kept}
@@ -38,17 +38,18 @@ def operand_tensors(operand: Operand) -> dict[str, Tensor]:
 
 
 def weight_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> Operand:
-    """The weight of a quantised layer in the Hadamard domain, (out, columns); of two branches, the wide one.
+    """Return the weight of a quantised layer in the Hadamard domain, (out, columns); of two branches, the wide one.
 
     Args:
-        tensors: by kind.
+        tensors: by kind, as `matrix_tensors` returns them.
+        weight_format: how they are stored.
         columns: entries of a row of this branch.
     """
     return _operand(tensors, weight_format.weight, weight_format.block_size, columns)
 
 
 def narrow_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> Operand:
-    """The weight of the narrow branch, (out, columns)."""
+    """Return the weight of the narrow branch, (out, columns)."""
     if weight_format.narrow is None:
         raise ValueError("this layer has no narrow branch")
     narrow = {"codes": tensors["narrow_codes"], "step": tensors["narrow_step"]}
@@ -56,10 +57,10 @@ def narrow_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, c
 
 
 def check_codes(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> None:
-    """Refuse codes that are not on their grid, and patterns that do not keep 2 of each 4 groups.
+    """Refuse codes outside their grid, and sparsity patterns that do not keep 2 of each 4 groups.
 
     Raises:
-        ArtifactError: saying which.
+        ArtifactError: names the tensor.
     """
     if isinstance(weight_format.weight, GridConfig):
         stored = columns // 2 if weight_format.weight.group else columns
@@ -93,7 +94,7 @@ def _operand(tensors: Mapping[str, Tensor], weight: GridConfig | StoredDtype, bl
 
 
 def _require_on_grid(tensors: Mapping[str, Tensor], kind: str, levels: int, length: int) -> None:
-    """Refuse what is not the packing of rows of `length` codes below `levels`."""
+    """Refuse anything but packed rows of `length` codes below `levels`."""
     if not _on_grid(tensors[kind], levels, length):
         raise ArtifactError(f"{kind} holds a code that is not on its grid")
 

@@ -1,9 +1,9 @@
-"""Read an artifact, trusting nothing.
+"""Read an artifact that may be damaged or hostile.
 
-Checked in this order, each before the next is looked at: the manifest and every file's SHA-256; config.json; names,
-shapes and dtypes in the header of model.safetensors against what the config implies; only then are tensors read, so no
-memory is taken on the word of a config. Codes must lie on their grid and floats be finite. Any fault is an
-ArtifactError. docs/concepts/artifact.md states every bound.
+Checks run in this order, each before the next file is examined: the manifest and every file's SHA-256; config.json;
+then names, shapes and dtypes in the header of model.safetensors, against those that the config implies. Only then are
+tensors read, so a config alone cannot make us allocate memory. Codes must lie on their grid and floats be finite. Any
+fault is an ArtifactError. docs/concepts/artifact.md states every bound.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Artifact:
         config: shape, formats and provenance.
         tensors: by name, as `questlm.artifact.format` lists them, on the CPU.
         tokenizer: with truncation and padding off, or None.
-        tokenizer_json: its file, unchanged.
+        tokenizer_json: the content of its file, unchanged.
         details: what the manifest records beside hashes: bytes by part.
         bytes: size of all its files.
     """
@@ -67,13 +67,13 @@ class Artifact:
 
     @property
     def end_of_text(self) -> int | None:
-        """Id of the token that ends a document, or None where nothing says one."""
+        """Id of the token that ends a document, or None where neither config nor tokenizer has one."""
         if self.config.eos_token_id is not None or self.tokenizer is None:
             return self.config.eos_token_id
         return usual_end_of_text(self.tokenizer)
 
     def stored_weight(self, name: str) -> Tensor:
-        """A matrix stored as float32, bf16 or int8: (out, in) float32."""
+        """Return a matrix that is stored as float32, bf16 or int8, (out, in), as float32."""
         if f"{name}.scale" in self.tensors:
             return from_int8_rows(self.tensors[f"{name}.codes"], self.tensors[f"{name}.scale"])
         return self.tensors[f"{name}.weight"].to(torch.float32)
@@ -93,10 +93,10 @@ def load_artifact(path: str | Path) -> Artifact:
 
 
 def require_known_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids that a model of `vocab_size` does not know.
+    """Refuse a tokenizer with ids outside the vocabulary of a model.
 
     Raises:
-        ArtifactError: it has.
+        ArtifactError: its largest id is not below `vocab_size`.
     """
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocab_size:
@@ -155,7 +155,7 @@ def _read_config(path: Path) -> ArtifactConfig:
 
 
 def _require_few(config: dict[str, Any]) -> None:
-    """Refuse a config with more values than any model needs, before each of them is looked at."""
+    """Refuse a config with more values than any model needs, before it is validated."""
     left, found = [value for key, value in config.items() if key != "training"], len(config)
     while left:
         value = left.pop()
@@ -167,12 +167,12 @@ def _require_few(config: dict[str, Any]) -> None:
 
 
 def _require_exact(given: Any, meant: Any, place: str) -> None:
-    """Refuse what was understood only by converting it, such as "16" or true or 16.0 for the integer 16.
+    """Refuse values that were accepted only by converting them, such as "16", true or 16.0 for the integer 16.
 
     Args:
         given: content of the file.
-        meant: what the settings made of it; `training`, which may hold anything, left out.
-        place: where it stands, for the message.
+        meant: the same after validation, without `training`, which may hold anything.
+        place: dotted name of the value, for the message.
     """
     if isinstance(given, dict):
         for key in given.keys() & meant.keys():
@@ -199,7 +199,7 @@ def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tens
                 raise ArtifactError(
                     f"{path}: {name} is {dtype} {shape}, but by its config it must be {spec.dtype} {spec.shape}"
                 )
-        # Copies, because the file is mapped: whoever changed it later would change the model.
+        # Copied, because the file is memory-mapped: a later change of the file would change the model.
         return {name: file.get_tensor(name).clone() for name in expected}
 
 
@@ -220,7 +220,7 @@ def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:
 
 
 def _refuse_oversized(path: Path, limit: int) -> None:
-    """Refuse what is not a plain file (a pipe, a device) or is larger than `limit`, before reading it."""
+    """Refuse anything but a plain file (a pipe, a device), and a file larger than `limit`, before reading it."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing; the folder is not a complete artifact")
     if path.stat().st_size > limit:
@@ -228,6 +228,6 @@ def _refuse_oversized(path: Path, limit: int) -> None:
 
 
 def _brief(problem: object) -> str:
-    """One line of bounded length."""
+    """Shorten a message to one line of bounded length."""
     text = " ".join(str(problem).split())
     return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + " ..."

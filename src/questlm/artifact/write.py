@@ -1,4 +1,4 @@
-"""Write an artifact: tensors, config and tokenizer in a sealed folder that is whole or absent."""
+"""Write an artifact: tensors, config and tokenizer in a sealed folder that is complete or absent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["PackReport", "write_artifact"]
 
 @dataclass(frozen=True)
 class PackReport:
-    """What packing gave.
+    """The result of packing.
 
     Attributes:
         path: the artifact's folder.
@@ -46,12 +46,12 @@ class PackReport:
 
     @property
     def bf16_bytes(self) -> int:
-        """What the weights alone take in a BF16 checkpoint."""
+        """Size of the weights alone in a BF16 checkpoint."""
         return 2 * self.parameters
 
     @property
     def bits_per_parameter(self) -> float:
-        """Of the whole folder, tokenizer included."""
+        """Bits of the whole folder per parameter, tokenizer included."""
         return 8 * self.bytes / self.parameters
 
 
@@ -62,16 +62,18 @@ def write_artifact(
     tokenizer: str | None,
     check: Callable[[Artifact], None],
 ) -> PackReport:
-    """Write the new folder `out`, read it back, and keep it if `check` raises nothing.
+    """Write the new folder `out`, read it back, and keep it unless `check` raises.
 
     Args:
+        out: must not exist.
+        config: shape and formats of the model.
         tensors: by name, contiguous and on the CPU, as `expected_tensors(config)` lists them.
         tokenizer: content of a tokenizer.json.
-        check: is called with what was read back.
+        check: called with the artifact that was read back.
 
     Raises:
         ConfigError: `config.training` is not plain JSON.
-        ArtifactError: it cannot be written.
+        ArtifactError: the folder cannot be written.
     """
     files = {CONFIG_NAME: _config_bytes(config)}
     if tokenizer is not None:

@@ -53,7 +53,7 @@ FACTS = "facts"
 
 TOKENS_KIND, TOKENS_VERSION = "questlm tokens", 2
 """Of the manifest of a folder with tokenised text."""
-_SMALL_BYTES = 32 * 2**20  # read in a few hundredths of a second, so neither remembered nor spared
+_SMALL_BYTES = 32 * 2**20  # read in a few hundredths of a second, so always read and never cached
 
 
 def cache_folder(config: DataConfig) -> Path:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare_text"]
 
-_TRAINING_CHARACTERS = 512 * 2**20  # of the corpus, that a tokenizer is sampled from: ten seconds of reading
+_TRAINING_CHARACTERS = 512 * 2**20  # read to sample text for a tokenizer; takes ten seconds
 _CHARACTERS_PER_TOKEN = 4
 # The same for every budget, so that short and long runs are measured on the same text.
 _HUB_VALIDATION_TOKENS = 10 * 2**20
@@ -82,7 +82,7 @@ def prepare_text(
     try:
         _build(entry, config, train, val, tokenizer, vocab_size, limit)
     except OSError as problem:
-        if not entry.is_dir():  # else another process finished the same entry first, and we take that
+        if not entry.is_dir():  # otherwise another process finished the same entry first; use that
             raise DataError(
                 f"the prepared data cannot be written to {cache} ({problem.strerror}); "
                 "set data.cache_dir to a folder with enough room"
@@ -118,7 +118,7 @@ def _open(entry: Path, config: DataConfig, vocab_size: int | None) -> PreparedDa
             [entry / name for name in sorted(manifest.files) if name.startswith(stem)]
             for stem in ("tokens_train_", "tokens_val_")
         )
-        # An id that the tokenizer does not have would end training with an index out of range.
+        # An id outside the vocabulary would end training with an index out of range.
         scan = partial(largest_id_of, cache=entry.parent)
         check_vocabulary([*train_shards, *val_shards], tokenizer_size(tokenizer), scan)
         train, val = open_shards(train_shards), open_shards(val_shards)

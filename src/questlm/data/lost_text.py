@@ -24,7 +24,7 @@ def describe_lost_text(tokenizer: Tokenizer, samples: Sequence[str]) -> str | No
     with library_failures(lambda reason: DataError(f"the tokenizer cannot decode its own tokens: {reason}")):
         encodings = coder.encode_batch(list(samples), add_special_tokens=False)
         decoded = coder.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)
-    # Many tokenizers put a space before a text, which loses nothing of it.
+    # Many tokenizers add a space before the text; nothing is lost by that.
     pairs = [(text, back) for text, back in zip(samples, decoded, strict=True) if back not in (text, f" {text}")]
     if not pairs:
         return None

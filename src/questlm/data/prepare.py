@@ -121,7 +121,7 @@ def _prepare_shards(
         start = tail_start(len(stream), config.val_fraction)
         train_stream, val_stream = stream.slice(0, start), stream.slice(start, len(stream))
 
-    # As everywhere, what decides the tokens: a limit and a held-out tail do, the size of the model does not.
+    # The hash covers what decides the tokens: the limit and the held-out part, but not the size of the model.
     source = [train.content_hash(cache), val.content_hash(cache) if val else config.val_fraction, limit]
     val_hash = remember(cache, ["val_hash", source], lambda: stream_hash(val_stream), HASH)
     val_bytes = end = None

@@ -24,14 +24,14 @@ ALLOWED = ".txt, .md, .py, .jsonl or .parquet (each plain or with .gz, .xz or .z
 
 _TEXT_KINDS = frozenset({".txt", ".md", ".py", ".jsonl", ".parquet"})
 _COMPRESSIONS = frozenset({".gz", ".xz", ".zst"})
-# A tokenizer needs about 130 bytes of memory per character of one string, and one core reads it: hence not larger.
+# Not larger, because a tokenizer needs about 130 bytes of memory per character of a string and one core for it.
 _PIECE_CHARACTERS = 2**20
-_LINE_BYTES = 2**18  # a line longer than this may be cut inside; must be smaller than a piece
+_LINE_BYTES = 2**18  # a longer line may be divided; must be smaller than a piece
 _PARQUET_ROWS = 128
-_ROW_BYTES = 64 * 2**20  # of one line of JSON or one text of Parquet: a hundred times the longest of books
+_ROW_BYTES = 64 * 2**20  # of one JSON line or one Parquet value: a hundred times a long book
 _CHUNK_BYTES = 4 * 2**30  # of one row group of Parquet
 _BATCH_BYTES = 2**30  # of Parquet rows read together
-# Text packs to a third, tables of repeated rows to a hundredth. What unpacks to more is made to fill memory or a disk.
+# Text compresses to a third, tables of repeated rows to a hundredth. Beyond 1,000 times it is a decompression bomb.
 _LARGEST_RATIO = 1000
 _ANY_RATIO_BYTES = 256 * 2**20
 _BYTE_ORDER_MARK = "\ufeff"
@@ -43,7 +43,7 @@ class Piece:
 
     text: str
     ends_document: bool
-    is_null: bool = False  # a row that holds null instead of text, for which this stands so that it can be counted
+    is_null: bool = False  # stands for a null row, so that null rows can be counted
 
 
 def file_kind(path: Path) -> str | None:
@@ -102,7 +102,7 @@ def _decompressed(file: BinaryIO, path: Path, compression: str) -> BinaryIO:
     elif compression == ".xz":
         content = lzma.LZMAFile(file)  # noqa: SIM115 (closed with its reader)
     elif compression == ".zst":
-        # Arrow's reader, because the one of the package zstandard takes a truncated file for a whole one.
+        # Arrow's reader, because that of the package zstandard does not notice a truncated file.
         import pyarrow
 
         content = pyarrow.CompressedInputStream(file, "zstd")
@@ -257,7 +257,7 @@ def _parquet_values(content: Any, path: Path, text_field: str) -> Iterator[objec
 
 def _rows_at_once(table: Any, number: int, path: Path) -> int:
     """Return how many rows of a row group to read together; DataError where its metadata announce too much."""
-    # Of all columns, because the library ends the whole process when it is asked for the metadata of a damaged one.
+    # Summed over all columns, because the library aborts the process when asked for the metadata of a damaged one.
     size = table.metadata.row_group(number).total_byte_size
     if not 0 <= size <= _CHUNK_BYTES:
         raise DataError(

@@ -134,7 +134,7 @@ class Hub:
     def _call(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
         try:
             return function(*values, **options)
-        except Exception as problem:  # whatever goes wrong on the way to the hub is one sentence to the user
+        except Exception as problem:  # any failure on the way to the hub becomes one message
             reason = (str(problem).strip().splitlines() or [""])[0]
             raise DataError(
                 f"the data set {quoted(self.name, 200)} cannot be read ({type(problem).__name__}: "
@@ -272,7 +272,7 @@ def _prepared_version(folder: Path) -> Any:
     """
     try:
         manifest = read_json(folder / MANIFEST_NAME, DataError)
-    except DataError:  # there is none, or one of another program
+    except DataError:  # no manifest, or one of another program
         return None
     return manifest.get("version") if isinstance(manifest, dict) and manifest.get("kind") == TOKENS_KIND else None
 
@@ -291,7 +291,7 @@ def _standard_library() -> Files:
 
 
 def _is_library_source(path: Path, root: Path) -> bool:
-    # _sysconfigdata_* says how this very Python was built, and encodings/ is tables of character names: not code.
+    # Left out: _sysconfigdata_* differs between builds of Python, and encodings/ is tables of character names.
     if _NOT_STDLIB.intersection(path.relative_to(root).parts) or path.name.startswith("_sysconfigdata"):
         return False
     try:

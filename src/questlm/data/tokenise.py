@@ -113,7 +113,7 @@ def end_of_tokens(tokenizer: Tokenizer, text: str, tokens: int, move: bool = Fal
     tokens more.
     """
     value = json.loads(tokenizer.to_str())
-    value["post_processor"] = None  # some of them take spaces out of the offsets
+    value["post_processor"] = None  # some of them exclude spaces from the offsets
     offsets = literal_coder(type(tokenizer).from_str(json.dumps(value))).encode(text, add_special_tokens=False).offsets
     ends = np.maximum.accumulate([stop for _, stop in offsets]) if offsets else np.empty(0, dtype=np.int64)
     while move and 0 < tokens < len(offsets) and offsets[tokens][0] < ends[tokens - 1]:

@@ -1,4 +1,4 @@
-"""Pictures of quantised training: gradient alignment, trust masks, normality, quantisation error."""
+"""What happens inside quantised training, measured and drawn: gradients, masks, normality, rounding error."""
 
 from questlm.diagnostics.alignment import gradient_alignment
 from questlm.diagnostics.collect import diagnose

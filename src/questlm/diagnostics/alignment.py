@@ -1,13 +1,13 @@
-"""Gradient alignment: how far an estimator's gradient points where the true one does.
+"""Gradient alignment: how close an estimator's gradient is to the gradient without quantisation.
 
-At the same weights and on the same tokens, the gradient that training would follow through the quantised model is
-compared, by its cosine, with the gradient of the same model unquantised (arXiv 2502.05003, section 3.3, measures its
-estimator this way). Two things can turn it: the quantised forward pass computes other activations, and the estimator
-decides what passes back through the rounding. `ste` and `quest-noht` share their forward pass, so they differ by the
+At the same weights and on the same tokens, the gradient that training follows through the quantised model is compared,
+by its cosine, with the gradient of the same model unquantised (arXiv 2502.05003, section 3.3, measures its estimator
+this way). Two things can turn it: the quantised forward pass computes other activations, and the estimator decides
+which gradients pass through the rounding. `ste` and `quest-noht` share their forward pass, so they differ by the
 estimator alone; `quest` also rotates, which changes what is rounded.
 
-The cosine is taken for each layer's weight, in the domain of the weight, and for the residual stream at the input of
-each block, where the errors of all blocks above have come together.
+The cosine is taken for each layer's weight, in the domain of the weight, and for the residual at the input of each
+block, where the errors of all blocks above accumulate.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ def gradient_alignment(
     methods: Sequence[str] = ESTIMATORS,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Cosine between quantised and full-precision gradients of the mean cross-entropy.
+    """Measure the cosine between quantised and full-precision gradients of the mean cross-entropy.
 
     Args:
-        model: plain (not prepared), with its blocks in `model.layers`; it is prepared and restored on the way, and
-            left as it was.
+        model: plain (not prepared), with its blocks in `model.layers`. It is prepared and restored on the way, and is
+            unchanged afterwards.
         batches: at least one, on the model's device.
-        spec: bits, block size and form of the embeddings, the same for every method and the reference.
+        spec: bits, block size and stored dtype of the embeddings, the same for every method and the reference.
+        methods: names of the methods to compare.
+        show_progress: whether to show a progress bar.
 
     Returns:
-        {"batches", "methods": {method: {"layers", "weights_by_block", "weights_by_kind", "stream_by_block"}}}; each
-        of the four maps a layer, block or kind to {"mean", "std"} over the batches. The cosines of the layers in a
-        block, or of a kind, are averaged first. None where a gradient is zero.
+        {"batches", "methods": {method: {"layers", "weights_by_block", "weights_by_kind", "stream_by_block"}}}; each of
+            the four maps a layer, block or kind to {"mean", "std"} over the batches. The cosines of the layers in a
+            block, or of a kind, are averaged first. None where a gradient is zero.
     """
     reference = spec.model_copy(update={"weight_bits": 16, "act_bits": 16})
     names = layer_names(model, spec)
@@ -67,14 +69,14 @@ def gradient_alignment(
 
 
 def cosine(a: Tensor, b: Tensor) -> float | None:
-    """Cosine of the angle between two tensors taken as vectors, in float64; None where one is zero."""
+    """Return the cosine of the angle between two tensors seen as vectors, in float64; None where one is zero."""
     a, b = a.flatten().double(), b.flatten().double()
     lengths = float(a.norm() * b.norm())
     return float(a @ b) / lengths if lengths > 0 else None
 
 
 def _gradients(model: nn.Module, names: Sequence[str], batch: Batch, spec: QuantSpec) -> dict[str, Tensor]:
-    """Gradients of the loss by layer name, and by 'block i' for the residual stream."""
+    """Return the gradients of the loss by layer name, and by 'block i' for the residual."""
     streams: list[Tensor] = []
     inputs, targets = batch
     blocks = model.get_submodule("layers")
@@ -95,7 +97,7 @@ def _keep_first(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], No
 
 
 def _summary(names: Sequence[str], cosines: Sequence[dict[str, float | None]]) -> dict[str, Any]:
-    """Mean and spread over batches, by layer, block and kind."""
+    """Return mean and spread over batches, by layer, block and kind."""
     streams = [name for name in cosines[0] if name not in names]
     return {
         "layers": {name: mean_and_std([batch[name] for batch in cosines]) for name in names},

@@ -1,4 +1,4 @@
-"""All diagnostics of one run, as one JSON value."""
+"""Run all diagnostics of one run, with a JSON value as the result."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def diagnose(
     snapshot_count: int,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure everything the pictures show.
+    """Measure everything that the pictures show.
 
     Args:
-        model: as it was trained, prepared or plain, with its blocks in `model.layers`. The activations are those of
-            this forward pass; everything else is measured on a plain copy.
+        model: the trained model, prepared or plain, with its blocks in `model.layers`. Activations are those of its own
+            forward pass; everything else is measured on a plain copy.
         batches: token ids and targets on the model's device.
         spec: bits to diagnose at; weights must have fewer than 16.
         snapshots: (step, {parameter name: tensor}) of the checkpoints, oldest first.
+        snapshot_count: number of snapshots, for the progress bar.
+        show_progress: whether to show progress bars.
 
     Returns:
         {"gradient_alignment", "masks", "normality", "error"}: see the function of each module.

@@ -1,4 +1,4 @@
-"""Quantisation error of each layer, against what the grid promises for Gaussian rows."""
+"""Quantisation error of each layer, compared with the error of the grid on Gaussian rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METHODS = ("quest-noht", "quest")
 def relative_error(
     x: Tensor, method: str, bits: int | str, role: Literal["weight", "activation"], block_size: int = 128
 ) -> float | None:
-    """||x_q - x_h||^2 / ||x_h||^2 of `x` (rows, K); None where it is all zeros."""
+    """Return ||x_q - x_h||^2 / ||x_h||^2 of `x` (rows, K); None where `x` is all zeros."""
     exact = rotate(x, method, block_size).double()
     rounded = fake_quantize(x, method=method, bits=bits, role=role, block_size=block_size).double()
     total = float(exact.square().sum())
@@ -35,7 +35,7 @@ def error_by_layer(
     spec: QuantSpec,
     methods: Sequence[str] = METHODS,
 ) -> dict[str, Any]:
-    """`relative_error` of every layer's weight (out, in) and input (tokens, in).
+    """Measure `relative_error` of every layer's weight (out, in) and input (tokens, in).
 
     Returns:
         {"weights": {"bits", "gaussian": error on N(0, 1), "layers": {layer: {method: error}}}, "activations": the

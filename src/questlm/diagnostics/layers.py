@@ -1,4 +1,4 @@
-"""What the diagnostics look at: the layers a method would quantise, their names, and what goes into them."""
+"""Select what the diagnostics measure: the layers that a method quantises, their weights and inputs."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ MAX_ROWS = 1024
 
 
 def kind_of(name: str) -> str:
-    """What a layer does in its block: the last part of its dotted name ('layers.3.attention.q' -> 'q')."""
+    """Return the last part of a layer's dotted name, its role in the block ('layers.3.attention.q' -> 'q')."""
     return name.rpartition(".")[2]
 
 
 def block_of(name: str) -> int:
-    """Index of a layer's block: the first number in its dotted name; 0 where there is none."""
+    """Return the index of a layer's block: the first number in its dotted name, or 0."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), 0)
 
 
 def group_by(names: Iterable[str], key: Callable[[str], K]) -> dict[K, list[str]]:
-    """Names by `key`, in order of first appearance."""
+    """Group names by `key`, in order of first appearance."""
     groups: dict[K, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
@@ -58,7 +58,7 @@ def group_by(names: Iterable[str], key: Callable[[str], K]) -> dict[K, list[str]
 
 @contextmanager
 def prepared(model: nn.Module, spec: QuantSpec) -> Iterator[nn.Module]:
-    """The plain `model` quantised by `spec` inside the block, and plain again behind it."""
+    """Quantise the plain `model` by `spec` inside the `with` block, and restore it at its end."""
     prepare(model, spec)
     try:
         yield model
@@ -67,13 +67,13 @@ def prepared(model: nn.Module, spec: QuantSpec) -> Iterator[nn.Module]:
 
 
 def layer_names(model: nn.Module, spec: QuantSpec) -> list[str]:
-    """Dotted names of the layers of a plain `model` that `spec` quantises."""
+    """Return the dotted names of the layers of a plain `model` that `spec` quantises."""
     with prepared(model, spec):
         return list(quantized_layers(model))
 
 
 def weights_of(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """Weights (out, in) of the named layers."""
+    """Return the weights (out, in) of the named layers."""
     return {name: model.get_parameter(f"{name}.weight").detach() for name in names}
 
 
@@ -81,7 +81,7 @@ def weights_of(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
 def capture_inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], max_rows: int = MAX_ROWS
 ) -> dict[str, Tensor]:
-    """Inputs of the named layers while `model` reads `batches`.
+    """Record the inputs of the named layers while `model` reads `batches`.
 
     Returns:
         (rows, in_features) float32 by layer: at most `max_rows` tokens, evenly spaced within each batch and the same
@@ -105,26 +105,26 @@ def capture_inputs(
 
 
 def spread_rows(x: Tensor, count: int = MAX_ROWS) -> Tensor:
-    """At most `count` rows of `x` (rows, K), evenly spaced."""
+    """Return at most `count` rows of `x` (rows, K), evenly spaced."""
     if len(x) <= count:
         return x
     return x[torch.linspace(0, len(x) - 1, count, device=x.device).round().long()]
 
 
 def rotate(x: Tensor, method: str, block_size: int = 128) -> Tensor:
-    """`x` (rows, K) in the domain where `method` rounds: after its Hadamard transform, if it has one. Self-inverse."""
+    """Rotate `x` (rows, K) to the domain where `method` rounds, if it has a Hadamard transform. Self-inverse."""
     return fake_quantize(x, method=method, bits=16, block_size=block_size)
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """`x` (rows, K) with each row divided by its rms, as the grid sees it. Rows of zeros are left out."""
+    """Divide each row of `x` (rows, K) by its rms, as quantising does; rows of zeros are left out."""
     rms = x.square().mean(dim=-1, keepdim=True).sqrt()
     alive = rms.squeeze(-1) > 0
     return x[alive] / rms[alive]
 
 
 def mean_and_std(values: Sequence[float | None]) -> Mapping[str, float | None]:
-    """Mean and sample standard deviation (None for fewer than two) of the values that are defined."""
+    """Return mean and sample standard deviation (None for fewer than two) of the values that are not None."""
     known = [value for value in values if value is not None]
     return {
         "mean": statistics.fmean(known) if known else None,

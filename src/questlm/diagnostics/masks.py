@@ -1,10 +1,10 @@
-"""Trust masks over training: how many weights get no gradient, and whether they are the same ones later.
+"""Trust masks over training: how many weights receive no gradient, and whether they stay the same ones.
 
-A weight whose quantisation error is more than rounding could make gets no gradient (see `questlm.quant.estimators`).
-Were the rotated weights Gaussian, a share of erfc(bound / sqrt 2) of them would be masked. That the share stays small
-does not say that weights are not stuck: for that one looks at the same weight in two checkpoints. The Hadamard
-transform mixes the gradients of its block, so a masked entry of the rotated weight still moves with every step of the
-optimizer, which acts on the weight before rotation.
+A weight whose quantisation error is larger than rounding can cause receives no gradient (see
+`questlm.quant.estimators`). If the rotated weights were Gaussian, a share of erfc(bound / sqrt 2) of them would be
+masked. A small share does not show that weights are not stuck: for that, the same weight is compared in two
+checkpoints. The Hadamard transform mixes the gradients of its block, so a masked entry of the rotated weight still
+moves with every step of the optimizer, which acts on the weight before rotation.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _PROBE_ROW = 4096
 
 
 def trust_mask(x: Tensor, method: str, bits: int | str, block_size: int = 128) -> Tensor:
-    """Which entries of the weight `x` (rows, K) pass their gradient: bool (rows, K), in the domain that is rounded.
+    """Return which entries of the weight `x` (rows, K) pass their gradient: bool (rows, K), in the rotated domain.
 
-    Read off the gradient of `fake_quantize` itself, so that it is what training does, for any method.
+    It is read from the gradient of `fake_quantize` itself, so it is what training does, for any method.
     """
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
@@ -46,7 +46,7 @@ def trust_mask(x: Tensor, method: str, bits: int | str, block_size: int = 128) -
 
 @cache
 def trust_bound(method: str, bits: int | str) -> float | None:
-    """|x_h| / rms beyond which `method` stops the gradient, found by bisection to 1e-6; None if it never does."""
+    """Return |x_h| / rms beyond which `method` stops the gradient, by bisection to 1e-6; None if it never does."""
     low, high = 0.0, 16.0
     if _passes(high, method, bits):
         return None
@@ -57,7 +57,7 @@ def trust_bound(method: str, bits: int | str) -> float | None:
 
 
 def _passes(value: float, method: str, bits: int | str) -> bool:
-    """Whether an entry of `value` rms gets its gradient, in a row whose other entries make its rms 1."""
+    """Return whether an entry of `value` rms gets its gradient, in a row whose other entries make its rms 1."""
     rest = math.sqrt((_PROBE_ROW - value**2) / (_PROBE_ROW - 1))
     row = torch.full((1, _PROBE_ROW), rest)
     row[0, 0] = value
@@ -65,7 +65,7 @@ def _passes(value: float, method: str, bits: int | str) -> bool:
 
 
 def gaussian_masked(method: str, bits: int | str) -> float:
-    """Share of N(0, 1) that `method` masks: erfc(bound / sqrt 2)."""
+    """Return the share of N(0, 1) that `method` masks: erfc(bound / sqrt 2)."""
     bound = trust_bound(method, bits)
     return 0.0 if bound is None else math.erfc(bound / math.sqrt(2))
 
@@ -78,16 +78,18 @@ def mask_history(
     block_size: int = 128,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Shares of masked weights by checkpoint, and their persistence from one checkpoint to the next.
+    """Measure the share of masked weights in each checkpoint, and their persistence to the next one.
 
     Args:
         snapshots: (step, {layer name: weight (out, in)}) in order of steps; read one at a time.
-        count: how many there are, for the progress bar.
+        count: number of snapshots, for the progress bar.
+        method, bits, block_size: how the weights are quantised.
+        show_progress: whether to show a progress bar.
 
     Returns:
         {"method", "bits", "bound", "gaussian", "checkpoints": [...], "persistence": {...}}. A checkpoint is {"step",
-        "masked": share of all entries looked at, "by_kind"}. Persistence holds "pairs" of neighbouring checkpoints
-        (see `_compare`), or the reason why it was "skipped".
+            "masked": share of all entries, "by_kind"}. Persistence holds "pairs" of neighbouring checkpoints (see
+            `_compare`), or the reason why it was "skipped".
     """
     checkpoints: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
@@ -117,19 +119,19 @@ def _persistence(pairs: list[dict[str, Any]], count: int) -> dict[str, Any]:
         kept = f"{count} checkpoint" + "s" * (count != 1)
         reason = f"the persistence of masks needs two checkpoints and this run kept {kept}"
         return {"skipped": f"{reason}; {HOW_TO_KEEP_MORE}"}
-    for pair in pairs[1:-1]:  # one picture of early and one of late training say it; the rest is bulk
+    for pair in pairs[1:-1]:  # keep one picture of early and one of late training
         del pair["joint"]
     return {"pairs": pairs, "joint_max": JOINT_MAX}
 
 
 def _normalised(x: Tensor, method: str, block_size: int) -> Tensor:
-    """|x_h| / rms, keeping every row: those of zeros stay zero."""
+    """Return |x_h| / rms of every row; rows of zeros stay zero."""
     rotated = rotate(x, method, block_size)
     return (rotated / rotated.square().mean(dim=-1, keepdim=True).sqrt().clamp_min(1e-30)).abs()
 
 
 def _shares(masked: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Share of masked entries of all layers together and by kind."""
+    """Return the share of masked entries of all layers together and by kind."""
     return {
         "masked": _ratio(_pooled(masked, list(masked))),
         "by_kind": {kind: _ratio(_pooled(masked, names)) for kind, names in group_by(masked, kind_of).items()},
@@ -142,7 +144,7 @@ def _compare(
     size_then: Mapping[str, Tensor],
     size_now: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Two checkpoints, entry by entry.
+    """Compare two checkpoints entry by entry.
 
     Returns:
         {"masked_if_masked": P(masked now | masked then), "masked_if_passing": P(masked now | not masked then),
@@ -159,7 +161,7 @@ def _compare(
 
 
 def _joint(then: Tensor, now: Tensor) -> Tensor:
-    """Counts (JOINT_BINS, JOINT_BINS): rows by the old value, columns by the new."""
+    """Count entries (JOINT_BINS, JOINT_BINS): rows by the old value, columns by the new."""
     a, b = ((x.flatten() * (JOINT_BINS / JOINT_MAX)).long().clamp_max(JOINT_BINS - 1) for x in (then, now))
     counts = torch.bincount(a * JOINT_BINS + b, minlength=JOINT_BINS**2)
     return counts.reshape(JOINT_BINS, JOINT_BINS).cpu()
@@ -170,5 +172,5 @@ def _pooled(tensors: Mapping[str, Tensor], names: list[str]) -> Tensor:
 
 
 def _ratio(flags: Tensor) -> float | None:
-    """Share of true entries; None of no entries."""
+    """Return the share of true entries; None of no entries."""
     return float(flags.double().mean()) if flags.numel() else None

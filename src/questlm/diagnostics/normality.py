@@ -1,8 +1,8 @@
-"""How Gaussian rows are before and after the Hadamard transform.
+"""How close to Gaussian rows are before and after the Hadamard transform.
 
-The grid is the best one for N(0, 1), so it fits a row as well as the row, divided by its rms, is Gaussian. Moments are
-taken about zero and not about the mean, because the grid is symmetric about zero: a row with a large mean is as bad for
-it as one with outliers.
+The grid is optimal for N(0, 1), so it fits a row as well as the row, divided by its rms, is Gaussian. Moments are taken
+about zero and not about the mean, because the grid is symmetric about zero: a row with a large mean fits as badly as
+one with outliers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _QUANTILES = [i / 20 for i in range(-80, 81)]  # in standard deviations
 
 
 def normality(x: Tensor) -> dict[str, float]:
-    """Measures of rows `x` (rows, K); none of them depends on the scale of a row.
+    """Measure how Gaussian the rows `x` (rows, K) are; no measure depends on the scale of a row.
 
     Returns:
         "excess_kurtosis": E[z^4] - 3 for z = x / rms(row), 0 for a Gaussian;
@@ -49,14 +49,14 @@ def normality(x: Tensor) -> dict[str, float]:
 
 
 def gaussian_row_maximum(length: int) -> float:
-    """Median of max|z| over `length` independent N(0, 1): what `max_over_rms` is for Gaussian rows."""
+    """Return the median of max|z| over `length` independent N(0, 1): `max_over_rms` of Gaussian rows."""
     return NormalDist().inv_cdf((1 + 0.5 ** (1 / length)) / 2)
 
 
 def normality_by_layer(
     weights: Mapping[str, Tensor], activations: Mapping[str, Tensor], block_size: int = 128
 ) -> dict[str, Any]:
-    """`normality` of every layer's weight (out, in) and input (tokens, in), before and after the transform.
+    """Measure `normality` of every layer's weight (out, in) and input (tokens, in), before and after the transform.
 
     Returns:
         {"weights": {layer: {"before", "after", "row_length"}}, "activations": the same,
@@ -80,13 +80,13 @@ def normality_by_layer(
 
 
 def _least_gaussian(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Layer of highest kurtosis, before or after the transform."""
+    """Return the layer of highest kurtosis, before or after the transform."""
     stages = ("before", "after")
     return max(measured, key=lambda name: max(measured[name][stage]["excess_kurtosis"] for stage in stages))
 
 
 def _picture(x: Tensor, block_size: int) -> dict[str, Any]:
-    """Densities and quantiles of x / rms before and after the transform."""
+    """Return densities and quantiles of x / rms before and after the transform."""
     stages = {"before": x, "after": hadamard(x, block_size)}
     return {
         "edges": [-_HISTOGRAM_MAX, _HISTOGRAM_MAX],
@@ -97,7 +97,7 @@ def _picture(x: Tensor, block_size: int) -> dict[str, Any]:
 
 
 def _density(z: Tensor) -> list[float]:
-    """Density in equal bins on [-8, 8]; what lies outside is not drawn but counts in the total."""
+    """Return the density in equal bins on [-8, 8]; values outside are not drawn but count in the total."""
     counts = torch.histc(z.cpu(), _HISTOGRAM_BINS, -_HISTOGRAM_MAX, _HISTOGRAM_MAX)
     width = 2 * _HISTOGRAM_MAX / _HISTOGRAM_BINS
     values: list[float] = (counts / (max(z.numel(), 1) * width)).tolist()
@@ -105,7 +105,7 @@ def _density(z: Tensor) -> list[float]:
 
 
 def _quantiles(z: Tensor) -> list[float]:
-    """Sample quantiles at the probabilities of _QUANTILES."""
+    """Return sample quantiles at the probabilities of _QUANTILES."""
     ordered = z.flatten().sort().values
     if not len(ordered):
         return [0.0] * len(_QUANTILES)

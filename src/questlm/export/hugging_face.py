@@ -1,4 +1,4 @@
-"""An artifact as a Hugging Face folder with plain weights."""
+"""Export an artifact as a Hugging Face folder with plain weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn a prepared model into an artifact: the codes that its forward pass uses, as bits."""
+"""Pack a trained model: write the codes that its forward pass uses as an artifact."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def pack(
     """Write `model` as an artifact to the new folder `out`, load it back, and check that the codes are the model's own.
 
     Layers with 16-bit weights but quantised activations keep their float32 weights, which is what training used.
-    Layers left out of quantisation take the weight_format they were trained in, or bf16 if that was float.
+    Layers left out of quantisation keep the stored dtype they were trained with, or bf16 if that was float.
 
     Args:
         model: a Llama after `questlm.prepare`, with float32 parameters, on any device.
@@ -164,7 +164,7 @@ def _quantized_format(layer: FakeQuantLinear) -> WeightFormat:
 
 def _narrow_grid(layer: BranchedLinear) -> GridConfig:
     grid = _grid(layer.narrow_quantizer.grid)
-    assert grid is not None  # the narrow branch is codes
+    assert grid is not None  # the narrow branch always has a grid
     return grid
 
 
@@ -180,7 +180,7 @@ def _text(tokenizer: str | bytes) -> str:
 
 
 def _end_of_text(tokenizer_json: str, name: str | None, vocab_size: int) -> int | None:
-    """Id of the token that ends a document; ConfigError for a tokenizer that a model of `vocab_size` cannot use."""
+    """Return the id of the token that ends a document; ConfigError for a tokenizer that does not fit the model."""
     try:
         tokenizer = parse_tokenizer(tokenizer_json, TOKENIZER_NAME, ArtifactError)
         require_known_ids(tokenizer, vocab_size)
@@ -227,7 +227,7 @@ def _quantized_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
 
 
 def _check_codes(model: Llama, artifact: Artifact) -> None:
-    """Compare what was read back with what the layers make of their weights, bit for bit."""
+    """Compare the codes that were read back with the layers' own, bit for bit."""
     for name, layer in quantized_layers(model).items():
         weight_format, tensors = artifact.config.weight_format(name), matrix_tensors(artifact.tensors, name)
         pairs = []

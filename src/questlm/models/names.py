@@ -1,4 +1,4 @@
-"""The same weights under the names of Hugging Face's `LlamaForCausalLM`: shapes are equal, only names differ."""
+"""Rename weights between our Llama and Hugging Face's `LlamaForCausalLM`. Shapes are equal; only names differ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OURS_TO_THEIRS = {
 }
 _THEIRS_TO_OURS = {theirs: ours for ours, theirs in _OURS_TO_THEIRS.items()}
 
-_SHAPE = {  # what every config.json says
+_SHAPE = {  # settings that every config.json has
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
     "heads": "num_attention_heads",
@@ -45,7 +45,7 @@ _DETAILS = {
     "norm_eps": "rms_norm_eps",
 }
 _BOTH_DEFAULT = {"head_dim": None, "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
-_DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, where a config.json does not say
+_DEFAULTS: dict[str, dict[str, Any]] = {  # defaults of transformers, for settings that a config.json leaves out
     "llama": {**_BOTH_DEFAULT, "num_key_value_heads": None, "max_position_embeddings": 2048},
     "mistral": {**_BOTH_DEFAULT, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
 }
@@ -57,7 +57,7 @@ _ROPE_NUMBERS = (
     "original_max_position_embeddings",
     "max_position_embeddings",
 )
-_PLAIN: dict[str, tuple[Any, ...]] = {  # values of a plain Llama; anything else would compute something else
+_PLAIN: dict[str, tuple[Any, ...]] = {  # values of a plain Llama; any other value means another computation
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -73,9 +73,9 @@ def to_hugging_face(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_hugging_face(weights: Mapping[str, T]) -> dict[str, T]:
-    """Rename Hugging Face's state dict to ours; a tied checkpoint without `lm_head.weight` gets it from the embedding.
+    """Rename Hugging Face's state dict to ours.
 
-    The values are not looked at.
+    A tied checkpoint without `lm_head.weight` gets it from the embedding. The values are not examined.
 
     Raises:
         ConfigError: a weight that a plain Llama does not have (a bias, an adapter).
@@ -90,7 +90,7 @@ def from_hugging_face(weights: Mapping[str, T]) -> dict[str, T]:
 
 
 def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments of transformers' `LlamaConfig` that describe the same model."""
+    """Return keyword arguments of transformers' `LlamaConfig` that describe the same model."""
     shape: dict[str, Any] = {
         "hidden_size": config.hidden,
         "intermediate_size": config.mlp_width,
@@ -110,11 +110,11 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def model_config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
-    """Shape of the model that the content of a Hugging Face `config.json` describes, old or new.
+    """Return the model shape that the content of a Hugging Face `config.json`, old or new, describes.
 
     Raises:
         ConfigError: not a plain Llama (or a Mistral that is one): another architecture, biases, a sliding window,
-            quantised weights, rotary positions scaled in a way we do not have; or a setting that no model can have.
+            quantised weights, an unsupported scaling of rotary positions; or a setting that no model can have.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
@@ -167,7 +167,7 @@ def _rope(values: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
 
 
 def _require_number(name: str, value: Any) -> None:
-    """Refuse what is neither a number nor None, such as "16", which transformers does not take for 16 either."""
+    """Refuse anything but a number or None, such as "16", which transformers does not read as 16 either."""
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise ConfigError(f"{name} = {quoted(value)} cannot be used: a number is expected")
 

@@ -29,7 +29,7 @@ def set_quantization_strength(model: nn.Module, done: float) -> None:
     for index, (layer, strength) in enumerate(layers):
         share = gradual_share(layer.spec)
         if done >= share and layer.mode is not Mode.FADING_IN:
-            continue  # finished before: nothing to write to the device
+            continue  # finished before; do not write to the device again
         ramp = share / 2
         start = ramp * index / max(len(layers) - 1, 1)
         layer.mode = Mode.FADING_IN if done < share else Mode.QUANTIZED

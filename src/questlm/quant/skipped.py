@@ -63,7 +63,7 @@ def _parts_of_layers(model: nn.Module) -> set[nn.Module]:
     found: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, ours):
-            found.update(module.modules())  # with their quantisers, whose steps may be matrices
+            found.update(module.modules())  # with their quantisers, whose step sizes may be matrices
         elif parametrize.is_parametrized(module):
             assert isinstance(module.parametrizations, nn.Module)
             found.update(module.parametrizations.modules())

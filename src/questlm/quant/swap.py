@@ -60,7 +60,7 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             "the fast path of nn.TransformerEncoderLayer bypasses its linear layers in evaluation, so they would not "
             "be quantised there; call torch.backends.mha.set_fastpath_enabled(False) first"
         )
-    # Subclasses of nn.Linear may be used by others through their weight alone, as in nn.MultiheadAttention.
+    # Other modules may read the weight of a subclass of nn.Linear directly, as nn.MultiheadAttention does.
     adapters = adapter_modules(model)
     linears = {
         name: module

@@ -48,7 +48,7 @@ class ScaledQuantizer(LearningQuantizer):
 
     def operand(self, x: Tensor) -> Operand:
         operand = self.inner.operand(x)
-        assert operand.step is not None  # both branches are codes
+        assert operand.step is not None  # both branches have grids
         return operand._replace(step=operand.step * self.output_scale.detach().abs())
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:

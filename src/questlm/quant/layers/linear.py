@@ -168,7 +168,7 @@ class FakeQuantLinear(nn.Linear):
         refuse_transforms()
         dtype = ops.autocast_dtype(input) or self.weight.dtype
         if self.act_quantizer is not None and self.act_quantizer.rounding is not None:
-            input = input.to(dtype)  # as a plain linear layer rounds its input; those that learn see all of it
+            input = input.to(dtype)  # as a plain linear layer does; learning quantisers see the unrounded input
         y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
 
@@ -219,7 +219,7 @@ class FakeQuantLinear(nn.Linear):
         self, x: Tensor, w: Tensor, factors: tuple[Quantizer | None, Quantizer | None], dtype: torch.dtype
     ) -> Tensor:
         """The product of z + strength (Q(z) - z) for both factors (arXiv 2505.08823)."""
-        assert self.strength is not None  # or the mode could not have been set
+        assert self.strength is not None  # checked where the mode was set
         mixed = []
         for each, quantizer in zip((x, w), factors, strict=True):
             rotated = ops.hadamard(each, self.block_size) if self.block_size > 1 else each

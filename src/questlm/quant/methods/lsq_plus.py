@@ -15,7 +15,7 @@ from questlm.quant.quantizers.learned import LearnedStep
 
 __all__ = ["lsq_plus"]
 
-_SHRINKS = [step / 100 for step in range(2, 101, 2)]  # of the range that it starts from
+_SHRINKS = [step / 100 for step in range(2, 101, 2)]  # shares of the range from minimum to maximum
 
 
 def _lsq_plus_grid(request: Request) -> Grid:

@@ -36,7 +36,7 @@ class _Sign(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, codes: Tensor, smooth: bool) -> Tensor:
         ctx.save_for_backward(u)
         ctx.smooth = smooth
-        return 2 * codes.to(u.dtype) - 1 + 0 * u  # what is not finite stays visible
+        return 2 * codes.to(u.dtype) - 1 + 0 * u  # NaN and infinity propagate
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -46,7 +46,7 @@ class _Sign(torch.autograd.Function):
 
 
 def _values(x: Tensor, center: Tensor, distance: Tensor, codes: Tensor, smooth: bool) -> Tensor:
-    # The values of a constant row are its centre; u means nothing there, and has to be finite.
+    # A constant row takes its centre as value; u has no meaning there but must be finite.
     sign: Tensor = _Sign.apply((x - center) / torch.where(distance > 0, distance, 1), codes, smooth)
     return distance * sign + center
 
@@ -115,4 +115,4 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     spread = x - center
     unit = ops.power_of_two(spread)
     variance = (spread / unit).square().mean(-1, keepdim=True)
-    return center, variance.clamp_min(torch.finfo(x.dtype).tiny).sqrt() * unit  # a root of 0 has no gradient
+    return center, variance.clamp_min(torch.finfo(x.dtype).tiny).sqrt() * unit  # the square root has no gradient at 0

@@ -149,7 +149,7 @@ class LearnedQuantizer(StatefulQuantizer):
         sized = scale > 0
         if not bool(sized.any()) or not bool(scale.isfinite().all()) or not bool(shift.isfinite().all()):
             return False
-        # A row of zeros, which has no size of its own, begins with the mean of the others: 0 has no gradient.
+        # A row of zeros starts with the mean step size of the others, because a step size of 0 has no gradient.
         self.scale.copy_(torch.where(sized, scale, scale[sized].mean()).view(-1, 1))
         if self.shift is not None:
             self.shift.copy_(shift.view(1, 1))
@@ -198,7 +198,7 @@ class _LearnedRound(torch.autograd.Function):
         u = (x.to(step.dtype) - (0 if shift is None else shift)) / step.clamp_min(smallest)
         inside = (u > lower) & (u < upper)
         by_step = {"residual": levels - u, "level": levels, "nothing": torch.zeros_like(u)}[kind]
-        # The step of a row is ratio * |p| * rms(row), so by |p| it moves as much as it is large itself.
+        # The step size of a row is ratio * |p| * rms(row), so its derivative by |p| is step / |p|.
         terms = dy * torch.where(inside, by_step, levels) * (step / scale.abs())
         factor = 1.0 if balance is None else (balance * max(x.numel(), 1) / scale.shape[0]) ** -0.5
         dscale = _shared_sum(terms, scale.shape[0]) * scale.sign() * factor

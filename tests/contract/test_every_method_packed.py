@@ -17,23 +17,27 @@ from questlm.models import Llama
 from questlm.quant import METHODS, quantized_layers
 
 
-@pytest.mark.parametrize("spec", specs(), ids=lambda spec: f"{spec.label}")
-def test_the_packed_model_is_the_trained_one(tmp_path, spec):
-    model = trained(spec)
-    pack(model, tmp_path / "a")
-    packed = questlm.load(tmp_path / "a")
-    half = questlm.load(tmp_path / "a", dtype=torch.bfloat16)
+@pytest.fixture(scope="module", params=specs(), ids=lambda spec: f"{spec.label}")
+def both(request, tmp_path_factory):
+    """A spec, a model trained with it for a step, and the folder of its packed form."""
+    model, path = trained(request.param), tmp_path_factory.mktemp("packed") / "a"
+    pack(model, path)
+    return request.param, model, path
+
+
+def test_the_packed_model_is_the_trained_one(both):
+    _, model, path = both
+    packed = questlm.load(path)
+    half = questlm.load(path, dtype=torch.bfloat16)
     with torch.no_grad():
         assert torch.equal(packed.logits(IDS), model(IDS))
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(half.logits(IDS), model(IDS))
 
 
-@pytest.mark.parametrize("spec", specs(), ids=lambda spec: f"{spec.label}")
-def test_dense_weights_are_what_the_layers_multiply_by(tmp_path, spec):
-    model = trained(spec)
-    pack(model, tmp_path / "a")
-    artifact = load_artifact(tmp_path / "a")
+def test_dense_weights_are_what_the_layers_multiply_by(both, tmp_path):
+    spec, model, path = both
+    artifact = load_artifact(path)
     weights = dense_state_dict(artifact)
     for name, layer in quantized_layers(model).items():
         if not METHODS[layer.spec.method].branches:

@@ -34,6 +34,28 @@ STATEFUL = [case for case in CASES if case.method in LEARNED and case[:2] != ("a
 STATELESS = [case for case in CASES if case not in STATEFUL]
 
 
+def by_kind(cases: list[Case]) -> list[list[Case]]:
+    """The cases of each method, role and format, from the narrowest to the widest."""
+    kinds: dict[tuple, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: 1.6 if case.bits == "ternary" else case.bits):
+        kinds.setdefault((case.method, case.role, case.format), []).append(case)
+    return [*kinds.values()]
+
+
+def each_kind(cases: list[Case]) -> list[Case]:
+    """Three widths of each method, role and format: for what does not depend on the number of levels."""
+    return [case for kind in by_kind(cases) for case in dict.fromkeys((kind[0], kind[len(kind) // 2], kind[-1]))]
+
+
+def in_shapes(cases: list[Case], shapes: list[tuple[int, int]]) -> list[tuple[Case, tuple[int, int]]]:
+    """Every case in one shape, and every method, role and format in every shape."""
+    return [
+        (kind[number % len(kind)], shapes[number % len(shapes)])
+        for kind in by_kind(cases)
+        for number in range(max(len(kind), len(shapes)))
+    ]
+
+
 def make(case: Case, shape: tuple[int, int] = (5, 48)) -> nn.Module:
     method, role, bits, form, trust = case
     return make_quantizer(method, bits, role=role, shape=shape, format=form, trust=trust).double()
@@ -63,8 +85,7 @@ def compare_grads(learned: dict[str, nn.Parameter], grads: dict[str, torch.Tenso
         close(parameter.grad, grads[name])
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "shape"), in_shapes(CASES, SHAPES), ids=str)
 def test_the_first_call_equals_the_oracle(case, shape):
     x, dy = rows(0, *shape), rows(1, *shape)
     if case[:2] == ("lsq+", "activation"):
@@ -84,8 +105,7 @@ def test_the_first_call_equals_the_oracle(case, shape):
     compare_grads(learned, want.grads)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
-@pytest.mark.parametrize("case", STATEFUL, ids=str)
+@pytest.mark.parametrize(("case", "shape"), in_shapes(STATEFUL, SHAPES[:2]), ids=str)
 def test_a_later_call_with_moved_numbers_equals_the_oracle(case, shape):
     first, x, dy = rows(2, *shape), rows(3, *shape), rows(4, *shape)
     quantizer = make(case, shape)
@@ -104,7 +124,7 @@ def test_a_later_call_with_moved_numbers_equals_the_oracle(case, shape):
     compare_grads(learned, want.grads)
 
 
-@pytest.mark.parametrize("case", STATELESS, ids=str)
+@pytest.mark.parametrize("case", each_kind(STATELESS), ids=str)
 def test_the_function_is_the_module(case):
     x, dy = rows(5, 5, 48), rows(6, 5, 48)
     assert not [*make(case).parameters()]
@@ -116,7 +136,7 @@ def test_the_function_is_the_module(case):
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("case", STATELESS, ids=str)
+@pytest.mark.parametrize("case", each_kind(STATELESS), ids=str)
 def test_rotated_back_it_equals_the_oracle_rotated_back(case):
     x, dy = rows(7, 5, 48), rows(8, 5, 48)
     h = rotation(48) if METHODS[case.method].rotates else torch.eye(48, dtype=torch.float64)
@@ -130,13 +150,13 @@ def test_rotated_back_it_equals_the_oracle_rotated_back(case):
     close(dx, want.dx)
 
 
-@pytest.mark.parametrize("case", STATEFUL, ids=str)
+@pytest.mark.parametrize("case", each_kind(STATEFUL), ids=str)
 def test_learned_numbers_need_the_module(case):
     with pytest.raises(ConfigError, match="make_quantizer"):
         fake_quantize(rows(0, 5, 48), case.method, case.bits, case.role)
 
 
-@pytest.mark.parametrize("case", STATEFUL, ids=str)
+@pytest.mark.parametrize("case", each_kind(STATEFUL), ids=str)
 def test_a_reloaded_quantizer_is_the_same_and_is_not_initialised_again(case):
     first, second = rows(9, 5, 48), 7 * rows(10, 5, 48)
     quantizer, other = make(case), make(case)
@@ -153,7 +173,7 @@ def test_a_reloaded_quantizer_is_the_same_and_is_not_initialised_again(case):
     assert not torch.equal(make(case)(second), values)  # so that a second initialisation would have been seen
 
 
-@pytest.mark.parametrize("case", STATEFUL, ids=str)
+@pytest.mark.parametrize("case", each_kind(STATEFUL), ids=str)
 def test_leading_dimensions_are_rows(case):
     x, flat, folded = rows(11, 6, 48), make(case, (6, 48)), make(case, (6, 48))
     if case.role == "activation":

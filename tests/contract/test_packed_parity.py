@@ -34,9 +34,14 @@ def model_and_packed(tmp_path, shape: str, weight, act, form: str, **options):
     return model, questlm.load(tmp_path / "a", **options)
 
 
-@pytest.mark.parametrize(("weight", "act"), PAIRS, ids=str)
-@pytest.mark.parametrize("form", ["bf16", "int8"])
-@pytest.mark.parametrize("shape", list(SHAPES))
+# Every pair of widths, and every shape and form of the embeddings with some of them. A matrix's length meets its bits
+# in the packing of codes alone, which `tests/unit/ops/reference/test_packing.py` tests at every width and any length.
+CASES = [("odd", "bf16", *pair) for pair in PAIRS]
+CASES += [(shape, form, 4, 4) for shape in SHAPES for form in ("bf16", "int8")]
+CASES += [(shape, "int8", *pair) for shape in SHAPES for pair in ((1, 8), ("ternary", "ternary"), (16, 4))]
+
+
+@pytest.mark.parametrize(("shape", "form", "weight", "act"), dict.fromkeys(CASES), ids=str)
 def test_logits_are_equal(tmp_path, shape: str, form: str, weight, act) -> None:
     model, packed = model_and_packed(tmp_path, shape, weight, act, form)
     assert torch.equal(packed.logits(IDS), model(IDS))

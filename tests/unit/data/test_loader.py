@@ -107,9 +107,7 @@ def test_windows_up_to_a_number_of_tokens(max_tokens: int, whole: int) -> None:
     assert np.concatenate([inputs for inputs, _ in batches]).reshape(-1).tolist() == list(range(whole * 10))
 
 
-@pytest.mark.parametrize("tokens", [2, 9, 33, 100, 129])
-@pytest.mark.parametrize("max_tokens", [None, 8, 40])
-@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@given(st.integers(2, 150), st.none() | st.integers(1, 150), st.integers(1, 6))
 def test_every_target_comes_to_one_process(tokens: int, max_tokens: int | None, processes: int) -> None:
     stream = TokenStream([np.arange(tokens, dtype=np.uint16)])
     alone = list(windows(stream, 8, 2, max_tokens))

@@ -92,20 +92,12 @@ def test_odd_symmetry(bits):
     assert torch.equal(fake_quantize(-x, bits=bits), -fake_quantize(x, bits=bits))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("factor", [2.0**-12, 0.5, 4.0, 2.0**12])
-@pytest.mark.parametrize("bits", BITS)
-def test_scaling_by_a_power_of_two_is_exact(bits, factor, dtype):
-    x = rows_of(6, 3, 96, dtype=dtype)
-    assert torch.equal(fake_quantize(factor * x, bits=bits), factor * fake_quantize(x, bits=bits))
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bits", [*BITS, 16])
-def test_values_equal_the_oracle(bits, shape):
-    x = rows_of(7, *shape)
-    expected = quantize_rows(x.reshape(-1, shape[-1]), bits)[0].reshape(shape)
-    torch.testing.assert_close(fake_quantize(x, bits=bits), expected, rtol=1e-8, atol=1e-9)
+def test_values_equal_the_oracle(bits):
+    for shape in SHAPES:
+        x = rows_of(7, *shape)
+        expected = quantize_rows(x.reshape(-1, shape[-1]), bits)[0].reshape(shape)
+        torch.testing.assert_close(fake_quantize(x, bits=bits), expected, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -150,16 +142,16 @@ def test_masked_share_of_a_gaussian(bits):
 
 
 @pytest.mark.parametrize("rotate_back", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bits", [*BITS, 16])
-def test_gradient_equals_the_oracle(bits, shape, rotate_back):
-    x = rows_of(12, *shape).requires_grad_()
-    dy = rows_of(13, *shape)
-    fake_quantize(x, bits=bits, rotate_back=rotate_back).backward(dy)
-    h = rotation(shape[-1])
-    _, mask = quantize_rows(x.reshape(-1, shape[-1]), bits)
-    incoming = dy.reshape(-1, shape[-1]) @ h if rotate_back else dy.reshape(-1, shape[-1])
-    torch.testing.assert_close(x.grad, ((mask * incoming) @ h).reshape(shape), rtol=1e-8, atol=1e-9)
+def test_gradient_equals_the_oracle(bits, rotate_back):
+    for shape in SHAPES:
+        x = rows_of(12, *shape).requires_grad_()
+        dy = rows_of(13, *shape)
+        fake_quantize(x, bits=bits, rotate_back=rotate_back).backward(dy)
+        h = rotation(shape[-1])
+        _, mask = quantize_rows(x.reshape(-1, shape[-1]), bits)
+        incoming = dy.reshape(-1, shape[-1]) @ h if rotate_back else dy.reshape(-1, shape[-1])
+        torch.testing.assert_close(x.grad, ((mask * incoming) @ h).reshape(shape), rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 16, 32, 64])
@@ -194,14 +186,14 @@ def test_a_row_of_zeros_stays_zero_with_a_finite_gradient(bits):
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("bits", BITS)
-def test_a_row_that_is_not_finite_never_becomes_finite(bits, bad):
-    x = torch.ones(2, 128)
-    x[0, 5] = bad
-    values = fake_quantize(x, bits=bits)
-    assert not values[0].isfinite().any()
-    assert values[1].isfinite().all()
+def test_a_row_that_is_not_finite_never_becomes_finite(bits):
+    for bad in (math.nan, math.inf, -math.inf):
+        x = torch.ones(2, 128)
+        x[0, 5] = bad
+        values = fake_quantize(x, bits=bits)
+        assert not values[0].isfinite().any()
+        assert values[1].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 128), (2, 0, 48)], ids=str)

@@ -54,13 +54,14 @@ def run(layer: FakeQuantLinear, shape: tuple[int, ...], dtype: torch.dtype, seed
     return got, {name: want[name].reshape(t.shape) for name, t in got.items()}
 
 
-@pytest.mark.parametrize(("shape", "out"), SHAPES, ids=str)
 @pytest.mark.parametrize(("weight_bits", "act_bits"), FORMATS, ids=str)
-def test_output_and_gradients_equal_the_oracle(weight_bits, act_bits, shape, out):
-    layer = make_layer(shape[-1], out, weight_bits, act_bits)
-    got, want = run(layer, shape, torch.float64)
-    for name in want:
-        torch.testing.assert_close(got[name], want[name], rtol=1e-7, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+def test_output_and_gradients_equal_the_oracle(weight_bits, act_bits):
+    for shape, out in SHAPES:
+        layer = make_layer(shape[-1], out, weight_bits, act_bits)
+        got, want = run(layer, shape, torch.float64)
+        for name in want:
+            what = f"{name} of {shape}"
+            torch.testing.assert_close(got[name], want[name], rtol=1e-7, atol=1e-7, msg=lambda m, w=what: f"{w}: {m}")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -183,15 +184,15 @@ def test_zero_rows_give_the_bias_and_finite_gradients(bits, autocast):
     assert layer.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("bits", BITS)
-def test_a_bad_number_in_a_token_is_never_hidden(bits, bad):
+def test_a_bad_number_in_a_token_is_never_hidden(bits):
     layer, x = make_layer(64, 6, bits, bits), torch.randn(3, 64)
-    x[1, 7] = bad
-    y = layer(x)
-    assert not y[1].isfinite().any()
-    assert y[0].isfinite().all()
-    assert y[2].isfinite().all()
+    for bad in (math.nan, math.inf, -math.inf):
+        x[1, 7] = bad
+        y = layer(x)
+        assert not y[1].isfinite().any()
+        assert y[0].isfinite().all()
+        assert y[2].isfinite().all()
 
 
 @pytest.mark.parametrize("bits", BITS)

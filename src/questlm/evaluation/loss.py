@@ -58,7 +58,7 @@ def evaluate(
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
-    ranks: Processes = _ALONE,
+    processes: Processes = _ALONE,
 ) -> Evaluation:
     """Measure the cross-entropy of a model on all tokens of `stream`.
 
@@ -71,7 +71,7 @@ def evaluate(
             `max_tokens`, because a part of the stream has other bytes.
         end_of_text: id of the token that ends a document, None where there is none.
         max_tokens: read only the first windows, at most this many tokens; None: everything.
-        ranks: the processes that share the work; all call it, and all get the result.
+        processes: the processes that share the work; all call it, and all get the result.
 
     Raises:
         DataError: the stream has no token to predict.
@@ -79,9 +79,9 @@ def evaluate(
     batch_size = max(1, _TOKENS_PER_BATCH // seq_len)
     total = torch.zeros(3, dtype=torch.float64, device=device)  # nats, tokens, nats of ends of documents
     expected = min(len(stream) - 1, max_tokens or len(stream))
-    with progress("evaluating", expected, show=show_progress and ranks.is_main) as update:
+    with progress("evaluating", expected, show=show_progress and processes.is_main) as update:
         count = calls = 0
-        for batch in windows(stream, seq_len, batch_size, max_tokens, ranks.rank, ranks.world_size):
+        for batch in windows(stream, seq_len, batch_size, max_tokens, processes.rank, processes.world_size):
             inputs, targets = (torch.from_numpy(part).to(device) for part in batch)
             flat = targets.flatten()
             scores = logits(inputs).flatten(0, 1).float()
@@ -92,11 +92,11 @@ def evaluate(
             count += flat.numel()
             total += torch.stack((nats, torch.full_like(nats, flat.numel()), of_ends))
             calls += 1
-            update(count * ranks.world_size)
-    if calls < -(-batch_count(stream, seq_len, batch_size, max_tokens) // ranks.world_size):
+            update(count * processes.world_size)
+    if calls < -(-batch_count(stream, seq_len, batch_size, max_tokens) // processes.world_size):
         # Other processes have one batch more, and a forward pass of a sharded model needs all processes.
         logits(torch.zeros(1, 1, dtype=torch.int64, device=device))
-    nats, tokens, of_ends = ranks.sum(total).tolist()
+    nats, tokens, of_ends = processes.sum(total).tolist()
     count = round(tokens)
     if count == 0:
         raise DataError("the text to evaluate on has no token to predict; use more text")

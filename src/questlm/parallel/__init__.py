@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, how they share it, and how they save it."""
+"""Training one model on several processes: communication, DDP and FSDP2, sharded checkpoints."""
 
 from questlm.parallel.activation_checkpointing import checkpoint_activations
 from questlm.parallel.engine import (
@@ -6,12 +6,12 @@ from questlm.parallel.engine import (
     clip_gradients,
     compile_blocks,
     distribute,
+    full_tensor,
     gathered,
     gradient_exchange,
     local_shard,
     pick_engine,
     weight_cache,
-    whole,
 )
 from questlm.parallel.processes import LostPeerError, Processes, connect, reporting_lost_peers
 
@@ -24,11 +24,11 @@ __all__ = [
     "compile_blocks",
     "connect",
     "distribute",
+    "full_tensor",
     "gathered",
     "gradient_exchange",
     "local_shard",
     "pick_engine",
     "reporting_lost_peers",
     "weight_cache",
-    "whole",
 ]

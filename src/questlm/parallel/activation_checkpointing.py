@@ -14,10 +14,10 @@ Recompute = Literal["none", "mlp", "block"]
 
 
 def checkpoint_activations(model: nn.Module, what: Recompute) -> None:
-    """Let each block of `model.layers`, or each block's `mlp`, keep its input alone for the backward pass.
+    """Make each block of `model.layers`, or each block's `mlp`, keep only its input for the backward pass.
 
-    No number changes: the same operations run again. The modules' `forward` is replaced, and nothing is wrapped around
-    them, so every parameter keeps its name.
+    Results do not change, since the same operations run again. The modules' `forward` is replaced and no module is
+    wrapped, so every parameter keeps its name.
     """
     if what == "none":
         return
@@ -26,12 +26,12 @@ def checkpoint_activations(model: nn.Module, what: Recompute) -> None:
     for block in layers:
         module = block if what == "block" else block.mlp
         assert isinstance(module, nn.Module)
-        module.forward = _again(module.forward)
+        module.forward = _checkpointed(module.forward)
 
 
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def remembering_only_its_inputs(*args: Any) -> Any:
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward_with_checkpoint(*args: Any) -> Any:
         # Nothing is drawn at random in a forward pass, so there is no random state to keep.
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)
 
-    return remembering_only_its_inputs
+    return forward_with_checkpoint

@@ -1,8 +1,8 @@
-"""How processes share one model: DDP (each has all of it) or FSDP2 (each has a part of every weight).
+"""How processes share one model: DDP (each has all of it) or FSDP2 (each has a shard of every weight).
 
-FSDP2 cuts each weight by rows and gathers the blocks one after another as the passes come to them. The order of the
-wrappers is recompute, compile, shard, from the inside out, as FSDP2 needs it: it gathers in hooks around a block, which
-are no part of what is compiled.
+FSDP2 shards each weight by rows and gathers the blocks one after another as the passes reach them. The wrappers are
+applied in the order activation checkpointing, compilation, sharding: FSDP2 gathers in hooks around a block, which are
+not compiled.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ __all__ = [
     "clip_gradients",
     "compile_blocks",
     "distribute",
+    "full_tensor",
     "gathered",
     "gradient_exchange",
     "local_shard",
     "pick_engine",
     "weight_cache",
-    "whole",
 ]
 
 Engine = Literal["none", "ddp", "fsdp"]
 
 
-def pick_engine(setting: Literal["auto", "ddp", "fsdp"], ranks: Processes) -> Engine:
-    """The engine for these processes: none for a single one, which has nobody to share with."""
-    if ranks.world_size == 1:
+def pick_engine(setting: Literal["auto", "ddp", "fsdp"], processes: Processes) -> Engine:
+    """The engine for these processes: 'none' for a single one, else what the setting names; 'auto' is DDP."""
+    if processes.world_size == 1:
         return "none"
     return "ddp" if setting == "auto" else setting
 
 
 def distribute(model: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
-    """Share `model`, whole and alike on all processes, between them; returns the module to call in its place.
+    """Share `model`, of which every process has the same copy, between them; returns the module to call in its place.
 
     With 'fsdp' the parameters of `model` itself become DTensors of the same names.
     """
@@ -61,7 +61,7 @@ def distribute(model: nn.Module, engine: Engine, device: torch.device) -> nn.Mod
 def _replicate(model: nn.Module, device: torch.device) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # for a name that 2.11 lacks
-        # Buffers say how far quantisation has got, which every process knows; so none are sent around.
+        # Buffers say how far quantisation has been faded in, which every process knows, so none are broadcast.
         return DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
@@ -81,9 +81,9 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def _shard(model: nn.Module, device: torch.device) -> None:
-    processes = torch.distributed.get_world_size()
-    mesh = init_device_mesh(device.type, (processes,))
-    gather_as_codes(model, processes, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    world_size = torch.distributed.get_world_size()
+    mesh = init_device_mesh(device.type, (world_size,))
+    gather_as_codes(model, world_size, torch.bfloat16 if device.type == "cuda" else torch.float32)
     layers = model.layers
     assert isinstance(layers, nn.ModuleList)
     for block in layers:
@@ -92,9 +92,9 @@ def _shard(model: nn.Module, device: torch.device) -> None:
 
 
 def weight_cache(model: nn.Module, engine: Engine) -> AbstractContextManager[None]:
-    """A context for the passes of one optimizer step: weights are quantised once, at its beginning.
+    """A context for the passes of one optimizer step: weights are quantised once, when it is entered.
 
-    Enter it with autocast as in the passes; gradients are whole behind it.
+    Enter it with autocast as in the passes. Gradients are complete once it is left.
     """
     if engine == "fsdp":
         return gathered_codes(model)
@@ -103,7 +103,7 @@ def weight_cache(model: nn.Module, engine: Engine) -> AbstractContextManager[Non
 
 @contextmanager
 def gradient_exchange(module: nn.Module, on: bool) -> Iterator[None]:
-    """Whether backward passes inside the block exchange their gradients, or keep them for a later one that does."""
+    """Exchange gradients in the backward passes inside the block, or (`on` false) accumulate them for a later one."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(on)
         module.set_is_last_backward(on)
@@ -112,18 +112,18 @@ def gradient_exchange(module: nn.Module, on: bool) -> Iterator[None]:
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their norm is at most `largest`; returns the norm that they had, on all processes."""
+    """Scale all gradients so that their norm is at most `largest`; returns the norm before that, on all processes."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
-    return whole(norm)
+    return full_tensor(norm)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be cut between processes, put together on each of them. All must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor, on every process, of one that may be sharded. All processes call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_shard(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """What this process has of a tensor that may be cut; of a whole `tensor` the part that it has of `like`."""
+    """This process's shard of a tensor; an unsharded one is first sharded as `like` is."""
     if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
         tensor = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -131,20 +131,20 @@ def local_shard(tensor: Tensor, like: Tensor | None = None) -> Tensor:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Inside the block the parameters of `module`, and of those in it, are whole; what is written to them is lost.
+    """Give `module` and its submodules full parameters inside the block; what is written to them is lost.
 
-    All processes must enter it. Costs nothing where no parameter is cut.
+    All processes enter it. It costs nothing where no parameter is sharded.
     """
-    cut = {
+    sharded = {
         (owner, name): parameter
         for owner in module.modules()
         for name, parameter in owner.named_parameters(recurse=False)
         if isinstance(parameter.data, DTensor)
     }
     try:
-        for (owner, name), parameter in cut.items():
-            owner._parameters[name] = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
+        for (owner, name), parameter in sharded.items():
+            owner._parameters[name] = nn.Parameter(full_tensor(parameter.detach()), parameter.requires_grad)
         yield
     finally:
-        for (owner, name), parameter in cut.items():
+        for (owner, name), parameter in sharded.items():
             owner._parameters[name] = parameter

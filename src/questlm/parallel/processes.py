@@ -1,8 +1,8 @@
-"""The processes that train one model together: who they are, and how they agree on anything.
+"""The processes that train one model together: their ranks, and how they agree.
 
-`torchrun` starts them and says by WORLD_SIZE, RANK and LOCAL_RANK who each is. Whatever one process alone must decide
-or do (name the run folder, write a file) goes through `Processes.first`, and what all must decide alike (stop now?)
-through `Processes.largest`: a process that went its own way would leave the others waiting for it.
+`torchrun` starts them and sets WORLD_SIZE, RANK and LOCAL_RANK. What only one process may do (make the run folder,
+write a file) goes through `Processes.on_main`; what all must decide alike (stop now?) goes through `Processes.largest`.
+A process that decided for itself would leave the others waiting in a collective.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["LostPeerError", "Processes", "connect", "reporting_lost_peers"]
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)
-"""How long the others wait while one process works alone, which may be hours of tokenising; a death they notice."""
+"""Timeout while one process works alone, such as for hours of tokenising. That it has died is noticed earlier."""
 
 
 class LostPeerError(TrainingError):
@@ -36,13 +36,13 @@ class LostPeerError(TrainingError):
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run; by default the only one, for which everything here costs nothing.
+    """The processes of a run, as one of them sees them; by default it is the only one, and nothing is communicated.
 
     Attributes:
-        rank: number of this process, 0 for the one that writes and speaks.
+        rank: number of this process, 0 for the main process, which writes files and prints.
         world_size: how many there are.
         local_rank: its number on its machine, which is the number of its GPU.
-        waiting: group over the CPU for what may take long.
+        waiting: a gloo group with a long timeout, for work that may take hours.
     """
 
     rank: int = 0
@@ -52,10 +52,10 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Who torchrun says that we are; the only process where it says nothing.
+        """The processes that torchrun has started; a single one where it has started none.
 
         Raises:
-            ConfigError: it says only half of it.
+            ConfigError: some of its environment variables are missing or are no whole numbers.
         """
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
@@ -74,14 +74,14 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the main process, which writes files and prints."""
         return self.rank == 0
 
-    def first(self, work: Callable[[], T]) -> T:
-        """What `work()` gives in the first process, where alone it is done: JSON, the same on all processes.
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do `work()` on the main process alone; its result, which must be JSON, is returned on all processes.
 
         Raises:
-            QuestError: what it raised, on all processes.
+            QuestError: what `work()` raised, on all processes.
         """
         if self.world_size == 1:
             return work()
@@ -101,10 +101,10 @@ class Processes:
         return result
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work()` gives here, once it has been done on all processes.
+        """Do `work()` on all processes, and return its own result on each.
 
         Raises:
-            QuestError: what it raised here or on another process.
+            QuestError: what `work()` raised on any process, on all processes.
         """
         if self.world_size == 1:
             return work()
@@ -120,13 +120,13 @@ class Processes:
         raise problem or _same_error(*json.loads(text))
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """What `work()` gives here; the first process of each machine does it before the others, who find it done."""
+        """Do `work()` on the first process of each machine and then on the others, which find files and caches made."""
         early = self.together(lambda: work() if self.local_rank == 0 else None)
         late = self.together(lambda: work() if self.local_rank != 0 else None)
         return cast(T, early if self.local_rank == 0 else late)
 
     def largest(self, *values: float) -> list[float]:
-        """The largest of each value over all processes. Goes over the CPU, so it waits for no GPU."""
+        """The largest of each value over all processes. It is exchanged between CPUs, so no GPU is waited for."""
         if self.world_size == 1:
             return list(values)
         return self._agree(torch.tensor(values, dtype=torch.float64), None)
@@ -147,7 +147,7 @@ class Processes:
         return [float(value) for value in values]
 
     def _text(self, text: str, source: int) -> str:
-        """`text` of the process `source`; as bytes, because torch's collectives of objects would pickle it."""
+        """The `text` of the process `source`. Sent as bytes, because torch's object collectives unpickle."""
         content = torch.tensor(list(text.encode()), dtype=torch.uint8)
         length = torch.tensor([len(content)])
         dist.broadcast(length, src=source, group=self.waiting)
@@ -158,8 +158,8 @@ class Processes:
 
 
 @contextmanager
-def connect(ranks: Processes, device: torch.device, timeout: float) -> Iterator[Processes]:
-    """Join the other processes: `ranks` with the means to talk to them.
+def connect(processes: Processes, device: torch.device, timeout: float) -> Iterator[Processes]:
+    """Connect to the other processes; yields `processes` with the group that they wait in.
 
     CPU tensors go through gloo and CUDA tensors through NCCL. A group that exists already is used and left alone.
 
@@ -169,12 +169,12 @@ def connect(ranks: Processes, device: torch.device, timeout: float) -> Iterator[
     Raises:
         LostPeerError: they cannot be reached.
     """
-    if ranks.world_size == 1:
-        yield ranks
+    if processes.world_size == 1:
+        yield processes
         return
     with _joined(device, timeout):
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        yield Processes(ranks.rank, ranks.world_size, ranks.local_rank, group)
+        yield Processes(processes.rank, processes.world_size, processes.local_rank, group)
 
 
 @contextmanager
@@ -201,8 +201,8 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_lost_peers(ranks: Processes, advice: str) -> Iterator[None]:
-    """Turn what a collective raises when a peer is gone into one sentence that ends in `advice`.
+def reporting_lost_peers(processes: Processes, advice: str) -> Iterator[None]:
+    """Raise LostPeerError, with a message that ends in `advice`, where a collective fails because a process has ended.
 
     Raises:
         LostPeerError: a peer ended, or did not answer in time.
@@ -210,10 +210,11 @@ def reporting_lost_peers(ranks: Processes, advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        if ranks.world_size == 1 or not _is_about_peers(problem):
+        if processes.world_size == 1 or not _is_about_peers(problem):
             raise
         raise LostPeerError(
-            f"another of the {ranks.world_size} processes ended or stopped answering, so this one ends too; {advice}"
+            f"another of the {processes.world_size} processes ended or stopped answering, so this one ends too; "
+            f"{advice}"
         ) from None
 
 
@@ -223,7 +224,7 @@ def _is_about_peers(problem: RuntimeError) -> bool:
 
 
 def _same_error(name: str, message: str) -> Exception:
-    """The error of another process, here: of its class where it is one of ours."""
+    """The error that another process raised, of the same class where that is one of questlm."""
     if name == "KeyboardInterrupt":
         return TrainingError("the first process was interrupted")
     kind: Any = getattr(errors, name, None)

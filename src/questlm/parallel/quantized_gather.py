@@ -1,13 +1,13 @@
-"""What FSDP moves of a weight: what the layer makes of it, and nothing wider.
+"""Quantised all-gather: FSDP gathers the codes of a weight instead of its float32 values.
 
-A quantised layer multiplies codes, and FSDP cuts weights by rows, whose codes depend on no other row. So each process
-quantises its own rows, once an optimizer step, and the all-gather carries packed codes and one step a row: 4 bits an
-entry where float32 has 32. A layer that multiplies in bf16 gets its weight in bf16. The rest (norms, what quantisers
-learn, weights whose scale is taken over the whole tensor) goes as it is.
+A quantised layer multiplies codes. FSDP shards weights by rows, and the codes of a row depend on no other row. So each
+process quantises its own rows, once an optimizer step, and the all-gather carries packed codes and one step size a row:
+4 bits an entry where float32 has 32. A layer that multiplies in bf16 gathers its weight in bf16. The rest (norms, what
+quantisers learn, weights whose step size depends on the full tensor) is gathered in float32.
 
-In the other direction the gradient dy^T x_q is summed over micro-batches and processes in the rotated domain; mask and
-inverse transform, which go row by row too, are then applied to the own rows, once an optimizer step. This is
-`questlm.quant.cached_weights` for a model that is cut, and gives the same numbers.
+In the other direction the gradient dy^T x_q is summed over micro-batches and processes in the rotated domain. Mask and
+inverse transform, which act on rows too, are then applied to the own rows, once an optimizer step. This is
+`questlm.quant.cached_weights` for a sharded model, and gives the same numbers.
 
 FSDP2 asks a parameter's own tensor what to gather (`fsdp_pre_all_gather`) and what to make of it
 (`fsdp_post_all_gather`); the tensors here answer.
@@ -34,50 +34,50 @@ from questlm.quant.layers.mode import CachedWeight
 
 __all__ = ["gather_as_codes", "gathered_codes"]
 
-_Gathered = tuple[Tensor, ...]
-_SENDER = "sender"  # attribute of a layer whose weight goes as codes
+_Tensors = tuple[Tensor, ...]
+_CODES = "weight_codes"  # attribute of a layer whose weight is gathered as codes
 
 
-def gather_as_codes(model: nn.Module, processes: int, dtype: torch.dtype) -> None:
-    """Let the weights of `model` travel in the form that its layers use. To be done before `fully_shard`.
+def gather_as_codes(model: nn.Module, world_size: int, dtype: torch.dtype) -> None:
+    """Make FSDP gather each weight of `model` in the format that its layer multiplies. Call it before `fully_shard`.
 
     Args:
-        processes: among whom it will be cut. A weight whose rows they cannot share equally goes as it is.
-        dtype: what products are computed in.
+        world_size: number of processes. A weight whose rows they cannot share equally is gathered as it is.
+        dtype: of the products.
     """
     uses = Counter(id(weight) for module in model.modules() if (weight := module._parameters.get("weight")) is not None)
     for module in model.modules():
         weight = module._parameters.get("weight")
-        if uses[id(weight)] > 1:  # a tied head: what stands in its place would be two
+        if uses[id(weight)] > 1:  # a tied head: replacing it would untie it
             continue
-        if weight is None or weight.ndim != 2 or weight.shape[0] % processes or type(weight) is not nn.Parameter:
+        if weight is None or weight.ndim != 2 or weight.shape[0] % world_size or type(weight) is not nn.Parameter:
             continue
         if isinstance(module, FakeQuantLinear):
             if _quantizes_rows(module):
-                vars(module)[_SENDER] = _Sender(module, dtype)
-                module.weight = _as_parameter(weight, _SentAsCodes)
+                vars(module)[_CODES] = _WeightCodes(module, dtype)
+                module.weight = _as_parameter(weight, _GatheredAsCodes)
         elif _multiplies_bfloat16(module, dtype):
-            module.weight = _as_parameter(weight, _SentAsBfloat16)
+            module.weight = _as_parameter(weight, _GatheredAsBfloat16)
 
 
 @contextmanager
 def gathered_codes(model: nn.Module) -> Iterator[None]:
-    """Quantise the rows of this process now, for all passes inside the block; its gradients are right behind it."""
+    """Quantise the rows of this process once for all passes inside the block; behind it gradients are complete."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # what a pass without gradients gathered last, FSDP leaves whole
-    senders = [vars(module)[_SENDER] for module in model.modules() if _SENDER in vars(module)]
-    for sender in senders:
-        sender.encode()
+            module.reshard()  # FSDP keeps what a pass without gradients gathered last
+    all_codes = [vars(module)[_CODES] for module in model.modules() if _CODES in vars(module)]
+    for codes in all_codes:
+        codes.encode()
     try:
         yield
     finally:
-        for sender in senders:
-            sender.bring_back()
+        for codes in all_codes:
+            codes.finish_gradient()
 
 
 def _quantizes_rows(layer: FakeQuantLinear) -> bool:
-    """Whether a row's codes follow from the row alone, at every time of the training."""
+    """Whether the codes of a row depend on that row alone, during the whole training."""
     rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
     return layer.caches_weight and layer.strength is None and rounding is not None and rounding.grid.scale != "absmean"
 
@@ -88,12 +88,12 @@ def _multiplies_bfloat16(module: nn.Module, dtype: torch.dtype) -> bool:
     return type(module) is nn.Linear and dtype is torch.bfloat16
 
 
-def _as_parameter(weight: nn.Parameter, kind: type[_Sent]) -> nn.Parameter:
+def _as_parameter(weight: nn.Parameter, kind: type[_GatheredWeight]) -> nn.Parameter:
     return nn.Parameter(_of_kind(weight.detach(), kind), weight.requires_grad)
 
 
-def _of_kind(tensor: Tensor, kind: type[_Sent]) -> _Sent:
-    made: _Sent = torch.Tensor._make_subclass(kind, tensor)
+def _of_kind(tensor: Tensor, kind: type[_GatheredWeight]) -> _GatheredWeight:
+    made: _GatheredWeight = torch.Tensor._make_subclass(kind, tensor)
     return made
 
 
@@ -102,11 +102,11 @@ _KEEPING = {
     *(_aten.detach.default, _aten.alias.default, _aten.view.default, _aten.slice.Tensor, _aten.split.Tensor),
     *(_aten.new_zeros.default, _aten.as_strided.default, _aten.clone.default, _aten._to_copy.default),
 }
-"""What FSDP does to a parameter on the way to its part of it."""
+"""Operations by which FSDP makes its shard of a parameter; their results keep the subclass."""
 
 
-class _Sent(Tensor):
-    """Rows of a weight that say to FSDP how to gather them, and are otherwise an ordinary tensor."""
+class _GatheredWeight(Tensor):
+    """Rows of a weight with FSDP's hooks for gathering them; otherwise an ordinary tensor."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -121,15 +121,15 @@ class _Sent(Tensor):
 
 
 def _plain(rows: Tensor) -> Tensor:
-    """The same memory as an ordinary tensor, which is what all but the operations above give."""
+    """The same memory as an ordinary tensor."""
     return rows.expand(rows.shape)
 
 
 # -- codes -------------------------------------------------------------------------------------------------------------
 
 
-class _Sender:
-    """One quantised layer: the codes of the rows that this process has, and the whole weight's when it is gathered."""
+class _WeightCodes:
+    """Codes of one layer's weight: those of this process's rows, and those of all rows once they are gathered."""
 
     def __init__(self, layer: FakeQuantLinear, dtype: torch.dtype) -> None:
         rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
@@ -147,29 +147,29 @@ class _Sender:
         self.own = self._encoded(weight.to_local(), self.rounding.mask_bound)
 
     @torch.no_grad()
-    def bring_back(self) -> None:
+    def finish_gradient(self) -> None:
         own, self.own = self.own, None
         gradient = self.layer.weight.grad
         if own is not None and isinstance(gradient, DTensor):
             rows = gradient.to_local()
             rows.copy_(ops.masked_hadamard(rows, own.mask, self.layer.block_size, rows.dtype))
 
-    def pack(self, rows: Tensor) -> _Gathered:
-        """Bits and steps of the own rows (rows, K)."""
+    def pack(self, rows: Tensor) -> _Tensors:
+        """Packed codes and steps of this process's rows, (rows, K) float32."""
         operand = (self.own or self._encoded(rows, None)).operand
         assert operand.step is not None
         codes = ops.plain_codes(operand.data, self.rounding.grid)
         return ops.pack(codes, self.symbols), operand.step
 
     def unpack(self, bits: Tensor, step: Tensor) -> None:
-        """Make the whole weight's operand of everyone's bits and steps, where the layer looks for it."""
+        """Put the operand of the full weight, from the packed codes and steps of all rows, into the layer's cache."""
         codes, grid, cached = (
             ops.unpack(bits, self.symbols, self.layer.in_features),
             self.rounding.grid,
             self.layer.cached_weight,
         )
         if cached is None:
-            form = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # as this device likes it
+            form = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # has this device's layout
             data = torch.empty(codes.shape, dtype=form.data.dtype, device=codes.device)
         else:
             data = cached.operand.data
@@ -183,28 +183,28 @@ class _Sender:
             return ops.encode(rows, self.rounding.grid, self.layer.block_size, mask_bound, self.dtype)
 
 
-class _SentAsCodes(_Sent):
+class _GatheredAsCodes(_GatheredWeight):
     """Rows of a weight that are gathered as codes."""
 
     def fsdp_pre_all_gather(
         self, mesh: Any, outer_size: torch.Size, outer_stride: tuple[int, ...], module: nn.Module, mp_policy: Any
-    ) -> tuple[_Gathered, _Sender]:
-        sender: _Sender = vars(module)[_SENDER]
-        return sender.pack(self), sender
+    ) -> tuple[_Tensors, _WeightCodes]:
+        codes: _WeightCodes = vars(module)[_CODES]
+        return codes.pack(self), codes
 
     def fsdp_post_all_gather(
-        self, gathered: _Gathered, sender: _Sender, param_dtype: torch.dtype, *, out: Tensor | None = None
-    ) -> tuple[Tensor, _Gathered] | None:
-        sender.unpack(*gathered)
+        self, gathered: _Tensors, codes: _WeightCodes, param_dtype: torch.dtype, *, out: Tensor | None = None
+    ) -> tuple[Tensor, _Tensors] | None:
+        codes.unpack(*gathered)
         if out is not None:
             return None
-        assert sender.layer.cached_weight is not None
-        # FSDP frees the operand's memory, and takes it again, together with its own.
-        return gathered[1].new_zeros(()).as_subclass(_GradientCarrier), (sender.layer.cached_weight.operand.data,)
+        assert codes.layer.cached_weight is not None
+        # FSDP frees and reallocates the operand's memory together with its own.
+        return gathered[1].new_zeros(()).as_subclass(_GradientCarrier), (codes.layer.cached_weight.operand.data,)
 
 
 class _GradientCarrier(Tensor):
-    """One zero that, asked for a matrix in its memory, pretends to be one: only its shape and its gradient are used."""
+    """A zero that `as_strided` expands to any shape: a weight of which only the shape and the gradient are used."""
 
     @classmethod
     def __torch_function__(
@@ -224,20 +224,20 @@ class _GradientCarrier(Tensor):
 # -- bf16 --------------------------------------------------------------------------------------------------------------
 
 
-class _SentAsBfloat16(_Sent):
-    """Rows of a weight that are gathered as bf16, into float32 again: the layer rounds to bf16 what is bf16 already."""
+class _GatheredAsBfloat16(_GatheredWeight):
+    """Rows of a weight that are gathered as bf16 and stored as float32; the layer rounds to bf16 anyway."""
 
     def fsdp_pre_all_gather(
         self, mesh: Any, outer_size: torch.Size, outer_stride: tuple[int, ...], module: nn.Module, mp_policy: Any
-    ) -> tuple[_Gathered, None]:
+    ) -> tuple[_Tensors, None]:
         return (_plain(self).to(torch.bfloat16),), None
 
     def fsdp_post_all_gather(
-        self, gathered: _Gathered, metadata: None, param_dtype: torch.dtype, *, out: Tensor | None = None
-    ) -> tuple[Tensor, _Gathered] | None:
+        self, gathered: _Tensors, metadata: None, param_dtype: torch.dtype, *, out: Tensor | None = None
+    ) -> tuple[Tensor, _Tensors] | None:
         if out is None:
-            whole = gathered[0].to(param_dtype)
-            return whole, (whole,)
+            weight = gathered[0].to(param_dtype)
+            return weight, (weight,)
         with torch.no_grad(), _preserve_version(out):
             out.copy_(gathered[0])
         return None

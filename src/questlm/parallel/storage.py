@@ -1,9 +1,9 @@
-"""Checkpoints of a model that is cut between processes, through torch.distributed.checkpoint (DCP).
+"""Sharded checkpoints, through torch.distributed.checkpoint (DCP).
 
-Each process writes its rows into safetensors files of its own, side by side, so that nobody ever holds the whole and
-writing is as fast as all disks together; DCP finds the rows again for any other number of processes, or for one. Its
-usual form has an index that is a pickle, which could run code when read. So this is its Hugging Face form: the place of
-each piece stands in the header of its file, as JSON.
+Each process writes its own rows into its own safetensors files, so no process needs memory for the full model, and all
+write at once. DCP reads the rows back for any number of processes. Its usual format has an index that is a pickle,
+which could run code when it is read. So this is its Hugging Face format, in which the header of each file says, as
+JSON, which rows it holds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 from questlm.errors import CheckpointError, quoted
 from questlm.parallel.processes import Processes, reporting_lost_peers
 
-__all__ = ["TensorInfo", "describe_tensors", "load_tensors", "save_pieces"]
+__all__ = ["TensorInfo", "describe_tensors", "load_tensors", "save_shards"]
 
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
-"""What hostile or damaged files make DCP and safetensors raise."""
+"""Exceptions that DCP and safetensors raise on hostile or damaged files."""
 
 
 class TensorInfo(NamedTuple):
@@ -33,8 +33,8 @@ class TensorInfo(NamedTuple):
     dtype: torch.dtype
 
 
-def save_pieces(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks: Processes) -> None:
-    """Write what each process has of the tensors of all groups into `folder`. All processes call it.
+def save_shards(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], processes: Processes) -> None:
+    """Write this process's shards of the tensors of all groups into `folder`. All processes call it.
 
     Args:
         groups: names of tensors must differ between groups too; each process writes one file for each group.
@@ -50,7 +50,7 @@ def save_pieces(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks:
     files = {name: number for number, group in enumerate(groups.values(), 1) for name in group}
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
     try:
-        with reporting_lost_peers(ranks, "resume from the last checkpoint"):
+        with reporting_lost_peers(processes, "resume from the last checkpoint"):
             save(tensors, storage_writer=writer)
     except CheckpointException as problem:
         reasons = {str(failure[0]) for failure in problem.failures.values()}
@@ -58,24 +58,24 @@ def save_pieces(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks:
 
 
 def describe_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Shapes and dtypes of all tensors in the safetensors files of `folder`, whole or in pieces, by name.
+    """Shapes and dtypes of all tensors in the safetensors files of `folder`, sharded or not, by name.
 
     Raises:
-        CheckpointError: a file is damaged, or pieces are missing.
+        CheckpointError: a file is damaged, or shards are missing.
     """
     found = {}
     for name, item in _metadata(folder).state_dict_metadata.items():
-        held = sum(chunk.sizes.numel() for chunk in item.chunks)
-        if held != item.size.numel():
-            raise CheckpointError(f"{folder} holds {held} of the {item.size.numel()} entries of {quoted(name)}")
+        stored = sum(chunk.sizes.numel() for chunk in item.chunks)
+        if stored != item.size.numel():
+            raise CheckpointError(f"{folder} holds {stored} of the {item.size.numel()} entries of {quoted(name)}")
         found[name] = TensorInfo(tuple(item.size), item.properties.dtype)
     return found
 
 
 def load_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the tensors `into`, plain or DTensors, with those of the same names in `folder`; each process what it has.
+    """Fill the tensors `into`, plain ones or DTensors, from those of the same names in `folder`; each process its own.
 
-    Shapes and dtypes must be known to be the same (`describe_tensors`).
+    The caller has checked shapes and dtypes (`describe_tensors`).
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -87,7 +87,7 @@ def load_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            # Each process reads for itself, so there is nothing to agree on and nothing to wait for.
+            # Each process reads for itself, so they need not communicate.
             load({name: tensor.detach() for name, tensor in into.items()},
                  storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)  # fmt: skip
     except (CheckpointException, *_UNREADABLE) as problem:

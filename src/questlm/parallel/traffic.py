@@ -89,11 +89,11 @@ def _main() -> None:
             lambda model: distribute(model, "fsdp", cpu),
         ),
     }
-    with connect(Processes.from_environment(), cpu, 60) as ranks:
+    with connect(Processes.from_environment(), cpu, 60) as processes:
         ids = torch.randint(2048, (1, 16))
         for name, (spec, share) in rows.items():
             sent = step_traffic(prepare(Llama(shape).initialize(0), spec), share, ids)
-            if ranks.is_main:
+            if processes.is_main:
                 print(
                     f"{name:18}",
                     *(f"{kind} {size / 1e6:9.3f} MB" for kind, size in sorted(sent.items())),

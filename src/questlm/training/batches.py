@@ -30,22 +30,24 @@ _CPU_TOKENS = 8192
 """Of a pass on a CPU, which longer passes make no faster."""
 
 
-def choose_batches(config: RunConfig, ranks: Processes, device: torch.device, tokens: float | None = None) -> RunConfig:
+def choose_batches(
+    config: RunConfig, processes: Processes, device: torch.device, tokens: float | None = None
+) -> RunConfig:
     """`config` with the batch sizes of `choose_batch` and `choose_micro_batch`, where it has none.
 
     Raises:
         ConfigError: the model does not fit the memory.
     """
-    return choose_micro_batch(choose_batch(config, ranks.world_size, tokens), ranks, device)
+    return choose_micro_batch(choose_batch(config, processes.world_size, tokens), processes, device)
 
 
-def choose_batch(config: RunConfig, processes: int, tokens: float | None = None) -> RunConfig:
+def choose_batch(config: RunConfig, world_size: int, tokens: float | None = None) -> RunConfig:
     """`config` with a batch size, where it has none.
 
     That of the preset nearest in size, but no more than a hundredth of the tokens that the budget pays for.
 
     Args:
-        processes: those that share each batch.
+        world_size: number of processes, which share each batch.
         tokens: what a budget in seconds pays for, as far as it is known.
     """
     train = config.train
@@ -55,12 +57,12 @@ def choose_batch(config: RunConfig, processes: int, tokens: float | None = None)
     most = usual["batch_size"] * usual["seq_len"]
     budget = config.token_budget() if tokens is None else tokens
     wanted = most if budget is None else min(most, budget / _STEPS)
-    unit = processes * (train.micro_batch_size or 1)
+    unit = world_size * (train.micro_batch_size or 1)
     units = max(1, int(wanted / (train.seq_len * unit)))
     return _changed(config, batch_size=unit * 2 ** (units.bit_length() - 1))
 
 
-def choose_micro_batch(config: RunConfig, ranks: Processes, device: torch.device) -> RunConfig:
+def choose_micro_batch(config: RunConfig, processes: Processes, device: torch.device) -> RunConfig:
     """`config` with sequences per pass that fit the device's memory, where it has none and the whole share does not.
 
     Raises:
@@ -68,27 +70,27 @@ def choose_micro_batch(config: RunConfig, ranks: Processes, device: torch.device
     """
     train = config.train
     assert train.batch_size is not None
-    share = train.batch_size // ranks.world_size
+    share = train.batch_size // processes.world_size
     if train.micro_batch_size is None and share > 0:
-        memory, needed = _free_for_each(device, ranks), _needed(config, device, ranks.world_size)
+        memory, needed = _free_for_each(device, processes), _needed(config, device, processes.world_size)
         fitting = share if memory is None else needed.most_sequences(memory.free / _ESTIMATE_ERROR)
         if device.type == "cpu":
             fitting = min(fitting, _CPU_TOKENS // train.seq_len)
         size = max(size for size in range(1, max(1, min(share, fitting)) + 1) if share % size == 0)
         if size < share:
             config = _changed(config, micro_batch_size=size)
-    require_training_memory(config, ranks, device)
+    require_training_memory(config, processes, device)
     return config
 
 
-def require_training_memory(config: RunConfig, ranks: Processes, device: torch.device) -> None:
+def require_training_memory(config: RunConfig, processes: Processes, device: torch.device) -> None:
     """Refuse a model that does not fit the memory, before it is built, by an estimate that may be off by a quarter.
 
     Raises:
         ConfigError: it does not; the message says how much it needs and how much there is.
     """
-    train, needed = config.train, _needed(config, device, ranks.world_size)
-    sequences = train.micro_batch_size or (train.batch_size or 1) // ranks.world_size or 1
+    train, needed = config.train, _needed(config, device, processes.world_size)
+    sequences = train.micro_batch_size or (train.batch_size or 1) // processes.world_size or 1
     what = (
         f"training this model of {config.model.parameters:,} parameters (weights, gradients, optimizer: "
         f"{bytes_text(needed.model)}; a pass of {sequences} x {train.seq_len} tokens: "
@@ -97,11 +99,11 @@ def require_training_memory(config: RunConfig, ranks: Processes, device: torch.d
     advice = "take a smaller model, or other memory"
     if needed.total(1) < needed.total(sequences) and sequences > 1:
         advice = "take fewer sequences with --set train.micro_batch_size=N, or a smaller model"
-    memory = _free_for_each(device, ranks)
+    memory = _free_for_each(device, processes)
     if memory is not None and needed.total(sequences) > _ESTIMATE_ERROR * memory.free:
         require_memory(needed.total(sequences), memory, what, advice)
     if device.type == "cuda":  # where the weights are drawn or read
-        require_memory(4.0 * config.model.parameters, _host_memory_for_each(ranks), "building this model", advice)
+        require_memory(4.0 * config.model.parameters, _host_memory_for_each(processes), "building this model", advice)
 
 
 def keep_batches(config: RunConfig, saved: RunConfig) -> RunConfig:
@@ -115,19 +117,19 @@ def _changed(config: RunConfig, **sizes: int | None) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update=sizes)})
 
 
-def _needed(config: RunConfig, device: torch.device, processes: int) -> TrainingMemory:
+def _needed(config: RunConfig, device: torch.device, world_size: int) -> TrainingMemory:
     gpu, compiled = device.type == "cuda", should_compile(config.train, device)
-    return training_memory(config.model, config.quant, config.train, gpu, compiled, processes)
+    return training_memory(config.model, config.quant, config.train, gpu, compiled, world_size)
 
 
-def _free_for_each(device: torch.device, ranks: Processes) -> Memory | None:
+def _free_for_each(device: torch.device, processes: Processes) -> Memory | None:
     """The least memory that any of the processes has for itself."""
-    memory = free_memory(device) if device.type == "cuda" else _host_memory_for_each(ranks)
-    free = -ranks.largest(-float(memory.free) if memory else -float("inf"))[0]
+    memory = free_memory(device) if device.type == "cuda" else _host_memory_for_each(processes)
+    free = -processes.largest(-float(memory.free) if memory else -float("inf"))[0]
     return None if memory is None else Memory(int(min(free, memory.free)), memory.total, memory.kind)
 
 
-def _host_memory_for_each(ranks: Processes) -> Memory | None:
+def _host_memory_for_each(processes: Processes) -> Memory | None:
     memory = host_memory()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)) if ranks.world_size > 1 else 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes.world_size)) if processes.world_size > 1 else 1
     return None if memory is None else Memory(memory.free // here, memory.total // here)

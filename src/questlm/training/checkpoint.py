@@ -1,10 +1,10 @@
-"""Checkpoints: safetensors and JSON in a sealed folder, whole or absent.
+"""Checkpoints: safetensors and JSON in a sealed folder, complete or absent.
 
 A checkpoint is made under a temporary name and renamed into place, so a kill at any moment leaves either the previous
-checkpoints or the previous ones and a whole new one. Resuming verifies every hash first.
+checkpoints or the previous ones and a complete new one. Resuming verifies every hash first.
 
-The first process writes `model.safetensors` and `optimizer.safetensors`; of a model that is cut between processes each
-writes its own pieces (`questlm.parallel.storage`). Either kind is read whole or in pieces, by any number of processes.
+The main process writes `model.safetensors` and `optimizer.safetensors`; of a sharded model each process writes its own
+shards (`questlm.parallel.storage`). Either kind is read by any number of processes, into full tensors or shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from questlm.errors import CheckpointError, quoted
 from questlm.files import atomic_folder, remove_folder, remove_leftovers, seal, verify
 from questlm.parallel import Processes
-from questlm.parallel.storage import describe_tensors, load_tensors, save_pieces
+from questlm.parallel.storage import describe_tensors, load_tensors, save_shards
 from questlm.training.counters import STATE_NAME, CheckpointState, read_state
 
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
 
 _KIND, _VERSION = "questlm-checkpoint", 1
 _NAME = "step-{:08d}"
-_PIECES = "shard-*.safetensors"  # DCP's names for them
-_MODEL_PIECES = "shard-*-model-00001-of-00002.safetensors"
+_SHARDS = "shard-*.safetensors"  # DCP's names for them
+_MODEL_SHARDS = "shard-*-model-00001-of-00002.safetensors"
 _MISFITS = {"model": "a checkpoint of another model", "optimizer": "not a whole checkpoint of this model"}
 _ALONE = Processes()
 
@@ -51,26 +51,26 @@ def write_checkpoint(
     folder: Path,
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: CheckpointState,
-    ranks: Processes = _ALONE,
-    pieces: bool = False,
+    processes: Processes = _ALONE,
+    sharded: bool = False,
 ) -> Path:
     """Write `folder/step-` and at least eight digits: safetensors for each entry of `tensors`, and `state` as JSON.
 
-    All processes call it. With `pieces` each writes what it has of the tensors; without, the first writes them whole.
+    All processes call it. If `sharded`, each writes its shards of the tensors; if not, the main process writes them.
 
     Raises:
         CheckpointError: the disk is full or not writable; what was there before is untouched.
     """
     target = folder / _NAME.format(state.progress.step)
     # A resumed run that is stopped before its first step is where it was: what the checkpoint holds is the same.
-    if ranks.first(target.is_dir):
+    if processes.on_main(target.is_dir):
         return target
     try:
         with ExitStack() as stack:
-            temporary = Path(ranks.first(lambda: str(stack.enter_context(atomic_folder(target)))))
-            if pieces:
-                save_pieces(temporary, tensors, ranks)
-            ranks.first(lambda: _finish(temporary, {} if pieces else tensors, state, stack))
+            temporary = Path(processes.on_main(lambda: str(stack.enter_context(atomic_folder(target)))))
+            if sharded:
+                save_shards(temporary, tensors, processes)
+            processes.on_main(lambda: _finish(temporary, {} if sharded else tensors, state, stack))
     except (OSError, SafetensorError) as problem:
         saved = latest_checkpoint(folder)
         after = f"resume from {saved.name}" if saved else "start the run again, of which nothing is saved yet"
@@ -109,13 +109,13 @@ def verify_checkpoint(path: Path) -> CheckpointState:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], CheckpointState]:
-    """Whole tensors of 'model' and 'optimizer', and the state of a checkpoint, after verifying it.
+    """Full tensors of 'model' and 'optimizer', and the state of a checkpoint, after verifying it.
 
     Raises:
         CheckpointError: as `verify_checkpoint`.
     """
     state = verify_checkpoint(path)
-    if any(path.glob(_PIECES)):
+    if any(path.glob(_SHARDS)):
         tensors = {name: torch.empty(item.shape, dtype=item.dtype) for name, item in describe_tensors(path).items()}
         load_tensors(path, tensors)
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
@@ -130,19 +130,19 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], Checkpoin
 
 
 def fill_tensors(path: Path, group: Literal["model", "optimizer"], into: Mapping[str, Tensor]) -> None:
-    """Fill the tensors `into`, plain or cut between processes, with that group of a verified checkpoint of any form.
+    """Fill the tensors `into`, sharded or not, with that group of a verified checkpoint, sharded or not.
 
     Raises:
         CheckpointError: names, shapes or dtypes differ: the checkpoint is of another model.
     """
-    held = {name: item for name, item in describe_tensors(path).items() if _group(name) == group}
-    _require_same(into, held, f"{path} is {_MISFITS[group]}")
+    stored = {name: item for name, item in describe_tensors(path).items() if _group(name) == group}
+    _require_same(into, stored, f"{path} is {_MISFITS[group]}")
     load_tensors(path, into)
 
 
 def weight_files(path: Path) -> list[Path]:
     """The files that hold a checkpoint's model: one, or one for each process that wrote, in the order of the rows."""
-    return sorted(path.glob(_MODEL_PIECES)) or [path / "model.safetensors"]
+    return sorted(path.glob(_MODEL_SHARDS)) or [path / "model.safetensors"]
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -198,12 +198,12 @@ def _group(name: str) -> Literal["model", "optimizer"]:
     return "optimizer" if "/" in name else "model"
 
 
-def _require_same(own: Mapping[str, Tensor], held: Mapping[str, Any], problem: str) -> None:
-    if set(own) != set(held):
-        odd = sorted(set(own) ^ set(held))[0]
+def _require_same(own: Mapping[str, Tensor], stored: Mapping[str, Any], problem: str) -> None:
+    if set(own) != set(stored):
+        odd = sorted(set(own) ^ set(stored))[0]
         raise CheckpointError(f"{problem}: they differ in {quoted(odd)}")
     for name, tensor in own.items():
-        other = held[name]
+        other = stored[name]
         if tuple(tensor.shape) != tuple(other.shape) or tensor.dtype != other.dtype:
             raise CheckpointError(
                 f"{problem}: {name} is {tuple(other.shape)} {other.dtype} there and {tuple(tensor.shape)} "

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.errors import TrainingError, quoted
-from questlm.parallel import whole
+from questlm.parallel import full_tensor
 from questlm.quant import FakeQuantLinear, dense, quantized_layers, set_quantization_strength, skipped_layers
 
 __all__ = ["Expected", "check_quantization", "compute_plainly"]
@@ -39,7 +39,7 @@ _TOKENS = 512  # of one sequence: enough to see which layers of the dense model 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a model computes plainly (never compiled, without kernels, not cut between processes) on one batch.
+    """What a model computes plainly (never compiled, without kernels, not sharded) on one batch.
 
     Attributes:
         loss, dense_loss: with and without quantisation.
@@ -189,7 +189,7 @@ def _has_gradient(layer: FakeQuantLinear) -> bool:
     """Whether any entry of a weight has a gradient that is not zero; true of a frozen weight, which needs none."""
     if layer.weight.grad is None:
         return not layer.weight.requires_grad
-    return bool((whole(layer.weight.grad) != 0).any())
+    return bool((full_tensor(layer.weight.grad) != 0).any())
 
 
 def _gradient_outside_mask(layer: FakeQuantLinear) -> float | None:
@@ -197,10 +197,10 @@ def _gradient_outside_mask(layer: FakeQuantLinear) -> float | None:
     rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
     if layer.weight.grad is None or rounding is None or rounding.mask_bound is None or rounding.grid.group:
         return None  # no mask, or one that is not a bound
-    weight = whole(layer.weight)
+    weight = full_tensor(layer.weight)
     step = ops.quantize(weight, rounding.grid, layer.block_size).step
     distance = ops.hadamard(weight, layer.block_size).abs() / (rounding.mask_bound * step)
-    rotated = ops.hadamard(whole(layer.weight.grad).float(), layer.block_size)
+    rotated = ops.hadamard(full_tensor(layer.weight.grad).float(), layer.block_size)
     masked = distance > 1 + _EDGE
     if not bool(masked.any()):
         return None

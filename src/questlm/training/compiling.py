@@ -44,7 +44,7 @@ def compile_kernels(
     short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
 
     def warm_up() -> None:
-        if engine != "fsdp":  # a model that is cut is put together elsewhere for the last validation
+        if engine != "fsdp":  # of a sharded model the last validation makes a full one
             with torch.no_grad(), cached_weights(model):
                 model(short[0])
         with step.weight_cache():

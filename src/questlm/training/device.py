@@ -17,7 +17,7 @@ __all__ = ["autocast", "device_name", "free_memory", "peak_memory", "pick_device
 _ALONE = Processes()
 
 
-def pick_device(name: str, ranks: Processes = _ALONE) -> torch.device:
+def pick_device(name: str, processes: Processes = _ALONE) -> torch.device:
     """The device `name` stands for; 'auto' is CUDA where there is one, else the CPU.
 
     Of several processes on a machine each takes the GPU of its own number.
@@ -33,8 +33,8 @@ def pick_device(name: str, ranks: Processes = _ALONE) -> torch.device:
         raise ConfigError(f"train.device = {quoted(name)} is no device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"train.device = {quoted(name)} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and ranks.world_size > 1:
-        return _own_gpu(device, ranks)
+    if device.type == "cuda" and processes.world_size > 1:
+        return _own_gpu(device, processes)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"train.device = {quoted(name)}, but this machine has {torch.cuda.device_count()} CUDA devices; "
@@ -43,17 +43,17 @@ def pick_device(name: str, ranks: Processes = _ALONE) -> torch.device:
     return device
 
 
-def _own_gpu(device: torch.device, ranks: Processes) -> torch.device:
+def _own_gpu(device: torch.device, processes: Processes) -> torch.device:
     if str(device) != "cuda":
         raise ConfigError(
-            f"train.device = {quoted(str(device))} is one GPU for {ranks.world_size} processes; use cuda or auto"
+            f"train.device = {quoted(str(device))} is one GPU for {processes.world_size} processes; use cuda or auto"
         )
-    if ranks.local_rank >= torch.cuda.device_count():
+    if processes.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"process {ranks.local_rank + 1} of this machine has no GPU of its own, as there are "
+            f"process {processes.local_rank + 1} of this machine has no GPU of its own, as there are "
             f"{torch.cuda.device_count()}; start no more processes than that (torchrun --nproc-per-node)"
         )
-    return torch.device("cuda", ranks.local_rank)
+    return torch.device("cuda", processes.local_rank)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -46,7 +46,7 @@ class Recorder:
     def save(self, final: Evaluation | None = None) -> RunRecord:
         """Write the record; `final`: on the whole validation split, once training has ended."""
         record = self._record(final)
-        self.run.processes.first(lambda: self.run.folder.save_record(record))
+        self.run.processes.on_main(lambda: self.run.folder.save_record(record))
         return record
 
     def _record(self, final: Evaluation | None) -> RunRecord:

@@ -54,7 +54,7 @@ def train(config: RunConfig, out: str | Path, longest: float | None = None) -> R
     """
     config = record_plugins(config)
     with _connected(config.train, Path(out)) as processes, ExitStack() as stack:
-        folder = RunFolder(Path(processes.first(lambda: _free_folder(Path(out), config))))
+        folder = RunFolder(Path(processes.on_main(lambda: _free_folder(Path(out), config))))
         initial = processes.together(lambda: find_initial(config))
         asked = adopt_initial(config, initial)
         data, asked = processes.main_first(lambda: prepare_data(asked, choose_tokenizer(asked, initial)))
@@ -67,7 +67,7 @@ def train(config: RunConfig, out: str | Path, longest: float | None = None) -> R
             require_short(state.run.config, started.step_seconds, longest)
         tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
         origin = Origin.here(folder.path, data.data_hash)
-        processes.first(lambda: stack.enter_context(folder.begun(state.run.config, tokenizer, origin)))
+        processes.on_main(lambda: stack.enter_context(folder.begun(state.run.config, tokenizer, origin)))
         return started.trainer.train()
 
 
@@ -91,14 +91,14 @@ def resume(out: str | Path, config: RunConfig | None = None) -> RunRecord:
     started_in = folder.started_in(saved)
     chosen = _continued_settings(config, saved, folder, started_in)
     with _connected(chosen.train, folder.path) as processes, ExitStack() as lock:
-        processes.first(lambda: lock.enter_context(folder.locked()))
-        processes.first(folder.remove_leftovers)
-        finished = processes.first(folder.is_finished)
+        processes.on_main(lambda: lock.enter_context(folder.locked()))
+        processes.on_main(folder.remove_leftovers)
+        finished = processes.on_main(folder.is_finished)
         if finished and chosen.data == saved.data:
             return RunRecord.load(folder.path)
         data, chosen = processes.main_first(lambda: prepare_data_again(chosen, saved, started_in, folder))
         if finished:
-            processes.first(lambda: _keep_data_settings(folder, saved, chosen))
+            processes.on_main(lambda: _keep_data_settings(folder, saved, chosen))
             return RunRecord.load(folder.path)
         initial = processes.together(lambda: _initial_again(initial_located(chosen, started_in), folder))
         require_training_memory(chosen, processes, pick_device(chosen.train.device, processes))
@@ -106,7 +106,7 @@ def resume(out: str | Path, config: RunConfig | None = None) -> RunRecord:
         state.restore()
         started = start(state)
         _say_what_is_to_come(state, started.step_seconds)
-        processes.first(lambda: _keep_data_settings(folder, saved, chosen))
+        processes.on_main(lambda: _keep_data_settings(folder, saved, chosen))
         return started.trainer.train()
 
 

@@ -64,12 +64,12 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise ConfigError(f"{self.path} exists already and is not a folder; name another folder with --out")
-        held = sorted(item.name for item in self.path.iterdir())
-        if held and not self.config_file.is_file():
+        present = sorted(item.name for item in self.path.iterdir())
+        if present and not self.config_file.is_file():
             raise ConfigError(
-                f"the folder {self.path} exists already and holds {quoted(held[0])}; name another folder with --out"
+                f"the folder {self.path} exists already and holds {quoted(present[0])}; name another folder with --out"
             )
-        if held:
+        if present:
             with self.locked():
                 self._require_nothing_saved()
 

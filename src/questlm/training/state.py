@@ -16,7 +16,7 @@ from questlm.config import DATA_PATHS
 from questlm.data import WindowLoader
 from questlm.errors import CheckpointError, DataError
 from questlm.models import Llama
-from questlm.parallel import whole
+from questlm.parallel import full_tensor
 from questlm.training.build import build_model, other_data
 from questlm.training.checkpoint import (
     fill_tensors,
@@ -60,7 +60,7 @@ class TrainingState:
         path = latest_checkpoint(self.run.folder.checkpoints)
         if path is None:
             return
-        self.run.processes.first(lambda: _verify(path))
+        self.run.processes.on_main(lambda: _verify(path))
         self.run.processes.together(lambda: self._restore(path))
 
     def _restore(self, path: Path) -> None:
@@ -113,8 +113,8 @@ class TrainingState:
             run.config.model_dump(mode="json"), run.data.data_hash, self.loader.state_dict(), self.counters
         )
         tensors = {"model": model_tensors(self.model), "optimizer": self.optimizer.tensors(self.model)}
-        write_checkpoint(run.folder.checkpoints, tensors, content, run.processes, pieces=run.engine == "fsdp")
-        run.processes.first(lambda: prune(run.folder.checkpoints, run.config.train.keep_checkpoints))
+        write_checkpoint(run.folder.checkpoints, tensors, content, run.processes, sharded=run.engine == "fsdp")
+        run.processes.on_main(lambda: prune(run.folder.checkpoints, run.config.train.keep_checkpoints))
 
     def next_micro_batch(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the first micro-batch of the next step, (sequences, tokens) int64, on the device.
@@ -136,7 +136,7 @@ class TrainingState:
         model = build_model(self.run.config).to(self.run.device)
         own = model_tensors(model)
         for name, tensor in model_tensors(self.model).items():
-            own[name].copy_(whole(tensor))
+            own[name].copy_(full_tensor(tensor))
         model.load_state_dict(model.state_dict())  # by which quantisers notice what they now hold
         return model
 

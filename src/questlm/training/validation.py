@@ -18,7 +18,7 @@ def validate_on_part(state: TrainingState, step: TrainStep) -> float:
     with autocast(run.device), uncompiled(), step.weight_cache():
         return evaluate(
             state.model, run.data.val, train.seq_len, max_tokens=train.eval_tokens, device=run.device,
-            show_progress=False, ranks=run.processes,
+            show_progress=False, processes=run.processes,
         ).loss  # fmt: skip
 
 
@@ -28,5 +28,5 @@ def validate_at_end(state: TrainingState) -> Evaluation:
     with uncompiled(), cached_weights(model):
         return evaluate(
             model, data.val, run.config.train.seq_len, text_bytes=data.val_bytes, end_of_text=data.end_of_text,
-            device=run.device, ranks=run.processes,
+            device=run.device, processes=run.processes,
         )  # fmt: skip

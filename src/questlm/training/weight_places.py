@@ -70,7 +70,7 @@ def require_weights(places: Mapping[str, WeightPlace], expected: Mapping[str, tu
 
 
 def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of pieces one below the other; (), which no weight has, where they do not fit together."""
+    """Shape of shards stacked along the rows; (), which no weight has, where they do not fit together."""
     if () in shapes or len({shape[1:] for shape in shapes}) > 1:
         return ()
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])

@@ -19,23 +19,23 @@ def _no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_alone_it_leads_and_decides() -> None:
-    ranks = Processes.from_environment()
-    assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
-    assert ranks.first(lambda: 3) == ranks.together(lambda: 3) == ranks.main_first(lambda: 3) == 3
-    assert ranks.largest(2.0, 5) == [2.0, 5]
+    processes = Processes.from_environment()
+    assert (processes.rank, processes.world_size, processes.is_main) == (0, 1, True)
+    assert processes.on_main(lambda: 3) == processes.together(lambda: 3) == processes.main_first(lambda: 3) == 3
+    assert processes.largest(2.0, 5) == [2.0, 5]
     values = torch.ones(2)
-    assert ranks.sum(values) is values
-    assert ranks.mean(values) is values
-    assert pick_engine("fsdp", ranks) == "none"
+    assert processes.sum(values) is values
+    assert processes.mean(values) is values
+    assert pick_engine("fsdp", processes) == "none"
 
 
 def test_torchrun_says_who_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    ranks = Processes.from_environment()
-    assert (ranks.rank, ranks.world_size, ranks.local_rank, ranks.is_main) == (3, 4, 1, False)
-    assert pick_engine("auto", ranks) == "ddp"
-    assert pick_engine("fsdp", ranks) == "fsdp"
+    processes = Processes.from_environment()
+    assert (processes.rank, processes.world_size, processes.local_rank, processes.is_main) == (3, 4, 1, False)
+    assert pick_engine("auto", processes) == "ddp"
+    assert pick_engine("fsdp", processes) == "fsdp"
 
 
 @pytest.mark.parametrize("given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "x", "LOCAL_RANK": "0"}])

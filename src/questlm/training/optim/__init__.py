@@ -22,17 +22,17 @@ __all__ = ["OPTIMIZERS", "AdamW", "Muon", "Optimizers", "Part", "make_optimizer"
 _ALONE = Processes()
 
 
-def _adamw(groups: dict[Group, dict[str, object]], train: TrainConfig, ranks: Processes) -> list[Part]:
+def _adamw(groups: dict[Group, dict[str, object]], train: TrainConfig, processes: Processes) -> list[Part]:
     return [AdamW(list(groups.values()), train.lr, (train.beta1, train.beta2))]
 
 
-def _muon(groups: dict[Group, dict[str, object]], train: TrainConfig, ranks: Processes) -> list[Part]:
+def _muon(groups: dict[Group, dict[str, object]], train: TrainConfig, processes: Processes) -> list[Part]:
     """Muon for the blocks' matrices, AdamW for everything else."""
     matrices = groups.pop("matrices", None)
-    parts: list[Part] = _adamw(groups, train, ranks) if groups else []
+    parts: list[Part] = _adamw(groups, train, processes) if groups else []
     if matrices is not None:
         matrices["lr_ratio"] = 1.0 if train.muon_lr is None else train.muon_lr / train.lr
-        parts.append(Muon([matrices], train.lr, train.muon_momentum, ranks=ranks))
+        parts.append(Muon([matrices], train.lr, train.muon_momentum, processes=processes))
     return parts
 
 
@@ -42,10 +42,10 @@ OPTIMIZERS: dict[str, Callable[[dict[Group, dict[str, object]], TrainConfig, Pro
 }
 
 
-def make_optimizer(model: nn.Module, train: TrainConfig, ranks: Processes = _ALONE) -> Optimizers:
+def make_optimizer(model: nn.Module, train: TrainConfig, processes: Processes = _ALONE) -> Optimizers:
     """The optimizer `train.optimizer` over the parameters of `model`.
 
     Args:
-        ranks: the processes that train the model; every one makes the optimizer.
+        processes: the processes that train the model; every one makes the optimizer.
     """
-    return Optimizers(OPTIMIZERS[train.optimizer](parameter_groups(model, train), train, ranks))
+    return Optimizers(OPTIMIZERS[train.optimizer](parameter_groups(model, train), train, processes))

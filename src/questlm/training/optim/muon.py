@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         momentum: decay of the average of gradients.
         precision: dtype of the Newton-Schulz products; None: bfloat16 on a GPU and float32 on a CPU, where bfloat16
             is seldom faster.
-        ranks: the processes that train the model.
+        processes: the processes that train the model.
     """
 
     recordable = True
@@ -79,10 +79,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         precision: torch.dtype | None = None,
-        ranks: Processes = _ALONE,
+        processes: Processes = _ALONE,
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum})
-        self.precision, self.ranks = precision, ranks
+        self.precision, self.processes = precision, processes
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -118,19 +118,19 @@ class Muon(torch.optim.Optimizer):
         return [ahead.to(precision) for ahead in torch._foreach_lerp(gradients, buffers, momentum)]
 
     def _orthogonal(self, updates: Tensor, sharded: bool, rows: int) -> Tensor:
-        """What this process has of the orthogonal matrices, (count, rows here, columns)."""
-        if self.ranks.world_size == 1:
+        """This process's rows of the orthogonal matrices, (count, rows here, columns)."""
+        if self.processes.world_size == 1:
             return orthogonalize(updates)
-        whole = _gathered_rows(updates, self.ranks, rows) if sharded else updates
-        count, share = len(whole), -(-len(whole) // self.ranks.world_size)
-        own = whole[self.ranks.rank * share : (self.ranks.rank + 1) * share]
-        sent = whole.new_zeros(share, *whole.shape[1:])
+        full = _gathered_rows(updates, self.processes, rows) if sharded else updates
+        count, share = len(full), -(-len(full) // self.processes.world_size)
+        own = full[self.processes.rank * share : (self.processes.rank + 1) * share]
+        finished = full.new_zeros(share, *full.shape[1:])
         if len(own):
-            sent[: len(own)] = orthogonalize(own)
-        together = _all_gather(sent, self.ranks).flatten(0, 1)[:count]
+            finished[: len(own)] = orthogonalize(own)
+        together = _all_gather(finished, self.processes).flatten(0, 1)[:count]
         if not sharded:
             return together
-        first = self.ranks.rank * -(-rows // self.ranks.world_size)
+        first = self.processes.rank * -(-rows // self.processes.world_size)
         return together[:, first : first + updates.shape[1]]
 
 
@@ -145,20 +145,20 @@ def _stacks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             yield alike[start : start + most]
 
 
-def _gathered_rows(part: Tensor, ranks: Processes, rows: int) -> Tensor:
-    """Whole matrices (count, rows, columns) from the rows that each process has of them, in the order of processes.
+def _gathered_rows(part: Tensor, processes: Processes, rows: int) -> Tensor:
+    """Full matrices (count, rows, columns) from the rows that each process has of them, in the order of processes.
 
     FSDP gives ceil(rows / processes) rows to each process, and fewer or none to the last ones.
     """
     count, here, columns = part.shape
-    padded = part.new_zeros(count, -(-rows // ranks.world_size), columns)
+    padded = part.new_zeros(count, -(-rows // processes.world_size), columns)
     padded[:, :here] = part
-    return _all_gather(padded, ranks).transpose(0, 1).reshape(count, -1, columns)[:, :rows]
+    return _all_gather(padded, processes).transpose(0, 1).reshape(count, -1, columns)[:, :rows]
 
 
-def _all_gather(part: Tensor, ranks: Processes) -> Tensor:
+def _all_gather(part: Tensor, processes: Processes) -> Tensor:
     """(processes, *shape) from a contiguous tensor of one shape on every process."""
-    result = part.new_empty(ranks.world_size, *part.shape)
+    result = part.new_empty(processes.world_size, *part.shape)
     # As bytes, because gloo does not know every dtype.
     dist.all_gather(list(result.view(torch.uint8).unbind()), part.view(torch.uint8))
     return result

@@ -119,7 +119,7 @@ class PackedModel:
     ) -> str | list[str]:
         """The text that follows each prompt, without the prompt itself.
 
-        Several prompts, of any lengths, are computed together, which takes little longer than one does.
+        Several prompts, of any lengths, are computed together: each step reads the weights once for all of them.
 
         Args:
             prompts: a text or its token ids, or a list of such. An empty prompt, "" or [], starts a new document.

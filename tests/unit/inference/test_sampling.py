@@ -109,3 +109,10 @@ def test_a_sequence_is_drawn_alike_alone_and_beside_others() -> None:
 def test_the_numbers_of_a_seed_do_not_depend_on_how_many_are_wanted() -> None:
     assert tokens(1, 5, seed=7, max_new_tokens=5) == [tokens(1, seed=7)[0][:5]]
     assert tokens(2, 5, seed=2**63 - 1) == [tokens(1, 5, seed=seed)[0] for seed in (2**63 - 1, 0)]
+
+
+def test_drawing_reads_nothing_back_to_the_cpu() -> None:
+    options = GenerationOptions(top_p=0.9, min_p=0.1, repetition_penalty=1.2)
+    for how in (options, options.model_copy(update={"temperature": 0})):
+        by = Sampler(how, [[0], [1, 2]], 5, "meta")  # where a tensor has a shape, but no value that could be read
+        assert by.draw(torch.zeros(2, 5, device="meta")).shape == (2,)

@@ -123,6 +123,15 @@ def test_steps_of_one_token_are_compiled_once():
     assert len(compiled) == 1
 
 
+def test_a_step_reads_nothing_back_to_the_cpu():
+    config = make()[0].config
+    with torch.device("meta"):  # where a tensor has a shape, but no value that could be read
+        model = Llama(config)
+        cache = KVCache(config, batch=2, capacity=TOKENS, dtype=torch.float32, device="meta")
+        model.next_logits(torch.zeros(2, 5, dtype=torch.long), cache, torch.zeros(2, dtype=torch.long))
+        assert model.next_logits(torch.zeros(2, 1, dtype=torch.long), cache).shape == (2, 50)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_cache_may_be_of_another_dtype_than_the_model(dtype):
     model, ids, _ = make()

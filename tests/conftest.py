@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from questlm import plugins
 from questlm.cli import main
 from questlm.config import RunConfig, load_config
 
+with suppress(ImportError):  # a machine that only runs tests/gpu has no Hypothesis
+    from hypothesis import settings
+
+    settings.register_profile("questlm", deadline=None)  # no test is a measurement of time
+    settings.load_profile("questlm")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; must be set before they are imported
 

@@ -197,7 +197,7 @@ def test_a_config_that_lies_is_refused_or_describes_the_same_model(artifact: Pat
     CONFIG_LIES[number](config)
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy)
-    before, begun = psutil.Process().memory_info().rss, time.monotonic()
+    before, begun = psutil.Process().memory_info().rss, time.process_time()
     try:
         load_artifact(copy)
     except ArtifactError as problem:
@@ -206,7 +206,7 @@ def test_a_config_that_lies_is_refused_or_describes_the_same_model(artifact: Pat
         assert torch.isfinite(questlm.load(copy).logits(IDS)).all()
         assert load_artifact(copy).tensors.keys() == load_artifact(artifact).tensors.keys()
     assert psutil.Process().memory_info().rss - before < 200 * 2**20
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize(

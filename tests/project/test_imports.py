@@ -23,6 +23,7 @@ def test_these_import_no_torch(module):
     assert run(f"import sys; import {module}; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["import questlm.training", "from questlm import load; load"])
 def test_training_and_running_import_no_scipy(use):
     assert run(f"import sys; {use}; print('scipy' in sys.modules)") == "False"

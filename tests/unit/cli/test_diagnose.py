@@ -42,6 +42,7 @@ def _read(folder: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_pictures_and_numbers(run: Path, quest: Quest) -> None:
     code, out, err = quest(run, "--out", "first", "--batches", 2)
     assert code == 0, err
@@ -72,6 +73,7 @@ def test_pictures_and_numbers(run: Path, quest: Quest) -> None:
     assert all(Path("first", name).read_bytes() == Path("second", name).read_bytes() for name in PICTURES)
 
 
+@pytest.mark.slow
 def test_one_checkpoint_has_no_persistence_and_says_so(run: Path, quest: Quest, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     for old in sorted((tmp_path / "run" / "checkpoints").iterdir())[:-1]:
@@ -87,6 +89,7 @@ def test_one_checkpoint_has_no_persistence_and_says_so(run: Path, quest: Quest, 
     assert set(result["pictures"]) == PICTURES - {"mask-persistence.png"}
 
 
+@pytest.mark.slow
 def test_an_unquantised_run_needs_bits(
     tiny_settings: Callable[..., RunConfig], quest: Quest, corpus: Path, tmp_path: Path
 ) -> None:

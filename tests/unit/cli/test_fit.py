@@ -39,6 +39,7 @@ def _rows(sizes: tuple[int, ...] = (10**7, 3 * 10**7, 10**8)) -> list[dict[str, 
     return rows
 
 
+@pytest.mark.slow
 def test_rows_become_tables_a_file_and_a_picture(quest: Quest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "_DEALS", 1)
     monkeypatch.setattr(variants, "_FOLDS", 3)

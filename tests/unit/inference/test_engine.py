@@ -31,6 +31,7 @@ def model(folder) -> PackedModel:
     return questlm.load(folder)
 
 
+@pytest.mark.slow
 def test_a_packed_model_runs_without_the_training_code(folder) -> None:
     script = (
         "import sys, questlm\n"

@@ -314,6 +314,7 @@ def test_what_is_held_is_no_part_of_the_state() -> None:
         assert not layer.cached_weight.operand.data.requires_grad
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_steps() -> None:
     model = make(QuantSpec(), layers=1)
     torch._dynamo.reset()

@@ -76,6 +76,7 @@ def report(make_run: Any, tmp_path: Path, saved_fit: Path) -> Report:
     return write_report([tmp_path / "runs"], tmp_path / "report.html", saved_fit, show_progress=False)
 
 
+@pytest.mark.slow
 def test_the_page_is_whole(report: Report) -> None:
     text = report.page.read_text()
     page = Page(text)

@@ -26,6 +26,7 @@ PUBLISHED = {1: 0.02, 2: 0.16, 3: 0.43, 4: 0.70, 8: 1.02}
 # -- the published runs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", PUBLISHED)
 def test_the_published_efficiencies_are_met(published_fit: LawFit, bits: int) -> None:
     assert published_fit.eff[f"quest/w{bits}a{bits}/int{bits}"].value == pytest.approx(PUBLISHED[bits], abs=0.02)
@@ -255,6 +256,7 @@ def test_the_published_runs_come_with_the_package() -> None:
     }
 
 
+@pytest.mark.slow
 def test_losses_without_any_law_are_fitted_with_warnings(make_runs: Make) -> None:
     draw = np.random.default_rng(0)
     nonsense = [replace(run, loss=float(np.exp(draw.normal(0, 4)))) for run in make_runs()[:20]]

@@ -40,6 +40,7 @@ print(peak_resident_memory() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_estimate_is_near_the_peak_memory_of_real_steps(shape: tuple[int, ...]) -> None:
@@ -87,6 +88,7 @@ print(peak_resident_memory() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_estimate_is_near_the_peak_memory_of_an_evaluation() -> None:
     model = load_config(None, flags={"model": {"layers": 1, "hidden": 32, "heads": 1, "vocab_size": 16_000}}).model

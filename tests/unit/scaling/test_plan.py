@@ -48,6 +48,7 @@ def law(spread: float = 0.0, **values: float) -> LawFit:
 LAW = law()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(memory=st.floats(6.5, 10), tokens=st.floats(7, 12), embeddings=st.sampled_from(["bf16", "int8"]))
 def test_no_choice_breaks_the_limits_and_no_larger_shape_would_keep_them(

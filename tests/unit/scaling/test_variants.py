@@ -54,6 +54,7 @@ def _scores(truth: Callable[[int, int, int, int], float]) -> dict[str, Score]:
     return {score.name: score for score in compare(comparable(runs_of(truth)))}
 
 
+@pytest.mark.slow
 def test_a_decaying_efficiency_is_found_and_foretells_widths_never_seen() -> None:
     scores = _scores(decaying)
     right = scores["eff_w(b) x eff_a(b)"]

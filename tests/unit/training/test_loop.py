@@ -56,6 +56,7 @@ def test_accumulated_gradients_train_like_the_whole_batch(tiny_settings: Setting
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["quest", "lsq"])
 def test_a_rehearsal_leaves_no_trace(
     method: str, tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -268,6 +268,7 @@ def test_a_library_that_was_not_built_is_explained(monkeypatch: pytest.MonkeyPat
         native.unavailable.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_prepared_model_compiles_to_one_graph() -> None:
     torch.manual_seed(0)
     model = prepare(

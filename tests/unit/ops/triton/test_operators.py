@@ -62,6 +62,7 @@ def seeded() -> None:
     torch.manual_seed(torch.seed() % 2**31)  # fresh, and printed with a failure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "block"), SHAPES)
 def test_quantize_in_every_shape(k: int, block: int) -> None:
     for count in (1, 37):  # less than one tile of rows, and several with a rest
@@ -137,6 +138,7 @@ def test_rows_of_any_size_are_quantised_like_rows_of_size_one(dtype: torch.dtype
     check_range("cpu", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "block"), SHAPES)
 def test_masked_hadamard_in_every_shape(k: int, block: int) -> None:
     for count in (1, 37):
@@ -151,6 +153,7 @@ def test_masked_hadamard_from_and_to_sixteen_bits(given_dtype: torch.dtype, dtyp
     check_masked_hadamard(torch.randn(5, 384).to(given_dtype), draw_mask(5, 384, "cpu"), 128, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "block"), SHAPES[::2])
 def test_norm_quantize_in_every_shape(k: int, block: int) -> None:
     full = torch.float32
@@ -158,6 +161,7 @@ def test_norm_quantize_in_every_shape(k: int, block: int) -> None:
         check_norm(count, k, block, "cpu", (full, delta, full), gaussian_grid(4), masked=count != 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_quantize_to_every_number_of_levels(bits: int | str, dtype: torch.dtype) -> None:
@@ -256,6 +260,7 @@ def test_a_whole_model_under_autocast(bits: int) -> None:
     check_model("cpu", bits, bf16=True, held=True, hidden=128, mlp_hidden=256)
 
 
+@pytest.mark.slow
 def test_a_compiled_block_is_one_graph_with_cached_weights() -> None:
     check_compiled("cpu", "aot_eager")
 

@@ -44,6 +44,7 @@ class Table(dict[str, Value]):
         what: what a value is called in messages, such as 'method'.
         group: name of the entry point group in which installed packages offer such values.
         fits: whether an object is such a value.
+        must_be: what such a value is, for messages.
         builtin: the values that questlm has itself.
 
     Attributes:
@@ -51,9 +52,11 @@ class Table(dict[str, Value]):
             in it.
     """
 
-    def __init__(self, what: str, group: str, fits: Callable[[object], bool], builtin: Mapping[str, Value]) -> None:
+    def __init__(
+        self, what: str, group: str, fits: Callable[[object], bool], must_be: str, builtin: Mapping[str, Value]
+    ) -> None:
         super().__init__(builtin)
-        self.what, self.group, self.fits = what, group, fits
+        self.what, self.group, self.fits, self.must_be = what, group, fits, must_be
         self.plugins: dict[str, Plugin] = {}
         _tables.append(self)
 
@@ -71,7 +74,7 @@ class Table(dict[str, Value]):
         if name in self:
             raise ConfigError(f"there is a {self.what} {quoted(name)} already; choose another name")
         if not self.fits(value):
-            raise ConfigError(f"the {self.what} {quoted(name)} cannot be a {type(value).__name__}")
+            raise ConfigError(f"the {self.what} {quoted(name)} is a {type(value).__name__}, not {self.must_be}")
         self[name] = value
         if _loading:
             self.plugins[name] = _loading[-1]

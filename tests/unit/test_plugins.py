@@ -30,7 +30,7 @@ def _forget(forget_plugins: Callable[[], None]) -> None:
 def table(monkeypatch: pytest.MonkeyPatch) -> Table[int]:
     """A table of numbers, the last of all tables."""
     monkeypatch.setattr(plugins, "_tables", list(plugins._tables))
-    return Table("number", "questlm.numbers", lambda value: isinstance(value, int), {"one": 1})
+    return Table("number", "questlm.numbers", lambda value: isinstance(value, int), "an int", {"one": 1})
 
 
 def written(folder: Path, source: str, name: str = "mine.py") -> Path:
@@ -71,7 +71,7 @@ def test_another_file_of_the_same_name_is_refused(table: Table[int], tmp_path: P
         ("def (:\n", "mine.py cannot be used: SyntaxError"),
         (GOOD.replace("mine", "one"), "there is a number 'one' already"),
         (GOOD.replace("mine", "a/b"), "'a/b' cannot be the name of a number"),
-        (GOOD.replace("3", "'three'"), "the number 'mine' cannot be a str"),
+        (GOOD.replace("3", "'three'"), "the number 'mine' is a str, not an int"),
         (GOOD + "raise RuntimeError('late')\n", "line 4: RuntimeError: late"),
     ],
 )
@@ -128,5 +128,5 @@ def test_of_what_installed_packages_offer_only_the_one_asked_for_is_loaded(
     assert "numbers_offered" not in sys.modules
     assert table.find("two") == 2
     assert (table.plugins["two"].name, table.plugins["two"].kind) == ("numbers-package", "package")
-    with pytest.raises(ConfigError, match="the package numbers-package cannot be used: the number 'text' cannot be"):
+    with pytest.raises(ConfigError, match="numbers-package cannot be used: the number 'text' is a str, not an int"):
         table.find("text")

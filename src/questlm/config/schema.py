@@ -452,7 +452,7 @@ class Plugin(Section):
         sha256: of the file; None for a module or package.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(max_length=200, pattern=r"^[^/\\\x00-\x1f\x7f]+$")]
     kind: Literal["file", "module", "package"]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 

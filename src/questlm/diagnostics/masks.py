@@ -19,7 +19,7 @@ from torch import Tensor
 
 from questlm.diagnostics.layers import group_by, kind_of, rotate, spread_rows
 from questlm.progress import progress
-from questlm.quant import fake_quantize
+from questlm.quant import fake_quantize, find_method
 
 __all__ = ["gaussian_masked", "mask_history", "trust_bound", "trust_mask"]
 
@@ -87,9 +87,9 @@ def mask_history(
         show_progress: whether to show a progress bar.
 
     Returns:
-        {"method", "bits", "bound", "gaussian", "checkpoints": [...], "persistence": {...}}. A checkpoint is {"step",
-            "masked": share of all entries, "by_kind"}. Persistence holds "pairs" of neighbouring checkpoints (see
-            `_compare`), or the reason why it was "skipped".
+        {"method", "rotated", "bits", "bound", "gaussian", "checkpoints": [...], "persistence": {...}}. A checkpoint is
+            {"step", "masked": share of all entries, "by_kind"}. Persistence holds "pairs" of neighbouring checkpoints
+            (see `_compare`), or the reason why it was "skipped".
     """
     checkpoints: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
@@ -106,6 +106,7 @@ def mask_history(
             update(len(checkpoints))
     return {
         "method": method,
+        "rotated": find_method(method).rotates,
         "bits": bits,
         "bound": trust_bound(method, bits),
         "gaussian": gaussian_masked(method, bits),

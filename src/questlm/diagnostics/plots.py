@@ -17,7 +17,6 @@ from questlm.diagnostics.layers import block_of, group_by, kind_of
 from questlm.diagnostics.normality import gaussian_row_maximum
 from questlm.errors import MissingDependencyError
 from questlm.progress import progress
-from questlm.quant import find_method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -226,7 +225,7 @@ def _heat_map(axis: Axes, pair: Mapping[str, Any], masks: Mapping[str, Any], hig
             fontsize=8.5, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.0},
         )  # fmt: skip
     axis.grid(False)
-    what = "rotated weights" if find_method(masks["method"]).rotates else "weights"
+    what = "rotated weights" if _rotated(masks) else "weights"
     axis.set_title(f"{what}, step {pair['from']} to {pair['to']}")
     axis.set_xlabel(f"|weight| / rms at step {pair['from']}")
     axis.set_ylabel(f"|weight| / rms at step {pair['to']}")
@@ -289,10 +288,15 @@ def _worst(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _rotated(masks: Mapping[str, Any]) -> bool:
+    """Whether masks were taken on rotated weights. The first files did not say so: they were of quest or quest-noht."""
+    return bool(masks.get("rotated", masks["method"] == "quest"))
+
+
 def _weight_bound(result: Mapping[str, Any]) -> float | None:
     """Trust bound on rotated weights, where the mask shown is taken on these."""
     masks = result["masks"]
-    bound: float | None = masks["bound"] if find_method(masks["method"]).rotates else None
+    bound: float | None = masks["bound"] if _rotated(masks) else None
     return bound
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from questlm.config import Plugin, RunConfig
-from questlm.errors import CheckpointError, ConfigError
+from questlm.errors import CheckpointError, ConfigError, quoted
 from questlm.plugins import Table, loaded_plugin
 from questlm.quant import METHODS
 from questlm.training.recipes import RECIPES, named_recipes
@@ -47,8 +48,8 @@ def require_plugins(config: RunConfig, run: Path) -> None:
         now = loaded_plugin(plugin.name)
         if now is not None and now.sha256 != plugin.sha256:
             raise CheckpointError(
-                f"{run} was trained with the plugin {plugin.name} as it was then (SHA-256 {_short(plugin)}), but the "
-                f"one given differs (SHA-256 {_short(now)}); give it as it was, or begin a new run"
+                f"{run} was trained with the plugin {_shell(plugin)} as it was then (SHA-256 {_short(plugin)}), but "
+                f"the one given differs (SHA-256 {_short(now)}); give it as it was, or begin a new run"
             )
 
 
@@ -63,7 +64,7 @@ def _names(config: RunConfig) -> Iterator[tuple[Table[Any], str]]:
 
 
 def _unknown(config: RunConfig) -> list[str]:
-    return [f"the {table.what} {name!r}" for table, name in _names(config) if not table.knows(name)]
+    return [f"the {table.what} {quoted(name)}" for table, name in _names(config) if not table.knows(name)]
 
 
 def _is_there(plugin: Plugin, something_unknown: bool) -> bool:
@@ -73,13 +74,18 @@ def _is_there(plugin: Plugin, something_unknown: bool) -> bool:
 
 def _of(unknown: list[str], plugins: tuple[Plugin, ...] | list[Plugin]) -> str:
     """'the method 'x' of the plugin y.py; add --plugin y.py'."""
-    named = [f"the {'package' if plugin.kind == 'package' else 'plugin'} {plugin.name}" for plugin in plugins]
+    named = [f"the {'package' if plugin.kind == 'package' else 'plugin'} {_shell(plugin)}" for plugin in plugins]
     what = f"{' and '.join(dict.fromkeys(unknown))} of {' and '.join(named)}" if unknown else " and ".join(named)
-    flags = "".join(f" --plugin {plugin.name}" for plugin in plugins if plugin.kind != "package")
-    packages = [plugin.name for plugin in plugins if plugin.kind == "package"]
+    flags = "".join(f" --plugin {_shell(plugin)}" for plugin in plugins if plugin.kind != "package")
+    packages = [_shell(plugin) for plugin in plugins if plugin.kind == "package"]
     install = f"install {' and '.join(packages)}" if packages else ""
     in_python = " (in Python: questlm.plugins.load_plugin)" if flags else ""
     return f"{what}; " + " and ".join(filter(None, (f"add{flags}{in_python}" if flags else "", install)))
+
+
+def _shell(plugin: Plugin) -> str:
+    """The name as a shell takes it for one word: a run folder may come from anybody."""
+    return shlex.quote(plugin.name)
 
 
 def _short(plugin: Plugin) -> str:

@@ -56,6 +56,7 @@ def test_recorded_plugins_are_written_and_read_again_without_being_loaded(plugin
     [
         (Plugin(name="mine.py", kind="file", sha256="0" * 64), r"of the plugin mine\.py; add --plugin mine\.py"),
         (Plugin(name="my_package.methods", kind="module"), r"my_package\.methods; add --plugin my_package\.methods"),
+        (Plugin(name="a; rm -rf b.py", kind="file", sha256="0" * 64), "add --plugin 'a; rm -rf b.py'"),
         (Plugin(name="my-package", kind="package"), "of the package my-package; install my-package"),
     ],
 )

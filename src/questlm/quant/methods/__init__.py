@@ -54,7 +54,9 @@ _BUILT_IN: dict[str, Method] = {
     "seq": seq.seq,
     "pquant": pquant.pquant,
 }
-METHODS: Table[Method] = Table("method", "questlm.methods", lambda value: isinstance(value, Method), _BUILT_IN)
+METHODS: Table[Method] = Table(
+    "method", "questlm.methods", lambda value: isinstance(value, Method), "a questlm.quant.Method", _BUILT_IN
+)
 
 FORMAT_BITS: dict[str, tuple[Bits, ...]] = {
     "int": ALL_BITS,

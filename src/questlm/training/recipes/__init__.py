@@ -43,7 +43,7 @@ BUILT_IN: tuple[Callable[[TrainConfig, nn.Module], Recipe | None], ...] = (
 )
 """Each has settings of its own, and gives None where they do not ask for it."""
 
-RECIPES: Table[Callable[..., Recipe]] = Table("recipe", "questlm.recipes", callable, {})
+RECIPES: Table[Callable[..., Recipe]] = Table("recipe", "questlm.recipes", callable, "what makes a Recipe", {})
 """Recipes that `train.recipes` asks for by name, made from the settings given there."""
 
 

@@ -9,6 +9,8 @@ Of 2:4 sparse rows only the kept half is stored, and one bit for each group of e
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -30,23 +32,35 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
     """Inverse of `pack`: (..., ceil(length * bits / 8)) uint8 -> (..., length) uint8."""
     if bits == 8:
         return packed
-    stream = _bits(packed, 8).flatten(-2)
-    if bits == 1:
-        return stream[..., :length]
-    return _from_bits(stream[..., : length * bits].unflatten(-1, (length, bits)))
+    # Codes and bytes fall into step every `codes` codes, which take `width` bytes: all first codes at once, and so on.
+    codes, width = 8 // gcd(bits, 8), bits // gcd(bits, 8)
+    groups = -(-length // codes)
+    packed = torch.nn.functional.pad(packed, (0, groups * width - packed.shape[-1]))
+    result = packed.new_empty((*packed.shape[:-1], groups * codes))
+    for index in range(codes):
+        byte, shift = divmod(index * bits, 8)
+        code = packed[..., byte::width] >> shift
+        if shift + bits > 8:  # it ends in the next byte
+            code = code | (packed[..., byte + 1 :: width] << (8 - shift))
+        result[..., index::codes] = code & (2**bits - 1)
+    return result[..., :length]
 
 
 def pack_ternary(codes: Tensor) -> Tensor:
     """Pack codes 0, 1, 2: (..., n) uint8 -> (..., ceil(n / 5)) uint8."""
     padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % TERNARY_PER_BYTE))
-    digits = padded.unflatten(-1, (-1, TERNARY_PER_BYTE))
-    return (digits * _powers_of_three(codes.device)).sum(-1, dtype=torch.uint8)
+    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=codes.device)
+    return (padded.unflatten(-1, (-1, TERNARY_PER_BYTE)) * powers).sum(-1, dtype=torch.uint8)
 
 
 def unpack_ternary(packed: Tensor, length: int) -> Tensor:
     """Inverse of `pack_ternary`: (..., ceil(length / 5)) uint8 -> (..., length) uint8."""
-    digits = packed.unsqueeze(-1) // _powers_of_three(packed.device) % 3
-    return digits.flatten(-2)[..., :length]
+    result = packed.new_empty((*packed.shape[:-1], packed.shape[-1] * TERNARY_PER_BYTE))
+    for index in range(TERNARY_PER_BYTE):
+        higher = packed // 3
+        result[..., index::TERNARY_PER_BYTE] = packed - 3 * higher
+        packed = higher
+    return result[..., :length]
 
 
 def kept_half(rows: Tensor, kept: Tensor) -> Tensor:
@@ -70,7 +84,3 @@ def _from_bits(bits: Tensor) -> Tensor:
     """Inverse of `_bits` over the last dimension."""
     shifts = torch.arange(bits.shape[-1], dtype=torch.uint8, device=bits.device)
     return (bits << shifts).sum(-1, dtype=torch.uint8)
-
-
-def _powers_of_three(device: torch.device) -> Tensor:
-    return torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=device)

@@ -31,7 +31,7 @@ from questlm.config import GenerationOptions, ModelConfig, QuantSpec, RopeScalin
 from questlm.export.pack import pack
 from questlm.files import seal
 from questlm.inference import PackedModel
-from questlm.inference.linear import PackedLinear
+from questlm.ops import unpacking
 
 PROMPT = IDS[0].tolist()
 NEW_TOKENS = 4
@@ -93,15 +93,15 @@ class Following(Reader):
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[np.ndarray]]:
     """The codes of every quantised input that engines compute, in order."""
     codes: list[np.ndarray] = []
-    compute = PackedLinear._input
+    compute = unpacking.input_operand
 
-    def record(self: PackedLinear, *args: Any) -> Any:
-        operand = compute(self, *args)
-        if self.form.act is not None:
+    def record(*args: Any) -> Any:
+        operand = compute(*args)
+        if operand.grid is not None:
             codes.append(operand.data.numpy().copy())
         return operand
 
-    monkeypatch.setattr(PackedLinear, "_input", record)
+    monkeypatch.setattr(unpacking, "input_operand", record)
     yield codes
 
 

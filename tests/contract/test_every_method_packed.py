@@ -27,12 +27,14 @@ def both(request, tmp_path_factory):
 
 def test_the_packed_model_is_the_trained_one(both):
     _, model, path = both
-    packed = questlm.load(path)
-    half = questlm.load(path, dtype=torch.bfloat16)
     with torch.no_grad():
-        assert torch.equal(packed.logits(IDS), model(IDS))
+        expected = model(IDS)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(half.logits(IDS), model(IDS))
+            rounded = model(IDS)
+    for weights in ("auto", "packed"):
+        assert torch.equal(questlm.load(path, weights=weights).logits(IDS), expected)
+        half = questlm.load(path, dtype=torch.bfloat16, weights=weights)
+        assert torch.equal(half.logits(IDS), rounded)
 
 
 def test_dense_weights_are_what_the_layers_multiply_by(both, tmp_path):

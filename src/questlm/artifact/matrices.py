@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 from questlm import ops
-from questlm.artifact.format import GridConfig, StoredDtype, WeightFormat
+from questlm.artifact.format import GridConfig, WeightFormat
 from questlm.errors import ArtifactError
-from questlm.ops import Operand
+from questlm.ops import Operand, PackedFormat
+from questlm.ops.unpacking import stored_rows
 
-__all__ = ["check_codes", "matrix_tensors", "narrow_operand", "operand_tensors", "weight_operand"]
+__all__ = [
+    "check_codes",
+    "matrix_tensors",
+    "narrow_operand",
+    "operand_tensors",
+    "packed_matrix",
+    "packed_narrow",
+    "weight_operand",
+]
 
 
 def matrix_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -37,6 +46,32 @@ def operand_tensors(operand: Operand) -> dict[str, Tensor]:
     return tensors | {"codes": ops.pack(half, levels), "kept": kept}
 
 
+def packed_matrix(
+    tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int
+) -> tuple[dict[str, Tensor], PackedFormat]:
+    """Return tensors and format of a matrix as `ops.prepack` takes them; of two branches, those of the wide one.
+
+    Args:
+        tensors: by kind, as `matrix_tensors` returns them.
+        weight_format: how they are stored.
+        columns: entries of a row of this branch.
+    """
+    own = {kind: tensor for kind, tensor in tensors.items() if not kind.startswith("narrow_") and kind != "input_norm"}
+    linear = weight_format.linear
+    return own, PackedFormat(columns, linear.block_size, linear.weight, linear.act)
+
+
+def packed_narrow(
+    tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int
+) -> tuple[dict[str, Tensor], PackedFormat]:
+    """Return tensors and format of the narrow branch, as `packed_matrix` does."""
+    if weight_format.narrow is None:
+        raise ValueError("this layer has no narrow branch")
+    own = {kind: tensor for kind, tensor in tensors.items() if kind.startswith("act_")}
+    own |= {"codes": tensors["narrow_codes"], "step": tensors["narrow_step"]}
+    return own, PackedFormat(columns, 1, weight_format.narrow.weight.grid, weight_format.linear.act)
+
+
 def weight_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> Operand:
     """Return the weight of a quantised layer in the Hadamard domain, (out, columns); of two branches, the wide one.
 
@@ -45,15 +80,12 @@ def weight_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, c
         weight_format: how they are stored.
         columns: entries of a row of this branch.
     """
-    return _operand(tensors, weight_format.weight, weight_format.block_size, columns)
+    return stored_rows(*packed_matrix(tensors, weight_format, columns))
 
 
 def narrow_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> Operand:
     """Return the weight of the narrow branch, (out, columns)."""
-    if weight_format.narrow is None:
-        raise ValueError("this layer has no narrow branch")
-    narrow = {"codes": tensors["narrow_codes"], "step": tensors["narrow_step"]}
-    return _operand(narrow, weight_format.narrow.weight, 1, columns)
+    return stored_rows(*packed_narrow(tensors, weight_format, columns))
 
 
 def check_codes(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> None:
@@ -78,19 +110,6 @@ def check_codes(tensors: Mapping[str, Tensor], weight_format: WeightFormat, colu
         fours = ops.unpack(tensors["kept"], 2, columns // group).unflatten(-1, (-1, 4))
         if not bool((fours.sum(-1) == 2).all()):
             raise ArtifactError("kept does not keep 2 of each 4 entries")
-
-
-def _operand(tensors: Mapping[str, Tensor], weight: GridConfig | StoredDtype, block_size: int, columns: int) -> Operand:
-    if weight == "bf16-2:4":
-        return Operand(ops.unpack_sparse(tensors["weight"].float(), tensors["kept"], 1, 0))
-    if isinstance(weight, str):
-        return Operand(ops.hadamard(tensors["weight"], block_size))
-    if weight.group:
-        half = ops.unpack(tensors["codes"], weight.levels, columns // 2)
-        codes = ops.unpack_sparse(half, tensors["kept"], weight.group, weight.levels)
-    else:
-        codes = ops.unpack(tensors["codes"], weight.levels, columns)
-    return Operand(codes, weight.grid, tensors["step"], tensors.get("offset"))
 
 
 def _require_on_grid(tensors: Mapping[str, Tensor], kind: str, levels: int, length: int) -> None:

@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, get_args, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_names
-from questlm.artifact.matrices import matrix_tensors
+from questlm.artifact.format import ArtifactConfig
 from questlm.artifact.read import Artifact, load_artifact
 from questlm.config import GenerationOptions, ModelConfig
 from questlm.errors import ConfigError, quoted
+from questlm.inference.build import build_model, resident_bytes
 from questlm.inference.generate import generate_tokens
-from questlm.inference.linear import packed_layer
 from questlm.inference.stream import TextStream
 from questlm.inference.text import TextDecoder
-from questlm.models import KVCache, Llama
+from questlm.models import KVCache
 from questlm.vocabulary import library_failures
 
 __all__ = ["PackedModel", "load"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+
+Weights = Literal["auto", "packed"]
+"""How a loaded model keeps its weights: whatever multiplies fastest, or no larger than they are packed."""
 
 
 def load(
@@ -32,6 +34,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     cache_dtype: torch.dtype | None = None,
+    weights: Weights = "auto",
 ) -> PackedModel:
     """Load the artifact in the folder `path`.
 
@@ -41,11 +44,15 @@ def load(
         dtype: float32, or bfloat16 to compute as training under bf16 autocast does.
         cache_dtype: of the keys and values of past tokens, float32 or bfloat16; attention to them is computed in it.
             None: `dtype`.
+        weights: "auto" multiplies as fast as this machine can, which today means weights unpacked to the size of
+            `dtype`; "packed" never holds them larger than they are stored, and generates several times as slowly.
 
     Raises:
         ArtifactError: the folder is missing, damaged, hostile, or of another format.
-        ConfigError: `device`, `dtype` or `cache_dtype` cannot be used.
+        ConfigError: `device`, `dtype`, `cache_dtype` or `weights` cannot be used.
     """
+    if weights not in get_args(Weights):
+        raise ConfigError(f"weights = {quoted(weights)}; there are: {', '.join(get_args(Weights))}")
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype = {dtype}; a packed model computes in torch.float32 or torch.bfloat16")
     if cache_dtype not in (None, *_DTYPES):
@@ -56,7 +63,7 @@ def load(
         raise ConfigError(
             f"device = {quoted(str(device))} cannot be used here: {str(problem).splitlines()[0]}"
         ) from None
-    return PackedModel(load_artifact(path), place, dtype, cache_dtype)
+    return PackedModel(load_artifact(path), place, dtype, cache_dtype, stay_packed=weights == "packed")
 
 
 class PackedModel:
@@ -69,12 +76,18 @@ class PackedModel:
         end_of_text: id of the token that ends a document, or None.
         training: what was recorded about its training.
         bytes: size of the artifact's files.
+        weight_bytes: what the weights take in memory.
         device, dtype: where and in what it computes.
         cache_dtype: in what it keeps keys and values.
     """
 
     def __init__(
-        self, artifact: Artifact, device: torch.device, dtype: torch.dtype, cache_dtype: torch.dtype | None = None
+        self,
+        artifact: Artifact,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache_dtype: torch.dtype | None = None,
+        stay_packed: bool = False,
     ) -> None:
         self.config: ModelConfig = artifact.config.model
         self.artifact: ArtifactConfig = artifact.config
@@ -83,7 +96,8 @@ class PackedModel:
         self.training: dict[str, Any] = artifact.config.training
         self.bytes = artifact.bytes
         self.device, self.dtype, self.cache_dtype = device, dtype, cache_dtype or dtype
-        self._model = _build(artifact, dtype).to(device).eval()
+        self._model = build_model(artifact, device, dtype, stay_packed)
+        self.weight_bytes = resident_bytes(self._model)
 
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
@@ -235,31 +249,3 @@ def _without_stop(options: GenerationOptions | None) -> GenerationOptions:
             f"stop = {quoted(options.stop)} is found in text, not in token ids; leave it out, or use generate or stream"
         )
     return options or GenerationOptions()
-
-
-def _build(artifact: Artifact, dtype: torch.dtype) -> Llama:
-    """A Llama on the CPU with the artifact's weights.
-
-    Embedding and norms are float32, as in training. Linear layers that are not quantised are in the dtype computed in,
-    which is what autocast would convert them to each time.
-    """
-    config = artifact.config.model
-    with torch.device("meta"):
-        model = Llama(config)
-    for name in norm_names(config):
-        _set_weight(model.get_submodule(name), artifact.tensors[f"{name}.weight"])
-    shapes = matrix_shapes(config)
-    for name, form in artifact.config.weight_formats():
-        module = model.get_submodule(name)
-        if form.quantized:
-            model.set_submodule(name, packed_layer(matrix_tensors(artifact.tensors, name), shapes[name][1], form))
-        else:
-            weight = artifact.stored_weight(name)
-            _set_weight(module, weight if isinstance(module, nn.Embedding) else weight.to(dtype))
-    if config.tied_head:
-        _set_weight(model.lm_head, model.embed.weight.to(dtype))
-    return model
-
-
-def _set_weight(module: nn.Module, weight: Tensor) -> None:
-    module.weight = nn.Parameter(weight, requires_grad=False)

@@ -30,6 +30,7 @@ from questlm.ops.encode import (
 )
 from questlm.ops.machine import unavailable
 from questlm.ops.modules import ResidualNorm, SwiGLU
+from questlm.ops.packed import PackedFormat, PackedWeight, packed_linear, prepack
 from questlm.ops.precision import as_dtype, autocast_dtype, compute_dtype, without_autocast
 from questlm.ops.product import operand_gradient, scaled_matmul
 from questlm.ops.reference import packing as _packing
@@ -47,6 +48,8 @@ __all__ = [
     "LinearFormat",
     "Normed",
     "Operand",
+    "PackedFormat",
+    "PackedWeight",
     "Quantized",
     "ResidualNorm",
     "Scale",
@@ -73,9 +76,11 @@ __all__ = [
     "operand_values",
     "pack",
     "pack_sparse",
+    "packed_linear",
     "packed_width",
     "plain_codes",
     "power_of_two",
+    "prepack",
     "quantize",
     "reasons",
     "rms_norm",

@@ -24,7 +24,16 @@ from questlm.grid import Grid
 from questlm.ops.machine import no_nvidia, unavailable
 from questlm.ops.reference.matmul import Operand
 
-__all__ = ["BACKENDS", "IMPLEMENTATIONS", "Implementation", "choose", "compile_ahead", "reasons", "using_backend"]
+__all__ = [
+    "BACKENDS",
+    "IMPLEMENTATIONS",
+    "Implementation",
+    "choose",
+    "compile_ahead",
+    "reasons",
+    "select",
+    "using_backend",
+]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
@@ -41,10 +50,12 @@ class Implementation(NamedTuple):
     Attributes:
         name: a backend's, or one that says what is special about it.
         can_run: (*case) -> None, or the reason why it cannot run that case.
+        where: "module:class", of packed weights, which are imported when they are used.
     """
 
     name: str
     can_run: Callable[..., str | None]
+    where: str = ""
 
 
 @contextmanager
@@ -75,15 +86,20 @@ def choose(operation: str, *case: object) -> str:
     Raises:
         BackendError: the requested backend implements the operation, but cannot run this case.
     """
+    return select(operation, *case).name
+
+
+def select(operation: str, *case: object) -> Implementation:
+    """As `choose`, the implementation itself."""
     implementations = IMPLEMENTATIONS[operation]
     if _requested != "auto":
         for implementation in implementations:
             if implementation.name == _requested:
                 _require(operation, implementation, case)
-                return _requested
+                return implementation
     for implementation in implementations:
         if _free(implementation.name) and implementation.can_run(*case) is None:
-            return implementation.name
+            return implementation
     raise AssertionError(f"no implementation of {operation} runs everywhere")
 
 
@@ -220,6 +236,17 @@ def _product_in_int8(x: Operand, w: Operand, dtype: torch.dtype) -> str | None:
     return _only_bfloat16(dtype)
 
 
+def _packed(name: str, where: str) -> Implementation:
+    """The class `where` of packed weights, which says itself what it can run."""
+
+    def can_run(*case: object) -> str | None:
+        module, _, found = where.partition(":")
+        reason: str | None = getattr(importlib.import_module(module), found).can_run(*case)
+        return reason
+
+    return Implementation(name, can_run, where)
+
+
 _REFERENCE = Implementation("reference", _anything)
 
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
@@ -261,5 +288,10 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     ),
     # (a, b, dtype): matrices (rows, K) and (columns, K) of float8
     "float8_gradient": (Implementation("float8", _matrices_in_float8), _REFERENCE),
+    # (tensors, format, device, dtype, stay packed): the arguments of ops.prepack
+    "packed_linear": (
+        _packed("unpacked", "questlm.ops.unpacking:UnpackedWeight"),
+        _packed("reference", "questlm.ops.unpacking:TiledWeight"),
+    ),
 }
 """The implementations of each operation, fastest first; above each operation stands what its case is made of."""

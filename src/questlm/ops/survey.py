@@ -7,6 +7,7 @@ from torch import Tensor
 
 from questlm.grid import Grid
 from questlm.ops.dispatch import IMPLEMENTATIONS, reasons
+from questlm.ops.packed import PackedFormat
 from questlm.ops.reference.matmul import Operand
 
 __all__ = ["survey"]
@@ -34,6 +35,7 @@ def survey(device: torch.device) -> list[tuple[str, str, str | None]]:
 
 def _cases(x: Tensor, dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
     mask, float8 = x.new_empty((_ROWS, _K // 8), dtype=torch.uint8), x.to(torch.float8_e4m3fn)
+    packed = {"codes": x.new_empty((_ROWS, _K // 2), dtype=torch.uint8), "step": x.new_empty((_ROWS, 1)).float()}
     rows, fused = (x, _BLOCK), (x, _BLOCK, _GRIDS["4 bits"], dtype)
     return {
         "quantize": rows,
@@ -46,4 +48,5 @@ def _cases(x: Tensor, dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "swiglu_quantize": fused,
         "swiglu_quantize_backward": rows,
         "float8_gradient": (float8, float8, dtype),
+        "packed_linear": (packed, PackedFormat(_K, _BLOCK, _GRIDS["4 bits"], _GRIDS["4 bits"]), x.device, dtype, False),
     }

@@ -52,7 +52,7 @@ def _use(path: Path) -> None:
     """Load an artifact, compare what was loaded with the file, and run it."""
     artifact = load_artifact(path)
     require(_same(artifact.tensors, (path / _TENSORS).read_bytes()), "tensors that were read are not those of the file")
-    model = PackedModel(artifact, torch.device("cpu"), torch.float32)
+    model = PackedModel(artifact, torch.device("cpu"), torch.float32, stay_packed=True)
     result = evaluate(model.logits, TokenStream([_IDS % artifact.config.model.vocab_size]), 8, show_progress=False)
     if not np.isfinite(result.loss):  # as `quest eval` says
         raise ArtifactError(f"the loss is {result.loss}")

@@ -1,0 +1,51 @@
+"""A Llama that runs from the tensors of an artifact."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from questlm import ops
+from questlm.artifact.format import matrix_shapes, norm_names
+from questlm.artifact.matrices import matrix_tensors
+from questlm.artifact.read import Artifact
+from questlm.inference.linear import PackedEmbedding, PackedLinear, packed_layer
+from questlm.models import Llama
+
+__all__ = ["build_model", "resident_bytes"]
+
+
+def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, stay_packed: bool) -> Llama:
+    """A Llama on `device` with the artifact's weights, for inference.
+
+    Embedding and norms give float32, as in training; the embedding stays as it is stored. Each matrix is laid out for
+    products in `dtype` by `ops.prepack`; one that is not quantised is multiplied as values of `dtype`, to which
+    autocast would convert it each time.
+
+    Args:
+        stay_packed: keep weights packed even where products of unpacked ones are faster.
+    """
+    config, prepack = artifact.config.model, partial(ops.prepack, device=device, dtype=dtype, stay_packed=stay_packed)
+    with torch.device("meta"):
+        model = Llama(config)
+    for name in norm_names(config):
+        weight = artifact.tensors[f"{name}.weight"].to(device)
+        model.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+    shapes, formats = matrix_shapes(config), dict(artifact.config.weight_formats())
+    embedding = {kind: tensor.to(device) for kind, tensor in matrix_tensors(artifact.tensors, "embed").items()}
+    model.embed = PackedEmbedding(embedding)  # type: ignore[assignment]
+    for name in formats.keys() - {"embed"}:
+        layer = packed_layer(matrix_tensors(artifact.tensors, name), shapes[name][1], formats[name], prepack)
+        model.set_submodule(name, layer)
+    if config.tied_head:
+        model.set_submodule("lm_head", packed_layer(embedding, config.hidden, formats["embed"], prepack))
+    return model.to(device).eval()
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Bytes of memory that the weights of a packed model take, each counted once."""
+    packed = [tensor for layer in model.modules() if isinstance(layer, PackedLinear) for tensor in layer.weight.tensors]
+    tensors = {tensor.data_ptr(): tensor for tensor in (*packed, *model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,0 +1,29 @@
+"""Laying packed weights out: what is refused, and which implementation is chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from questlm import ops
+from questlm.ops import Grid, PackedFormat
+from questlm.ops.unpacking import TiledWeight, UnpackedWeight
+
+CPU, FORMAT = torch.device("cpu"), PackedFormat(32, 16, Grid(16, 0.4), Grid(16, 0.4))
+TENSORS = {"codes": torch.zeros(5, 16, dtype=torch.uint8), "step": torch.ones(5, 1)}
+
+
+def test_unknown_tensors_and_dtypes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no 'input_norm'; it may have: act_offset, .*weight"):
+        ops.prepack(TENSORS | {"input_norm": torch.ones(32)}, FORMAT, CPU)
+    with pytest.raises(ValueError, match=r"float32 or bfloat16, not in torch\.float16"):
+        ops.prepack(TENSORS, FORMAT, CPU, torch.float16)
+
+
+def test_the_fastest_is_chosen_unless_weights_are_to_stay_packed() -> None:
+    assert isinstance(ops.prepack(TENSORS, FORMAT, CPU), UnpackedWeight)
+    assert isinstance(ops.prepack(TENSORS, FORMAT, CPU, stay_packed=True), TiledWeight)
+    with ops.using_backend("reference"):
+        assert isinstance(ops.prepack(TENSORS, FORMAT, CPU), TiledWeight)
+    why = dict(ops.reasons("packed_linear", TENSORS, FORMAT, CPU, torch.bfloat16, True))
+    assert why == {"unpacked": "it keeps 2 bytes a weight, and weights are to stay packed", "reference": None}

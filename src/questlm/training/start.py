@@ -16,7 +16,7 @@ from torch import Tensor
 
 from questlm.config import RunConfig
 from questlm.parallel import checkpoint_activations, compile_blocks, distribute
-from questlm.quant import StatefulQuantizer
+from questlm.quant import Quantizer
 from questlm.training.batches import choose_batches
 from questlm.training.checks import check_quantization, compute_plainly
 from questlm.training.compiling import compile_kernels, without_compiler_warnings
@@ -89,7 +89,7 @@ def choose_batch_again(state: TrainingState, asked: RunConfig) -> TrainingState:
 @torch.no_grad()
 def _initialize_quantizers(state: TrainingState, batch: _Batch) -> None:
     """Show learned quantisers a batch, from which they take their first steps, before anything is compiled."""
-    if any(isinstance(module, StatefulQuantizer) for module in state.model.modules()):
+    if any(isinstance(module, Quantizer) and module.starts_from_data for module in state.model.modules()):
         _plain_loss(state)(*batch)
 
 

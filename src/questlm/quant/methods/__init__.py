@@ -72,7 +72,7 @@ _SPARSE = ("int-2:4", "bf16-2:4")
 
 
 class LayerQuantizers(NamedTuple):
-    """Quantisers of a linear layer's factors, None for a factor in 16 or 32 bit, and the Hadamard block they share."""
+    """The quantisers of a linear layer, None for a factor in 16 or 32 bits, and the Hadamard block size of both."""
 
     weight: Quantizer | None
     act: Quantizer | None
@@ -102,7 +102,7 @@ def register_method(name: str, method: Method) -> None:
 
 
 def with_usual_bits(spec: QuantSpec) -> QuantSpec:
-    """`spec` with the widths that its method is mostly used with in the place of those that nobody has set.
+    """Fill in the usual widths of a method for the bits that `spec` does not set.
 
     Raises:
         ConfigError: no such method.
@@ -113,7 +113,7 @@ def with_usual_bits(spec: QuantSpec) -> QuantSpec:
 
 
 def gradual_share(spec: QuantSpec) -> float:
-    """Share of the training over which quantisation by `spec` is faded in; 0: not at all."""
+    """Return the share of the training over which `spec` fades quantisation in; 0: not at all."""
     return find_method(spec.method).gradual if spec.gradual is None else spec.gradual
 
 
@@ -126,20 +126,22 @@ def make_quantizer(
     block_size: int = 128,
     trust: float | None = None,
 ) -> Quantizer:
-    """A quantiser of one tensor, as a module: x (..., K) -> values (..., K) with the method's gradient.
+    """Make the quantiser of one tensor.
+
+    It is an `nn.Module` from x (..., K) to its quantised values (..., K), with the method's gradient.
 
     Args:
-        method: name in METHODS.
+        method: name of a method (`quest methods` lists them).
         bits: 1 to 8 or 'ternary', as far as the method and format have them; None: their usual width.
         role: which factor of the product the tensor is.
-        shape: of the tensor, (..., K). Its last dimension is a row; where a method learns a parameter for each row of a
-            weight, the others say how many there are.
+        shape: of the tensor, (..., K). Its last dimension is a row. Where a method learns a parameter for each row of a
+            weight, the other dimensions give the number of rows.
         format: of the grid: 'int', 'ternary', 'fp4', 'lloydmax', 'int-2:4' or 'bf16-2:4'.
         block_size: of the Hadamard transform, for methods that rotate.
         trust: outer trust factor s; None: the method's own.
 
     Raises:
-        ConfigError: an unknown name, or a combination that makes no sense; the message names the nearest that does.
+        ConfigError: an unknown name, or a combination that is not defined; the message names the nearest one that is.
     """
     chosen, spec = find_method(method), find_method(method).factor(role)
     if not shape:
@@ -157,10 +159,10 @@ def make_quantizer(
 
 
 def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> LayerQuantizers:
-    """Quantisers of a linear layer with weight (out_features, in_features) by `spec`.
+    """Make the quantisers of a linear layer with weight (out_features, in_features) by `spec`.
 
     Raises:
-        ConfigError: an unknown method, a combination that makes no sense, or no block divides `in_features`.
+        ConfigError: an unknown method, a combination that is not defined, or no Hadamard block divides `in_features`.
     """
     block_size = _block_size(find_method(spec.method), in_features, spec.block_size)
     weight = act = None
@@ -186,7 +188,7 @@ def _block_size(method: Method, in_features: int, block_size: int) -> int:
 
 
 def _check(name: str, role: Role, bits: Bits, format: str, trust: float | None) -> None:
-    """Refuse combinations that make no sense, with the reason and the nearest that does."""
+    """Refuse combinations that are not defined, with the reason and the nearest one that is."""
     method = find_method(name)
     spec, factor = method.factor(role), "weights" if role == "weight" else "activations"
     if format not in FORMAT_BITS:

@@ -62,12 +62,12 @@ class Request:
 
 @dataclass(frozen=True)
 class FactorSpec:
-    """How a method quantises one factor.
+    """How a method quantises one factor of a product, weight or activation.
 
     Attributes:
         bits: the widths it is defined for, its usual one first.
-        make: request -> quantiser.
-        learned: what it learns, for tables; '' for nothing.
+        make: function from a `Request` to the quantiser.
+        learned: its learned parameters, as text for tables; '' for none.
     """
 
     bits: tuple[Bits, ...]
@@ -105,10 +105,10 @@ class Method:
     branches: bool = False
 
     def factor(self, role: str) -> FactorSpec:
-        """How a factor is quantised.
+        """Return how the factor 'weight' or 'activation' is quantised.
 
         Raises:
-            ConfigError: `role` is neither 'weight' nor 'activation'.
+            ConfigError: `role` is neither of them.
         """
         if role not in ("weight", "activation"):
             raise ConfigError(f"role = {quoted(role)}; allowed are 'weight' and 'activation'")
@@ -116,7 +116,7 @@ class Method:
 
 
 def dynamic(grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[Bits, ...] = ALL_BITS) -> FactorSpec:
-    """A factor whose steps follow from the rows themselves; the estimator says where gradients pass."""
+    """Describe a factor whose step sizes are computed from its rows; the estimator says where gradients pass."""
 
     def make(request: Request) -> Quantizer:
         if request.format == "bf16-2:4":
@@ -134,7 +134,7 @@ def learned(
     bits: tuple[Bits, ...],
     by_row: bool = False,
 ) -> FactorSpec:
-    """A factor with a learned step: one for the tensor, or `by_row` one for each row of a weight."""
+    """Describe a factor with a learned step size: one for the tensor, or `by_row` one for each row of a weight."""
 
     def make(request: Request) -> Quantizer:
         return LearnedQuantizer(grid(request), request.block_size, rule(request), request.rows if by_row else 1)
@@ -143,7 +143,7 @@ def learned(
 
 
 def format_grid(request: Request) -> Grid:
-    """The MSE-optimal grid for Gaussian rows in the requested format."""
+    """Return the MSE-optimal grid for Gaussian rows in the requested format."""
     if request.format == "fp4":
         return fp4_grid()
     if request.format == "lloydmax":
@@ -153,10 +153,10 @@ def format_grid(request: Request) -> Grid:
 
 
 def eight_bits(request: Request) -> Grid:
-    """255 levels up to the row's largest magnitude, for activations and branches of 8 bits."""
+    """Return 255 levels up to the row's largest magnitude, for activations and branches of 8 bits."""
     return Grid(255, 1 / 127, scale="absmax")
 
 
 def mean_magnitude(x: Tensor) -> Tensor:
-    """Mean |x| of each row, (..., K) -> (...)."""
+    """Return the mean |x| of each row, (..., K) -> (...)."""
     return x.abs().mean(-1)

@@ -52,12 +52,15 @@ class Quantizer(nn.Module, ABC):
         block_size: of the Hadamard transform; 1: none.
         setting: what it was made for, as 'lsq, 4 bits, int'; '' where `make_quantizer` did not make it.
         values_format: how the packed format stores the values of a quantiser without a grid; None where there is one.
+        starts_from_data: whether parameters take their first values from the first tensor that is quantised. That pass
+            breaks a compiled graph, so it has to come before compiling.
     """
 
     grid: Grid | None
     block_size: int
     setting: str = ""
     values_format: Literal["bf16-2:4"] | None = None
+    starts_from_data: bool = False
 
     @abstractmethod
     def operand(self, x: Tensor) -> Operand:

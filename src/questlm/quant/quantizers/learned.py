@@ -66,6 +66,7 @@ class StatefulQuantizer(LearningQuantizer):
     """
 
     initialized: Tensor
+    starts_from_data = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,12 +1,31 @@
 from __future__ import annotations
 
 import inspect
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+import questlm
 from questlm.cli.generate import generate, speed_text
-from questlm.config import GenerationOptions
+from questlm.cli.main import app
+from questlm.config import GenerationOptions, ModelConfig, QuantSpec
+from questlm.export.pack import pack
+
+
+def test_flags_decide_the_text_and_the_speed_is_said_on_stderr(tmp_path: Path, tokenizer_json: str) -> None:
+    model = questlm.Llama(ModelConfig(layers=1, hidden=32, heads=2, mlp_hidden=48, vocab_size=257)).initialize(0)
+    pack(questlm.prepare(model, QuantSpec(embeddings="bf16")), tmp_path / "a", tokenizer=tokenizer_json)
+    options = GenerationOptions(max_new_tokens=9, top_k=7, min_p=0.01, repetition_penalty=1.3, seed=3)
+    text = questlm.load(tmp_path / "a").generate("x", options)
+    flags = shlex.split("--prompt x --max-tokens 9 --top-k 7 --min-p 0.01 --repetition-penalty 1.3 --seed 3")
+    result = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags])
+    assert result.stdout == f"x{text}\n"
+    assert result.stderr.startswith("9 tokens; the first after ")
+    stopped = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags, "--stop", text[2:4], "--stop", "none"])
+    assert stopped.stdout == f"x{text[: text.index(text[2:4])]}\n"
 
 
 @pytest.mark.parametrize(

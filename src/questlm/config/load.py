@@ -43,7 +43,7 @@ def load_config(
     settings = merge(settings, flags or {})
     for override in overrides:
         settings = merge(settings, _parse_override(override))
-    return RunConfig(**_keep_the_default_embedding_form(settings))
+    return RunConfig(**settings)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -61,14 +61,6 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
-
-
-def _keep_the_default_embedding_form(settings: dict[str, Any]) -> dict[str, Any]:
-    # A run ships its embeddings, so it trains them in the form that ships (RunConfig's default), also when the user
-    # wrote a `quant` section that does not speak of them. QuantSpec alone leaves embeddings untouched.
-    if isinstance(settings.get("quant"), Mapping):
-        settings["quant"] = {"embeddings": "bf16"} | dict(settings["quant"])
-    return settings
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -217,8 +217,9 @@ class QuantSpec(Section):
         "the largest power of two that does, at least 16, is used",
     )
     embeddings: Literal["float", "bf16", "int8"] = Field(
-        default="float",
-        description="form in which embedding and head are trained and shipped: untouched, bf16, or 8-bit rows",
+        default="bf16",
+        description="what embedding, head and other layers left out are trained and shipped in: 'float' (as the model "
+        "has them; packed as bf16), 'bf16', or 'int8' (8-bit rows)",
     )
     gradual: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None,
@@ -461,7 +462,7 @@ class RunConfig(Section):
     """All settings of one training run."""
 
     model: ModelConfig = ModelConfig()
-    quant: QuantSpec = QuantSpec(embeddings="bf16")
+    quant: QuantSpec = QuantSpec()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     budget: Budget = Budget(tokens_per_param=100)

@@ -78,16 +78,14 @@ def _main() -> None:
     arguments.add_argument("--bits", type=int, default=4)
     given = arguments.parse_args()
     shape = ModelConfig(**{"vocab_size": 2048} | preset(given.preset)["model"])
-    off, on = QuantSpec(weight_bits=16, act_bits=16), QuantSpec(weight_bits=given.bits, act_bits=given.bits)
+    off = QuantSpec(weight_bits=16, act_bits=16, embeddings="float")
+    on = QuantSpec(weight_bits=given.bits, act_bits=given.bits)
     cpu = torch.device("cpu")
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     rows: dict[str, tuple[QuantSpec, Callable[[nn.Module], nn.Module]]] = {
         "FSDP2, float32": (off, plainly(MixedPrecisionPolicy())),
         "FSDP2, bf16": (off, plainly(half)),
-        f"codes of {given.bits} bits": (
-            on.model_copy(update={"embeddings": "bf16"}),
-            lambda model: distribute(model, "fsdp", cpu),
-        ),
+        f"codes of {given.bits} bits": (on, lambda model: distribute(model, "fsdp", cpu)),
     }
     with connect(Processes.from_environment(), cpu, 60) as processes:
         ids = torch.randint(2048, (1, 16))

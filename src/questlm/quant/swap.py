@@ -34,7 +34,8 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
 
     Args:
         model: any module with `nn.Linear` layers, on any device, meta included.
-        spec: method and bits. With 16 bits for weights and activations no layer is swapped.
+        spec: method and bits. With 16 bits for weights and activations no layer is quantised; with embeddings="float"
+            too, the model stays as it is.
         filter_fn: which linear layers to quantise; by default all but the output head (a layer named `lm_head`, or
             one that shares an embedding's weight), unless `spec.overrides` names it. Embeddings and the layers left
             out are rounded to the stored dtype `spec.embeddings`.

@@ -55,7 +55,7 @@ def test_a_new_budget_replaces_the_old_one_whole(write):
 def test_a_run_trains_embeddings_in_the_form_that_ships_unless_told_otherwise(write, text):
     assert load_config(file=write(text)).quant.embeddings == "bf16"
     assert load_config(file=write(text), overrides=["quant.embeddings=int8"]).quant.embeddings == "int8"
-    assert QuantSpec().embeddings == "float"
+    assert QuantSpec().embeddings == RunConfig().quant.embeddings == "bf16"
 
 
 @pytest.mark.parametrize(

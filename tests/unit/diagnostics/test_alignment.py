@@ -31,7 +31,7 @@ def test_cosines_of_known_vectors() -> None:
 
 def test_a_model_compared_with_itself_has_cosine_one(model: Llama, batches: list[Batch]) -> None:
     names = layer_names(model, QuantSpec())
-    plain = QuantSpec(weight_bits=16, act_bits=16)
+    plain = QuantSpec(weight_bits=16, act_bits=16, embeddings="float")
     first, second = (_gradients(model, names, batches[0], plain) for _ in range(2))
     assert len(first) == 7 * 2 + 2
     for name, gradient in first.items():
@@ -40,7 +40,9 @@ def test_a_model_compared_with_itself_has_cosine_one(model: Llama, batches: list
 
 def test_the_reference_is_the_gradient_of_backward(model: Llama, batches: list[Batch]) -> None:
     inputs, targets = batches[0]
-    found = _gradients(model, ["layers.1.mlp.up"], batches[0], QuantSpec(weight_bits=16, act_bits=16))
+    found = _gradients(
+        model, ["layers.1.mlp.up"], batches[0], QuantSpec(weight_bits=16, act_bits=16, embeddings="float")
+    )
     nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
     torch.testing.assert_close(found["layers.1.mlp.up"], model.get_parameter("layers.1.mlp.up.weight").grad)
 

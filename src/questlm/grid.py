@@ -1,11 +1,22 @@
-"""What codes mean: the grid of one tensor, and the pair of grids of one linear layer. Imports no torch."""
+"""What codes mean: the grid of one tensor, the grids of a linear layer, what a packed layer holds. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MIN_BLOCK_SIZE", "TERNARY_PER_BYTE", "Grid", "LinearFormat", "Scale", "fit_block_size", "packed_width"]
+__all__ = [
+    "MIN_BLOCK_SIZE",
+    "TERNARY_PER_BYTE",
+    "Factor",
+    "Grid",
+    "LayerFormat",
+    "LinearFormat",
+    "Narrow",
+    "Scale",
+    "fit_block_size",
+    "packed_width",
+]
 
 MIN_BLOCK_SIZE = 16
 """Smallest Hadamard block chosen on a caller's behalf; below it, blocks are too short to make entries Gaussian."""
@@ -78,6 +89,48 @@ class LinearFormat:
     block_size: int
     weight: Grid | None
     act: Grid | None
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a quantiser gives for one factor of a product, before there are any values to quantise.
+
+    Attributes:
+        grid: of the codes; None: values instead of codes.
+        offset: whether rows of a weight, or the activations as a whole, have an offset beside their step.
+        values_format: how values are stored, where there is no grid.
+    """
+
+    grid: Grid | None
+    offset: bool = False
+    values_format: Literal["bf16-2:4"] | None = None
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The last `width` rows or columns of a matrix, which have a grid of their own."""
+
+    axis: Literal["rows", "columns"]
+    width: int
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """What a packed quantised layer holds, known from its settings: what `quest pack` writes and a plan counts.
+
+    Attributes:
+        block_size: of the Hadamard transform; 1: none.
+        weight, act: the two factors; None for one that is not quantised, which for a weight is stored as float32.
+        input_norm: epsilon of the RMSNorm before the layer; None: no norm.
+        narrow: the part of the weight with a grid of its own, beside `weight`; None: there is none.
+    """
+
+    block_size: int
+    weight: Factor | None
+    act: Factor | None
+    input_norm: float | None = None
+    narrow: Narrow | None = None
 
 
 def fit_block_size(dimension: int, block_size: int = _DEFAULT_BLOCK_SIZE) -> int:

@@ -23,6 +23,13 @@ def test_these_import_no_torch(module):
     assert run(f"import sys; import {module}; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
+@pytest.mark.parametrize("module", ["questlm.scaling", "questlm.scaling.plan", "questlm.quant.layer_formats"])
+def test_planning_imports_no_torch(module):
+    code = f"import sys; import {module}; from questlm.scaling.size import packed_bytes; "
+    code += "from questlm.config import ModelConfig, QuantSpec; packed_bytes(ModelConfig(vocab_size=99), QuantSpec())"
+    assert run(f"{code}; print('torch' in sys.modules)") == "False"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("use", ["import questlm.training", "from questlm import load; load"])
 def test_training_and_running_import_no_scipy(use):

@@ -26,6 +26,7 @@ Norms are float32. A tied head is stored once, as the embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from math import prod
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -34,7 +35,7 @@ from pydantic import Field, model_validator
 from questlm.config import ModelConfig
 from questlm.config.schema import Bits, Section
 from questlm.errors import quoted
-from questlm.grid import Grid, LinearFormat, Scale, packed_width
+from questlm.grid import Grid, LayerFormat, LinearFormat, Narrow, Scale, packed_width
 
 __all__ = [
     "CONFIG_NAME",
@@ -49,8 +50,10 @@ __all__ = [
     "StoredDtype",
     "TensorSpec",
     "WeightFormat",
+    "block_shapes",
     "expected_tensors",
     "matrix_shapes",
+    "matrix_tensor_specs",
     "norm_names",
 ]
 
@@ -86,6 +89,11 @@ class GridConfig(Section):
         _ = self.grid  # building the grid validates the table
         return self
 
+    @classmethod
+    def of(cls, grid: Grid) -> GridConfig:
+        """The same as a value of the settings."""
+        return cls(**asdict(grid))
+
     @property
     def grid(self) -> Grid:
         """The grid as a `questlm.ops.Grid`."""
@@ -98,6 +106,11 @@ class NarrowBranch(Section):
     axis: Literal["rows", "columns"]
     width: Annotated[int, Field(ge=1)]
     weight: GridConfig
+
+    @classmethod
+    def of(cls, narrow: Narrow) -> NarrowBranch:
+        """The same as a value of the settings."""
+        return cls(axis=narrow.axis, width=narrow.width, weight=GridConfig.of(narrow.grid))
 
 
 class WeightFormat(Section):
@@ -140,6 +153,24 @@ class WeightFormat(Section):
             if not plain or self.narrow.weight.group or self.block_size != 1:
                 raise ValueError("a narrow branch stands beside dense codes without offset and rotation")
         return self
+
+    @classmethod
+    def of(cls, layer: LayerFormat) -> WeightFormat:
+        """The format of a quantised layer."""
+        weight: GridConfig | StoredDtype = "float32"
+        if layer.weight is not None:
+            grid, values_format = layer.weight.grid, layer.weight.values_format
+            weight = values_format or "float32" if grid is None else GridConfig.of(grid)
+        act, narrow = layer.act, layer.narrow
+        return cls(
+            block_size=layer.block_size,
+            weight=weight,
+            act=None if act is None or act.grid is None else GridConfig.of(act.grid),
+            weight_offset=layer.weight is not None and layer.weight.offset,
+            act_offset=act is not None and act.offset,
+            input_norm=layer.input_norm,
+            narrow=None if narrow is None else NarrowBranch.of(narrow),
+        )
 
     @property
     def quantized(self) -> bool:
@@ -249,10 +280,10 @@ class TensorSpec(NamedTuple):
         return _BYTES[self.dtype] * prod(self.shape)
 
 
-def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of each matrix by module name: embedding, linear layers, and the head unless it is tied."""
+def block_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of each linear layer of a block, by its name within the block."""
     hidden, width, mlp = model.hidden, model.head_width, model.mlp_width
-    block = {
+    return {
         "attention.q": (model.heads * width, hidden),
         "attention.k": (model.key_value_heads * width, hidden),
         "attention.v": (model.key_value_heads * width, hidden),
@@ -261,7 +292,11 @@ def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
         "mlp.up": (mlp, hidden),
         "mlp.down": (hidden, mlp),
     }
-    outer = (model.vocab_size or 0, hidden)
+
+
+def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of each matrix by module name: embedding, linear layers, and the head unless it is tied."""
+    block, outer = block_shapes(model), (model.vocab_size or 0, model.hidden)
     shapes = {"embed": outer}
     shapes |= {f"layers.{index}.{name}": shape for index in range(model.layers) for name, shape in block.items()}
     return shapes if model.tied_head else shapes | {"lm_head": outer}
@@ -279,7 +314,7 @@ def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:
     tensors = {
         f"{name}.{kind}": spec
         for name, weight_format in config.weight_formats()
-        for kind, spec in _matrix_tensors(shapes[name], weight_format, _PARTS.get(name)).items()
+        for kind, spec in matrix_tensor_specs(shapes[name], weight_format, _PARTS.get(name)).items()
     }
     norm = TensorSpec("F32", (config.model.hidden,), "norms")
     return tensors | {f"{name}.weight": norm for name in norm_names(config.model)}
@@ -288,7 +323,14 @@ def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:
 _PARTS = {"embed": "embedding", "lm_head": "head"}
 
 
-def _matrix_tensors(shape: tuple[int, int], weight_format: WeightFormat, part: str | None) -> dict[str, TensorSpec]:
+def matrix_tensor_specs(
+    shape: tuple[int, int], weight_format: WeightFormat, part: str | None = None
+) -> dict[str, TensorSpec]:
+    """The tensors of a matrix (out, in), by kind: 'codes', 'step', ...
+
+    Args:
+        part: what all of it is counted under; None: codes, steps and weights are counted apart.
+    """
     rows, columns = weight_format.wide_shape(shape)
     codes, steps, weights = (part or name for name in ("codes", "steps", "weights"))
     number = TensorSpec("F32", (1, 1), steps)

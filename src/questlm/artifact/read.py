@@ -34,7 +34,6 @@ from questlm.errors import ArtifactError, quoted
 from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, verify
 from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
-from questlm.scaling.memory import artifact_memory
 from questlm.terminal import command_text
 from questlm.vocabulary import parse_tokenizer, read_tokenizer_text, usual_end_of_text
 
@@ -43,6 +42,7 @@ __all__ = ["Artifact", "load_artifact", "require_known_ids"]
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_CONFIG_VALUES = 50_000  # `training` left out; pydantic takes 2 kB for each value that is wrong
 _MAX_MESSAGE = 300
+_MEMORY_OVER_FILE = 3.0  # a model that runs: its tensors, laid out again, and what is bf16 also as float32
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _load(folder: Path) -> Artifact:
         if name not in files:
             raise ArtifactError(f"{folder} has no {name} in its manifest; it is not complete")
     config = _read_config(folder / CONFIG_NAME)
-    needed = artifact_memory((folder / TENSORS_NAME).stat().st_size)
+    needed = _MEMORY_OVER_FILE * (folder / TENSORS_NAME).stat().st_size
     require_memory(needed, host_memory(), f"the packed model {folder}", "use a machine that has more memory")
     tensors = _read_tensors(folder / TENSORS_NAME, expected_tensors(config))
     _check_values(config, tensors)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from questlm.config import QuantSpec
+from questlm.config.schema import Bits
 from questlm.diagnostics.layers import rotate, spread_rows
 from questlm.quant import fake_quantize, gaussian_mse
 
@@ -20,7 +21,7 @@ METHODS = ("quest-noht", "quest")
 
 @torch.no_grad()
 def relative_error(
-    x: Tensor, method: str, bits: int | str, role: Literal["weight", "activation"], block_size: int = 128
+    x: Tensor, method: str, bits: Bits, role: Literal["weight", "activation"], block_size: int = 128
 ) -> float | None:
     """Return ||x_q - x_h||^2 / ||x_h||^2 of `x` (rows, K); None where `x` is all zeros."""
     exact = rotate(x, method, block_size).double()
@@ -49,7 +50,7 @@ def error_by_layer(
 
 def _errors(
     tensors: Mapping[str, Tensor],
-    bits: int | str,
+    bits: Bits,
     role: Literal["weight", "activation"],
     block_size: int,
     methods: Sequence[str],

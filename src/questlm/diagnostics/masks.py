@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from questlm.config.schema import Bits
 from questlm.diagnostics.layers import group_by, kind_of, rotate, spread_rows
 from questlm.progress import progress
 from questlm.quant import fake_quantize, find_method
@@ -32,7 +33,7 @@ HOW_TO_KEEP_MORE = (
 _PROBE_ROW = 4096
 
 
-def trust_mask(x: Tensor, method: str, bits: int | str, block_size: int = 128) -> Tensor:
+def trust_mask(x: Tensor, method: str, bits: Bits, block_size: int = 128) -> Tensor:
     """Return which entries of the weight `x` (rows, K) pass their gradient: bool (rows, K), in the rotated domain.
 
     It is read from the gradient of `fake_quantize` itself, so it is what training does, for any method.
@@ -45,7 +46,7 @@ def trust_mask(x: Tensor, method: str, bits: int | str, block_size: int = 128) -
 
 
 @cache
-def trust_bound(method: str, bits: int | str) -> float | None:
+def trust_bound(method: str, bits: Bits) -> float | None:
     """Return |x_h| / rms beyond which `method` stops the gradient, by bisection to 1e-6; None if it never does."""
     low, high = 0.0, 16.0
     if _passes(high, method, bits):
@@ -56,7 +57,7 @@ def trust_bound(method: str, bits: int | str) -> float | None:
     return (low + high) / 2
 
 
-def _passes(value: float, method: str, bits: int | str) -> bool:
+def _passes(value: float, method: str, bits: Bits) -> bool:
     """Return whether an entry of `value` rms gets its gradient, in a row whose other entries make its rms 1."""
     rest = math.sqrt((_PROBE_ROW - value**2) / (_PROBE_ROW - 1))
     row = torch.full((1, _PROBE_ROW), rest)
@@ -64,7 +65,7 @@ def _passes(value: float, method: str, bits: int | str) -> bool:
     return bool(trust_mask(rotate(row, method), method, bits)[0, 0])
 
 
-def gaussian_masked(method: str, bits: int | str) -> float:
+def gaussian_masked(method: str, bits: Bits) -> float:
     """Return the share of N(0, 1) that `method` masks: erfc(bound / sqrt 2)."""
     bound = trust_bound(method, bits)
     return 0.0 if bound is None else math.erfc(bound / math.sqrt(2))
@@ -74,7 +75,7 @@ def mask_history(
     snapshots: Iterable[tuple[int, Mapping[str, Tensor]]],
     count: int,
     method: str,
-    bits: int | str,
+    bits: Bits,
     block_size: int = 128,
     show_progress: bool = True,
 ) -> dict[str, Any]:

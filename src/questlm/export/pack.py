@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,8 +15,6 @@ from questlm.artifact.format import (
     TOKENIZER_NAME,
     VERSION,
     ArtifactConfig,
-    GridConfig,
-    NarrowBranch,
     QuantizationConfig,
     StoredDtype,
     WeightFormat,
@@ -30,7 +27,6 @@ from questlm.artifact.write import PackReport, write_artifact
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError, ConfigError, quoted
 from questlm.models import Llama
-from questlm.ops import Grid
 from questlm.ops.reference.storage import to_int8_rows
 from questlm.quant import (
     BranchedLinear,
@@ -139,37 +135,10 @@ def _describe(
 
 def _format(module: nn.Module, name: str, embeddings: StoredDtype | None) -> WeightFormat:
     if isinstance(module, FakeQuantLinear):
-        return _quantized_format(module)
+        return WeightFormat.of(module.packed_format())
     trained = cast(StoredDtype, module.stored_dtype) if isinstance(module, StoredEmbedding | StoredLinear) else "bf16"
     chosen = embeddings if name in ("embed", "lm_head") else None
     return WeightFormat(block_size=1, weight=chosen or trained, act=None)
-
-
-def _quantized_format(layer: FakeQuantLinear) -> WeightFormat:
-    act = layer.act_quantizer
-    narrow = None
-    if isinstance(layer, BranchedLinear):
-        narrow = NarrowBranch(axis=layer.axis, width=layer.narrow, weight=_narrow_grid(layer))
-    values_format = None if layer.weight_quantizer is None else layer.weight_quantizer.values_format
-    return WeightFormat(
-        block_size=layer.block_size,
-        weight=_grid(layer.linear_format.weight) or values_format or "float32",
-        act=_grid(layer.linear_format.act),
-        weight_offset=layer.linear_format.weight is not None and layer.quantized_weight().offset is not None,
-        act_offset=act is not None and act.offset() is not None,
-        input_norm=None if layer.input_norm is None else layer.input_norm.eps,
-        narrow=narrow,
-    )
-
-
-def _narrow_grid(layer: BranchedLinear) -> GridConfig:
-    grid = _grid(layer.narrow_quantizer.grid)
-    assert grid is not None  # the narrow branch always has a grid
-    return grid
-
-
-def _grid(grid: Grid | None) -> GridConfig | None:
-    return None if grid is None else GridConfig(**asdict(grid))
 
 
 def _text(tokenizer: str | bytes) -> str:

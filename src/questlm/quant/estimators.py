@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from questlm.ops import Grid
+from questlm.grid import Grid
 
 __all__ = ["Estimator", "clip", "identity", "trust_bound"]
 

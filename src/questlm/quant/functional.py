@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from questlm import ops
+from questlm.config.schema import Bits
 from questlm.errors import ConfigError
 from questlm.ops import Grid, Operand
 from questlm.quant.methods import METHODS, Role, make_quantizer
@@ -12,13 +13,11 @@ from questlm.quant.quantizers import Quantizer
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
 
-Bits = int | str | None
-
 
 def fake_quantize(
     x: Tensor,
     method: str = "quest",
-    bits: Bits = None,
+    bits: Bits | None = None,
     role: Role = "weight",
     rotate_back: bool = False,
     block_size: int = 128,
@@ -56,7 +55,7 @@ def fake_quantize(
 def quantize(
     x: Tensor,
     method: str = "quest",
-    bits: Bits = None,
+    bits: Bits | None = None,
     role: Role = "weight",
     block_size: int = 128,
     format: str = "int",
@@ -79,7 +78,7 @@ def dequantize(
     codes: Tensor,
     steps: Tensor,
     method: str = "quest",
-    bits: Bits = None,
+    bits: Bits | None = None,
     role: Role = "weight",
     rotate_back: bool = False,
     block_size: int = 128,
@@ -95,7 +94,7 @@ def dequantize(
 
 
 def _stateless(
-    x: Tensor, method: str, bits: Bits, role: Role, block_size: int, format: str, trust: float | None
+    x: Tensor, method: str, bits: Bits | None, role: Role, block_size: int, format: str, trust: float | None
 ) -> Quantizer:
     quantizer = make_quantizer(method, bits, role, (1, x.shape[-1]), format, block_size, trust)
     if any(True for _ in quantizer.parameters()):
@@ -106,7 +105,9 @@ def _stateless(
     return quantizer
 
 
-def _coded(x: Tensor, method: str, bits: Bits, role: Role, block_size: int, format: str) -> tuple[Quantizer, Grid]:
+def _coded(
+    x: Tensor, method: str, bits: Bits | None, role: Role, block_size: int, format: str
+) -> tuple[Quantizer, Grid]:
     if bits == 16 or format == "bf16-2:4":
         raise ConfigError("16 bits mean not quantised, so there are no codes; use 1 to 8 or 'ternary'")
     quantizer = _stateless(x, method, bits, role, block_size, format, None)

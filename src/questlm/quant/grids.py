@@ -28,17 +28,17 @@ import math
 from functools import cache
 from itertools import pairwise
 
+from questlm.config.schema import Bits
 from questlm.errors import ConfigError, quoted
 from questlm.grid import Grid
 
 __all__ = ["fp4_grid", "gaussian_grid", "gaussian_mse", "gaussian_scale", "grid_mse", "level_count", "lloydmax_grid"]
 
-Bits = int | float | str
 _FP4_HALF = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FP4_SHAPE = (*(-level for level in reversed(_FP4_HALF)), 0.0, *_FP4_HALF)
 
 
-def level_count(bits: Bits) -> int:
+def level_count(bits: Bits | float) -> int:
     """Return the number of levels of a grid: 2^bits for 1 to 8 bits, 3 for 'ternary' (log2(3) = 1.585 bits).
 
     Raises:
@@ -51,7 +51,7 @@ def level_count(bits: Bits) -> int:
     return int(2 ** int(bits))
 
 
-def gaussian_scale(bits: Bits) -> float:
+def gaussian_scale(bits: Bits | float) -> float:
     """Return a*, the clip in units of the rms that minimises the squared error of a uniform grid on N(0, 1).
 
     Args:
@@ -63,13 +63,13 @@ def gaussian_scale(bits: Bits) -> float:
     return _optimal_scale(_even(level_count(bits)))
 
 
-def gaussian_mse(bits: Bits, clip: float | None = None) -> float:
+def gaussian_mse(bits: Bits | float, clip: float | None = None) -> float:
     """Return E[(z - Q(z))^2] for z ~ N(0, 1) on the uniform grid of `bits` bits; `clip` None: the optimal clip."""
     scale = gaussian_scale(bits) if clip is None else clip
     return _mse([scale * unit for unit in _even(level_count(bits))])
 
 
-def gaussian_grid(bits: Bits) -> Grid:
+def gaussian_grid(bits: Bits | float) -> Grid:
     """Return the MSE-optimal uniform grid of `bits` bits (1 to 8 or 'ternary') for rows whose entries are Gaussian."""
     levels = level_count(bits)
     return Grid(levels, 2 * _optimal_scale(_even(levels)) / (levels - 1))
@@ -80,13 +80,13 @@ def fp4_grid() -> Grid:
     return Grid(len(_FP4_SHAPE), _optimal_scale(_FP4_SHAPE), table=_FP4_SHAPE)
 
 
-def lloydmax_grid(bits: Bits) -> Grid:
+def lloydmax_grid(bits: Bits | float) -> Grid:
     """Return the 2^bits levels, unevenly spaced, that minimise the error on N(0, 1) (Lloyd 1982, Max 1960)."""
     table = _lloyd_max(level_count(bits))
     return Grid(len(table), 1.0, table=table)
 
 
-def grid_mse(format: str, bits: Bits = 4) -> float:
+def grid_mse(format: str, bits: Bits | float = 4) -> float:
     """Return E[(z - Q(z))^2] for z ~ N(0, 1) on the grid of a dense format: 'int', 'ternary', 'fp4' or 'lloydmax'.
 
     Raises:

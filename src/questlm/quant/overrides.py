@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 
 from questlm.config import LayerOverride, QuantSpec
-from questlm.errors import ConfigError, nearest_name, quoted
+from questlm.errors import ConfigError, quoted
+from questlm.quant.patterns import override_of, plain_name, require_matches
 
-__all__ = ["FilterFn", "layer_specs", "plain_name"]
+__all__ = ["FilterFn", "layer_specs"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 """(module, its dotted name) -> whether to quantise this linear layer."""
@@ -29,7 +28,7 @@ def layer_specs(
     Raises:
         ConfigError: a pattern that names no linear layer, or a head that shares the embedding's weight.
     """
-    _require_matches(linears, spec)
+    require_matches(linears, spec)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
     def by_default(linear: nn.Module, name: str) -> bool:
@@ -38,7 +37,7 @@ def layer_specs(
     chosen = filter_fn or by_default
     specs = {}
     for name, linear in linears.items():
-        override = _override(name, spec)
+        override = override_of(name, spec)
         own = spec.overridden(override or LayerOverride())
         if not own.quantizes or not (override is not None or chosen(linear, name)):
             continue
@@ -49,39 +48,3 @@ def layer_specs(
             )
         specs[name] = own
     return specs
-
-
-def _override(name: str, spec: QuantSpec) -> LayerOverride | None:
-    """Merge all overrides that match a layer; None where none does."""
-    matching = sorted((p for p in spec.overrides if _matches(name, p)), key=lambda p: (-p.count("*"), len(p), p))
-    if not matching:
-        return None
-    merged: dict[str, Any] = {}
-    for pattern in matching:
-        merged |= spec.overrides[pattern].model_dump(exclude_none=True)
-    return LayerOverride(**merged)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    names = (name, plain_name(name))
-    return any(fnmatchcase(each, pattern) or fnmatchcase(each, f"*.{pattern}") for each in names)
-
-
-def plain_name(name: str) -> str:
-    """Return a layer's name without the `base_layer` that an adapter around it adds."""
-    return name.removesuffix(".base_layer")
-
-
-def _require_matches(linears: Mapping[str, nn.Linear], spec: QuantSpec) -> None:
-    for pattern in spec.overrides:
-        if not any(_matches(name, pattern) for name in linears):
-            ends = {".".join(name.split(".")[-2:]) for name in linears}
-            near = nearest_name(pattern, sorted(ends))
-            raise ConfigError(
-                f"quant.overrides: {quoted(pattern)} names no linear layer.{near} There are: {_some(ends)}."
-            )
-
-
-def _some(names: set[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "")

@@ -11,13 +11,14 @@ from torch import nn
 
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError, quoted
-from questlm.quant.layers.branches import BranchedLinear, branch_axis
+from questlm.quant.layer_formats import branch_axis
+from questlm.quant.layers.branches import BranchedLinear
 from questlm.quant.layers.fused import QuantizedNorm, QuantizedSwiGLU, fusions
 from questlm.quant.layers.linear import FakeQuantLinear
 from questlm.quant.layers.mode import LayerMode, Mode
 from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
 from questlm.quant.methods import find_method
-from questlm.quant.overrides import FilterFn, layer_specs, plain_name
+from questlm.quant.overrides import FilterFn, layer_specs
 from questlm.quant.quantizers import Quantizer
 from questlm.quant.skipped import adapter_modules, is_plain_linear, skipped_layers
 
@@ -149,7 +150,7 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 
 def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:
-    axis = branch_axis(spec, plain_name(name))
+    axis = branch_axis(spec, name)
     return FakeQuantLinear.from_linear(linear, spec) if axis is None else BranchedLinear.split(linear, spec, axis)
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from questlm.config import ModelConfig, QuantSpec, TrainConfig
-from questlm.scaling.size import LEARNED
+from questlm.quant.methods import find_method
 
-__all__ = ["TrainingMemory", "artifact_memory", "loading_memory", "packing_memory", "training_memory"]
+__all__ = ["TrainingMemory", "loading_memory", "packing_memory", "training_memory"]
 
 
 class _Constants(NamedTuple):
@@ -70,7 +70,7 @@ def training_memory(
     per_parameter = constants.parameter
     if processes > 1:
         per_parameter = per_parameter / processes if train.parallel == "fsdp" else per_parameter + _GRADIENT_BUCKETS
-    more = (_UNCOMPILED if gpu and not compiled else 1.0) * (_LEARNED if quant.method in LEARNED else 1.0)
+    more = (_UNCOMPILED if gpu and not compiled else 1.0) * (_LEARNED if find_method(quant.method).learns else 1.0)
     numbers = _kept_numbers(model)
     kept = more * _RECOMPUTED[train.recompute] * constants.kept * model.layers * numbers
     working = max(more * constants.working * numbers, constants.logit * (model.vocab_size or 0))
@@ -87,11 +87,6 @@ def loading_memory(model: ModelConfig) -> float:
 def packing_memory(model: ModelConfig) -> float:
     """Bytes that packing a trained model takes: it, packed tensors of at most 2 bytes a weight, and their file."""
     return (4.0 + 2.0 + 2.0) * model.parameters
-
-
-def artifact_memory(file_bytes: int) -> float:
-    """Bytes that a packed model takes when it runs: its tensors, laid out again, and what is bf16 also as float32."""
-    return 3.0 * file_bytes
 
 
 def _kept_numbers(model: ModelConfig) -> int:

@@ -30,7 +30,7 @@ from questlm.scaling.hardware import Gpu
 from questlm.scaling.result import LawFit
 from questlm.scaling.runs import BASELINE
 from questlm.scaling.shapes import shapes, training_flops
-from questlm.scaling.size import packed_bytes
+from questlm.scaling.size import PackedSizes, packed_bytes
 
 __all__ = [
     "Candidates",
@@ -254,9 +254,9 @@ def spec_of_group(group: str, embeddings: str) -> QuantSpec:
 
 @cache
 def _candidates(quant: QuantSpec, vocab_size: int, tied_head: bool) -> Candidates:
-    models = shapes(vocab_size, tied_head)
+    models, sizes = shapes(vocab_size, tied_head), PackedSizes(quant)
     rows = [
-        (model.block_parameters, packed_bytes(model, quant), packed_bytes(tied, quant), training_flops(model))
+        (model.block_parameters, sizes.of(model), sizes.of(tied), training_flops(model))
         for model, tied in zip(models, shapes(vocab_size, True), strict=True)
     ]
     return Candidates(*np.array(rows, dtype=float).T)

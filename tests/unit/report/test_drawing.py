@@ -6,11 +6,11 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from questlm.report.theme import LIGHT
 
 from questlm.errors import MissingDependencyError
 from questlm.report import drawing
 from questlm.report.drawing import Drawing, inline_svg, png_file, require_matplotlib, style, svg_file
-from questlm.report.theme import LIGHT
 
 
 def _drawing() -> Drawing:

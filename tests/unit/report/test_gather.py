@@ -41,14 +41,24 @@ def test_the_size_is_that_of_the_packed_model(make_run: Any) -> None:
     assert entry.packed == packed_bytes(shape, QuantSpec(weight_bits=3, act_bits=3, embeddings="bf16"))
 
 
-def test_a_run_whose_layers_differ_has_no_size_and_the_reader_is_told(make_run: Any) -> None:
-    folder = make_run("mixed")
-    content = json.loads((folder / "record.json").read_text())
+def test_a_run_whose_layers_differ_has_its_size(make_run: Any) -> None:
+    plain, mixed = make_run("plain"), make_run("mixed")
+    content = json.loads((mixed / "record.json").read_text())
     content["config"]["quant"]["overrides"] = {"mlp.down": {"weight_bits": 8}}
+    (mixed / "record.json").write_text(json.dumps(content))
+    sizes = {entry.name: entry.packed for entry in gather([plain, mixed]).entries}
+    down = 2 * 128 * 512  # blocks, rows, columns
+    assert sizes["mixed"] == (sizes["plain"] or 0) + down // 2
+
+
+def test_a_run_of_an_unknown_method_has_no_size_and_the_reader_is_told(make_run: Any) -> None:
+    folder = make_run("own")
+    content = json.loads((folder / "record.json").read_text())
+    content["config"]["quant"]["method"] = "my-own"
     (folder / "record.json").write_text(json.dumps(content))
     gathered = gather([folder])
     assert gathered.entries[0].packed is None
-    assert len(gathered.notes) == 1 and gathered.notes[0].startswith("No packed size for mixed: ")
+    assert len(gathered.notes) == 1 and gathered.notes[0].startswith("No packed size for own: no method 'my-own'")
 
 
 def test_an_unfinished_run_is_marked_and_shows_its_last_validation(make_run: Any) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-
 from questlm.report.theme import DARK, LIGHT, looks
+
 from questlm.scaling import Run
 
 THEMES = {"light": LIGHT, "dark": DARK}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from questlm.scaling.picture import label
 
 from questlm.config import QuantSpec, load_config
 from questlm.errors import ConfigError
 from questlm.scaling import Estimate, LawFit
 from questlm.scaling.hardware import find_gpu
-from questlm.scaling.picture import label
 from questlm.scaling.plan import Limits, best_shapes, make_plan, matching, plannable, spec_of_group
 from questlm.scaling.plan_picture import draw_plan
 from questlm.scaling.shapes import shapes, training_flops, training_settings

@@ -8,7 +8,7 @@ output is multiplied by a learned scale, which packing multiplies into the step 
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,26 +16,16 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.config import QuantSpec
-from questlm.errors import ConfigError
+from questlm.grid import LayerFormat, Narrow
 from questlm.ops import Operand
+from questlm.quant.layer_formats import narrow_width
 from questlm.quant.layers.linear import FakeQuantLinear
-from questlm.quant.methods import find_method, make_quantizer
+from questlm.quant.methods import narrow_quantizer
 from questlm.quant.quantizers import LearningQuantizer, Quantizer
 
-__all__ = ["BranchedLinear", "ScaledQuantizer", "branch_axis"]
+__all__ = ["BranchedLinear", "ScaledQuantizer"]
 
 Axis = Literal["rows", "columns"]
-
-_NARROW_BITS = 8
-_SHARE = 16  # the narrow branch has 1/16 of the width, rounded down to a multiple of 16, and at least 16
-
-
-def branch_axis(spec: QuantSpec, name: str) -> Axis | None:
-    """Along which axis of its weight the layer `name` is split into branches under `spec`; None: it is not split."""
-    match = re.search(r"(?:^|\.)(gate|up|down)(?:_proj)?$", name)
-    if not find_method(spec.method).branches or spec.weight_bits == 16 or match is None:
-        return None
-    return "columns" if match.group(1) == "down" else "rows"
 
 
 class ScaledQuantizer(LearningQuantizer):
@@ -76,14 +66,11 @@ class BranchedLinear(FakeQuantLinear):
         Raises:
             ConfigError: as `from_linear`; also for a layer too small to split.
         """
-        width = linear.out_features if axis == "rows" else linear.in_features
-        narrow = max(_SHARE, width // _SHARE // _SHARE * _SHARE)
-        if narrow >= width:
-            raise ConfigError(f"a width of {width} is too small for two branches; at least {2 * _SHARE} is needed")
+        narrow = narrow_width(linear.out_features if axis == "rows" else linear.in_features)
         layer = cls.from_linear(linear, spec)
         assert isinstance(layer, cls)
         layer.axis, layer.narrow = axis, narrow
-        inner = make_quantizer(spec.method, _NARROW_BITS, "weight", tuple(linear.weight.shape))
+        inner = narrow_quantizer(spec.method, linear.out_features, linear.in_features)
         wide: Quantizer = layer.weight_quantizer
         layer.weight_quantizer, layer.narrow_quantizer = ScaledQuantizer(wide), ScaledQuantizer(inner)
         for quantizer in (layer.weight_quantizer, layer.narrow_quantizer):
@@ -109,6 +96,12 @@ class BranchedLinear(FakeQuantLinear):
     def quantized_weight(self) -> Operand:
         """Return codes and step sizes of the wide branch."""
         return self.quantized_branches()[0]
+
+    def packed_format(self) -> LayerFormat:
+        """As of the wide branch, with the narrow one beside it."""
+        grid = self.narrow_quantizer.grid
+        assert grid is not None  # the narrow branch is codes
+        return replace(super().packed_format(), narrow=Narrow(self.axis, self.narrow, grid))
 
     def rounded_weight(self) -> Tensor:
         """Return Q(W), (out, in), before the output scales; no gradient."""

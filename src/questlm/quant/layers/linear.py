@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
+from questlm.grid import Factor, LayerFormat
 from questlm.ops import LinearFormat, Operand, without_autocast
 from questlm.quant.autograd import Pending, Rows, encode_rows, product
+from questlm.quant.layer_formats import INPUT_NORM_EPS
 from questlm.quant.layers.mode import CachedWeight, LayerMode, Mode
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import Quantizer, refuse_transforms
 
 __all__ = ["FakeQuantLinear"]
-
-_NORM_EPS = 1e-5
 
 
 class FakeQuantLinear(nn.Linear):
@@ -68,7 +68,7 @@ class FakeQuantLinear(nn.Linear):
         quantizers = layer_quantizers(spec, linear.out_features, linear.in_features)
         layer.weight_quantizer, layer.act_quantizer, layer.block_size = quantizers
         layer.input_norm = (
-            nn.RMSNorm(linear.in_features, eps=_NORM_EPS) if find_method(spec.method).input_norm else None
+            nn.RMSNorm(linear.in_features, eps=INPUT_NORM_EPS) if find_method(spec.method).input_norm else None
         )
         for module in (layer.weight_quantizer, layer.act_quantizer, layer.input_norm):
             if module is not None:
@@ -101,6 +101,17 @@ class FakeQuantLinear(nn.Linear):
             raise ValueError("the weight of this layer is not quantised (16 bits)")
         with torch.no_grad():
             return self.weight_quantizer.operand(self.weight)
+
+    def packed_format(self) -> LayerFormat:
+        """What a packed model holds of this layer."""
+        weight = act = None
+        if (quantizer := self.weight_quantizer) is not None:
+            has_offset = quantizer.grid is not None and self.quantized_weight().offset is not None
+            weight = Factor(quantizer.grid, has_offset, quantizer.values_format)
+        if (quantizer := self.act_quantizer) is not None:
+            act = Factor(quantizer.grid, quantizer.offset() is not None)
+        norm = None if self.input_norm is None else self.input_norm.eps
+        return LayerFormat(self.block_size, weight, act, norm)
 
     def rounded_weight(self) -> Tensor:
         """Return Q(W), the weight after rounding, (out, in), rotated back; no gradient."""

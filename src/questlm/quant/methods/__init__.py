@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from questlm.config import QuantSpec
+from questlm.config.schema import Bits
 from questlm.errors import ConfigError, nearest_name, quoted
-from questlm.ops import fit_block_size
+from questlm.grid import fit_block_size
 from questlm.plugins import Table
 from questlm.quant.methods import adabin, bitnet, extra_rmsnorm, lsq, lsq_plus, pact, pquant, quarot, quest, seq, ste
-from questlm.quant.methods.base import ALL_BITS, Bits, FactorSpec, Method, Request, Role, dynamic, format_grid, learned
-from questlm.quant.quantizers import Quantizer
+from questlm.quant.methods.base import ALL_BITS, FactorSpec, Method, Request, Role, dynamic, format_grid, learned
+
+if TYPE_CHECKING:
+    from questlm.quant.quantizers import Quantizer
 
 __all__ = [
     "ALL_BITS",
@@ -31,8 +34,11 @@ __all__ = [
     "format_grid",
     "gradual_share",
     "layer_quantizers",
+    "layer_requests",
     "learned",
     "make_quantizer",
+    "narrow_quantizer",
+    "narrow_request",
     "register_method",
     "with_usual_bits",
 ]
@@ -76,6 +82,14 @@ class LayerQuantizers(NamedTuple):
 
     weight: Quantizer | None
     act: Quantizer | None
+    block_size: int
+
+
+class LayerRequests(NamedTuple):
+    """Requests for the quantisers of a linear layer, as `LayerQuantizers`."""
+
+    weight: Request | None
+    act: Request | None
     block_size: int
 
 
@@ -143,6 +157,25 @@ def make_quantizer(
     Raises:
         ConfigError: an unknown name, or a combination that is not defined; the message names the nearest one that is.
     """
+    return _made(method, role, _request(method, bits, role, shape, format, block_size, trust))
+
+
+def _made(method: str, role: Role, request: Request) -> Quantizer:
+    quantizer = find_method(method).factor(role).make(request)
+    quantizer.setting = f"{method}, {request.bits} bits, {request.format}"
+    return quantizer
+
+
+def _request(
+    method: str,
+    bits: Bits | None,
+    role: Role,
+    shape: tuple[int, ...],
+    format: str,
+    block_size: int,
+    trust: float | None,
+) -> Request:
+    """The checked request for a quantiser; arguments and ConfigError as of `make_quantizer`."""
     chosen, spec = find_method(method), find_method(method).factor(role)
     if not shape:
         raise ConfigError("shape = (): give the tensor's shape, (rows, K)")
@@ -153,9 +186,7 @@ def make_quantizer(
     group = {"int-2:4": 2, "bf16-2:4": 1}.get(format)
     if group and shape[-1] % (4 * group):
         raise ConfigError(f"{format} sparsity needs rows of a multiple of {4 * group} entries, not {shape[-1]}")
-    quantizer = spec.make(Request(bits, format, block, prod(shape[:-1]) if role == "weight" else 1, trust))
-    quantizer.setting = f"{method}, {bits} bits, {format}"
-    return quantizer
+    return Request(bits, format, block, prod(shape[:-1]) if role == "weight" else 1, trust)
 
 
 def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> LayerQuantizers:
@@ -164,20 +195,42 @@ def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> La
     Raises:
         ConfigError: an unknown method, a combination that is not defined, or no Hadamard block divides `in_features`.
     """
+    weight, act, block_size = layer_requests(spec, out_features, in_features)
+    return LayerQuantizers(
+        None if weight is None else _made(spec.method, "weight", weight),
+        None if act is None else _made(spec.method, "activation", act),
+        block_size,
+    )
+
+
+def narrow_quantizer(method: str, out_features: int, in_features: int) -> Quantizer:
+    """The quantiser of the narrow branch of a weight, by `narrow_request`."""
+    return _made(method, "weight", narrow_request(method, (out_features, in_features)))
+
+
+def layer_requests(spec: QuantSpec, out_features: int, in_features: int) -> LayerRequests:
+    """What quantisers a linear layer with weight (out_features, in_features) needs by `spec`; no torch.
+
+    Raises:
+        ConfigError: as `layer_quantizers`.
+    """
     block_size = _block_size(find_method(spec.method), in_features, spec.block_size)
     weight = act = None
     if spec.weight_bits == 16 and spec.format == "int-2:4":
         raise ConfigError("the format int-2:4 is of 4-bit weights, not 16; sparse weights of 16 bits are bf16-2:4")
     if spec.weight_bits != 16 or spec.format == "bf16-2:4":
         shape = (out_features, in_features)
-        weight = make_quantizer(
-            spec.method, spec.weight_bits, "weight", shape, spec.format, spec.block_size, spec.trust
-        )
+        weight = _request(spec.method, spec.weight_bits, "weight", shape, spec.format, spec.block_size, spec.trust)
     if spec.act_bits != 16:
         shape = (1, in_features)
         act_format = spec.act_format or ("int" if spec.format in (*_SPARSE, "ternary") else spec.format)
-        act = make_quantizer(spec.method, spec.act_bits, "activation", shape, act_format, spec.block_size, spec.trust)
-    return LayerQuantizers(weight, act, block_size)
+        act = _request(spec.method, spec.act_bits, "activation", shape, act_format, spec.block_size, spec.trust)
+    return LayerRequests(weight, act, block_size)
+
+
+def narrow_request(method: str, shape: tuple[int, int]) -> Request:
+    """The request for the narrow branch of a weight (out, in), of methods that have branches: 8 bits."""
+    return _request(method, 8, "weight", shape, "int", 128, None)
 
 
 def _block_size(method: Method, in_features: int, block_size: int) -> int:

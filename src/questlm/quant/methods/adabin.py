@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from questlm.quant.methods.base import FactorSpec, Method
-from questlm.quant.quantizers.adabin import AdaBinActivation, AdaBinWeight
+from typing import TYPE_CHECKING
+
+from questlm.grid import Factor, Grid
+from questlm.quant.methods.base import FactorSpec, Method, Request
+
+if TYPE_CHECKING:
+    from questlm.quant.quantizers import Quantizer
 
 __all__ = ["adabin"]
+
+_GRID = Grid(2, None, scale="one")
+
+
+def _stored(request: Request) -> Factor:
+    return Factor(_GRID, offset=True)
+
+
+def _weight(request: Request) -> Quantizer:
+    from questlm.quant.quantizers.adabin import AdaBinWeight
+
+    return AdaBinWeight(_GRID)
+
+
+def _act(request: Request) -> Quantizer:
+    from questlm.quant.quantizers.adabin import AdaBinActivation
+
+    return AdaBinActivation(_GRID)
+
 
 adabin = Method(
     summary="1 bit with a centre and a distance: of each row for weights, learned for activations",
@@ -19,7 +43,7 @@ Initialisation: beta = mean(x), alpha = mean|x - beta| of the first activations 
 normalised inputs).
 Differs: without the paper's Maxout nonlinearity, which is a change to the model.
 """,
-    weight=FactorSpec((1,), lambda request: AdaBinWeight()),
-    act=FactorSpec((1,), lambda request: AdaBinActivation(), "centre and distance, one per tensor"),
+    weight=FactorSpec((1,), _weight, stored=_stored),
+    act=FactorSpec((1,), _act, "centre and distance, one per tensor", _stored),
     formats=("int",),
 )

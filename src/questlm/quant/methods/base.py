@@ -1,25 +1,30 @@
-"""The types that describe a method: what it does to each factor of a product, and what surrounds the layer."""
+"""The types that describe a method: what it does to each factor of a product, and what surrounds the layer.
+
+Quantisers, which need torch, are imported when one is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
+from questlm.config.schema import Bits
 from questlm.errors import ConfigError, quoted
-from questlm.ops import Grid
+from questlm.grid import Factor, Grid
 from questlm.quant.estimators import Estimator
 from questlm.quant.grids import fp4_grid, gaussian_grid, lloydmax_grid
-from questlm.quant.quantizers import DynamicQuantizer, Quantizer, SparseQuantizer
-from questlm.quant.quantizers.learned import LearnedQuantizer, LearnedStep
+from questlm.quant.learned_step import LearnedStep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from questlm.quant.quantizers import Quantizer
 
 __all__ = [
     "ALL_BITS",
     "ALL_FORMATS",
     "DENSE_FORMATS",
-    "Bits",
     "FactorSpec",
     "Method",
     "Request",
@@ -31,7 +36,6 @@ __all__ = [
     "mean_magnitude",
 ]
 
-Bits = int | str
 Role = Literal["weight", "activation"]
 
 ALL_BITS: tuple[Bits, ...] = (4, 1, 2, 3, 5, 6, 7, 8, "ternary")
@@ -68,11 +72,18 @@ class FactorSpec:
         bits: the widths it is defined for, its usual one first.
         make: function from a `Request` to the quantiser.
         learned: its learned parameters, as text for tables; '' for none.
+        stored: function from a `Request` to what a packed model stores of this factor, without torch; None: a quantiser is
+            made and asked.
     """
 
     bits: tuple[Bits, ...]
     make: Callable[[Request], Quantizer]
     learned: str = ""
+    stored: Callable[[Request], Factor] | None = None
+
+    def factor(self, request: Request) -> Factor:
+        """What a packed model holds of this factor."""
+        return self.stored(request) if self.stored is not None else _made_factor(self.make(request), request)
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,11 @@ class Method:
     gradual: float = 0.0
     branches: bool = False
 
+    @property
+    def learns(self) -> bool:
+        """Whether quantisers of this method have parameters of their own."""
+        return bool(self.weight.learned or self.act.learned)
+
     def factor(self, role: str) -> FactorSpec:
         """Return how the factor 'weight' or 'activation' is quantised.
 
@@ -119,12 +135,19 @@ def dynamic(grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[B
     """Describe a factor whose step sizes are computed from its rows; the estimator says where gradients pass."""
 
     def make(request: Request) -> Quantizer:
+        from questlm.quant.quantizers import DynamicQuantizer, SparseQuantizer
+
         if request.format == "bf16-2:4":
             return SparseQuantizer(request.block_size)
         chosen = grid(request)
         return DynamicQuantizer(chosen, request.block_size, estimator(chosen, request.block_size > 1, request.trust))
 
-    return FactorSpec(bits, make)
+    def stored(request: Request) -> Factor:
+        if request.format == "bf16-2:4":
+            return Factor(None, values_format="bf16-2:4")
+        return Factor(grid(request))
+
+    return FactorSpec(bits, make, stored=stored)
 
 
 def learned(
@@ -137,9 +160,22 @@ def learned(
     """Describe a factor with a learned step size: one for the tensor, or `by_row` one for each row of a weight."""
 
     def make(request: Request) -> Quantizer:
+        from questlm.quant.quantizers.learned import LearnedQuantizer
+
         return LearnedQuantizer(grid(request), request.block_size, rule(request), request.rows if by_row else 1)
 
-    return FactorSpec(bits, make, learns)
+    def stored(request: Request) -> Factor:
+        return Factor(grid(request), offset=rule(request).offset is not None)
+
+    return FactorSpec(bits, make, learns, stored)
+
+
+def _made_factor(quantizer: Quantizer, request: Request) -> Factor:
+    """What a quantiser gives, seen on rows of zeros."""
+    import torch
+
+    operand = quantizer.operand(torch.zeros(request.rows, max(request.block_size, 16)))
+    return Factor(operand.grid, operand.offset is not None, quantizer.values_format)
 
 
 def format_grid(request: Request) -> Grid:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from questlm.ops import Grid
+from questlm.grid import Grid
 from questlm.quant.grids import level_count
+from questlm.quant.learned_step import LearnedStep
 from questlm.quant.methods.base import ALL_BITS, Method, Request, learned, mean_magnitude
 from questlm.quant.methods.lsq import lsq_grid, lsq_rule
-from questlm.quant.quantizers.learned import LearnedStep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["lsq_plus"]
 
@@ -31,6 +32,8 @@ def _lsq_plus_rule(request: Request) -> LearnedStep:
 
 def _best_range(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """(step, offset) of the smallest squared error among shrunken ranges from min to max."""
+    import torch  # here, as a plan reads the table of methods without it
+
     low, high = x.min(), x.max()
     middle, width = (low + high) / 2, high - low
     if not bool(width > 0):

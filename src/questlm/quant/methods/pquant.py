@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from questlm.grid import Factor, Grid
 from questlm.quant.estimators import identity
 from questlm.quant.methods.base import FactorSpec, Method, Request, dynamic, eight_bits
-from questlm.quant.quantizers import CenteredSignQuantizer, Quantizer
+
+if TYPE_CHECKING:
+    from questlm.quant.quantizers import Quantizer
 
 __all__ = ["pquant"]
 
+_SIGN = Grid(2, None, scale="one")
+_NARROW = dynamic(eight_bits, identity)
+
 
 def _pquant_weight(request: Request) -> Quantizer:
-    if request.bits == 1:
-        return CenteredSignQuantizer()
-    return dynamic(eight_bits, identity).make(request)
+    from questlm.quant.quantizers import CenteredSignQuantizer
+
+    return CenteredSignQuantizer(_SIGN) if request.bits == 1 else _NARROW.make(request)
+
+
+def _stored(request: Request) -> Factor:
+    return Factor(_SIGN if request.bits == 1 else eight_bits(request))
 
 
 pquant = Method(
@@ -30,7 +42,7 @@ An RMSNorm with a learned gain stands before each quantised layer.
 Differs: one 8-bit branch (the paper also routes among several), cut from the layer's own width so that the number of
 parameters stays what it was; the paper starts its scales unequal.
 """,
-    weight=FactorSpec((1, 8), _pquant_weight, "two output scales for each of gate, up and down"),
+    weight=FactorSpec((1, 8), _pquant_weight, "two output scales for each of gate, up and down", _stored),
     act=dynamic(eight_bits, identity, (8,)),
     formats=("int",),
     input_norm=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from questlm.ops import Grid
+from questlm.grid import Grid
 from questlm.quant.estimators import identity
 from questlm.quant.grids import level_count
 from questlm.quant.methods.base import Method, Request, dynamic

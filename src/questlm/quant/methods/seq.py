@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from questlm.ops import Grid
+from questlm.grid import Grid
 from questlm.quant.grids import level_count
+from questlm.quant.learned_step import LearnedStep
 from questlm.quant.methods.base import Method, Request, learned, mean_magnitude
-from questlm.quant.quantizers.learned import LearnedStep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["seq"]
 

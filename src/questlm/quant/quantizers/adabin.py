@@ -25,7 +25,6 @@ from questlm.quant.quantizers.learned import StatefulQuantizer
 
 __all__ = ["AdaBinActivation", "AdaBinWeight"]
 
-_GRID = Grid(2, None, scale="one")
 _SHARPNESS = 0.1
 
 
@@ -54,14 +53,16 @@ def _values(x: Tensor, center: Tensor, distance: Tensor, codes: Tensor, smooth: 
 class AdaBinWeight(Quantizer):
     """Rounds each row of a weight to its mean plus or minus its standard deviation; has no parameters."""
 
-    def __init__(self) -> None:
+    grid: Grid
+
+    def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.grid, self.block_size = _GRID, 1
+        self.grid, self.block_size = grid, 1
 
     def operand(self, x: Tensor) -> Operand:
         center, distance = _moments(x.detach())
-        codes, step, _ = ops.quantize(x.detach(), _GRID, 1, None, 2 * distance, center)
-        return Operand(codes, _GRID, step, center)
+        codes, step, _ = ops.quantize(x.detach(), self.grid, 1, None, 2 * distance, center)
+        return Operand(codes, self.grid, step, center)
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
         center, distance = _moments(x)
@@ -74,9 +75,11 @@ class AdaBinActivation(StatefulQuantizer):
     They start as the mean and the mean distance from it.
     """
 
-    def __init__(self) -> None:
+    grid: Grid
+
+    def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.grid, self.block_size = _GRID, 1
+        self.grid, self.block_size = grid, 1
         self.distance = nn.Parameter(torch.ones(1, 1))
         self.center = nn.Parameter(torch.zeros(1, 1))
 
@@ -99,8 +102,8 @@ class AdaBinActivation(StatefulQuantizer):
 
     def operand(self, x: Tensor) -> Operand:
         self.ensure_initialized(x)
-        codes, step, _ = ops.quantize(x.detach(), _GRID, 1, None, self.step_per_scale(), self.offset())
-        return Operand(codes, _GRID, step, self.offset())
+        codes, step, _ = ops.quantize(x.detach(), self.grid, 1, None, self.step_per_scale(), self.offset())
+        return Operand(codes, self.grid, step, self.offset())
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
         exact, distance = x.to(self.center.dtype), self.distance.abs() * self.initialized

@@ -11,25 +11,24 @@ from questlm.quant.quantizers.base import Quantizer, StraightThrough
 __all__ = ["CenteredSignQuantizer"]
 
 
-_SIGN = Grid(2, None, scale="one")
-
-
 class CenteredSignQuantizer(Quantizer):
     """Quantises W to g sign(W - mean(W)) with g = mean|W| of the tensor.
 
     Straight-through gradient. BitNet's weights.
     """
 
-    def __init__(self) -> None:
+    grid: Grid
+
+    def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.grid, self.block_size = _SIGN, 1
+        self.grid, self.block_size = grid, 1
 
     def operand(self, x: Tensor) -> Operand:
         x = x.detach()
         unit = ops.power_of_two(x.reshape(1, -1))  # sums of large entries leave float32
         step, center = 2 * (x / unit).abs().mean() * unit, ((x / unit).mean() * unit).to(x.dtype)
-        codes, step, _ = ops.quantize(x, _SIGN, 1, None, step, center)
-        return Operand(codes, _SIGN, step)
+        codes, step, _ = ops.quantize(x, self.grid, 1, None, step, center)
+        return Operand(codes, self.grid, step)
 
     def values(self, x: Tensor, operand: Operand) -> Tensor:
         result: Tensor = StraightThrough.apply(x, ops.operand_values(operand))

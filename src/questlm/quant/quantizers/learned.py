@@ -21,9 +21,7 @@ the rms is a constant for the gradient, as in QuEST.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,32 +29,10 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.ops import Grid, Operand
+from questlm.quant.learned_step import LearnedStep
 from questlm.quant.quantizers import LearningQuantizer
 
-__all__ = ["LearnedQuantizer", "LearnedStep", "StatefulQuantizer"]
-
-
-@dataclass(frozen=True)
-class LearnedStep:
-    """The choices by which methods with a learned step differ; the formulas stand at the top of this file.
-
-    Attributes:
-        ratio: r, steps per parameter.
-        upper: end of the range in which gradients pass, in steps; lower: its beginning.
-        inside: derivative of x_q by s there: 'residual' c - u, 'level' c, or 'nothing' 0.
-        start: function from the entries that share a parameter, as rows (n, m) in units of their scale with the largest
-            magnitude in [1, 2), to the first value of the parameter (n,). It must be proportional to the rows.
-        balance: Q of the gradient scale 1 / sqrt(m Q); None: no scale.
-        offset: function from the tensor to the first (step, offset), likewise proportional; None: no learned offset.
-    """
-
-    ratio: float
-    lower: float
-    upper: float
-    inside: Literal["residual", "level", "nothing"]
-    start: Callable[[Tensor], Tensor]
-    balance: float | None = None
-    offset: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+__all__ = ["LearnedQuantizer", "StatefulQuantizer"]
 
 
 class StatefulQuantizer(LearningQuantizer):

@@ -8,13 +8,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+from questlm.report.theme import looks
+
 from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json
 from questlm.config import load_config
 from questlm.records import RunRecord
 from questlm.report.gather import gather
 from questlm.report.page import Law, page
-from questlm.report.theme import looks
 from questlm.scaling import LawFit, fit_law
 from questlm.scaling.plan import Limits, make_plan
 from questlm.scaling.runs import published_runs, read_runs

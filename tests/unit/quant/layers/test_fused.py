@@ -347,7 +347,7 @@ def test_restore_gives_plain_modules_back() -> None:
 def test_dense_runs_the_plain_model_and_unfused_the_plain_norms() -> None:
     model = make()
     expected = run(model)
-    prepare(model, QuantSpec())
+    prepare(model, QuantSpec(embeddings="float"))
     quantised = model(ids())
     with dense(model):
         found = run(model)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from questlm.report.theme import looks
 
 from questlm.report import pictures
 from questlm.report.drawing import style
 from questlm.report.gather import Entry
 from questlm.report.pictures.efficiency import group_bits
 from questlm.report.pictures.shared import value_text
-from questlm.report.theme import looks
 from questlm.scaling import Estimate, LawFit, Run
 
 RUN = Run(10**6, 10**8, 4, 4, "int4", "quest", 3.0, 0)

@@ -16,43 +16,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#e69f00",
-    "#000000",
-    "#999999",
-    "#b0a000",
-    "#7a4f9e",
-    "#6b4226",
-)
+from questlm.look import COLORS, LIGHT, picture
 
 
 def plot_roofline(result: dict[str, Any], preset: str | None, path: Path) -> None:
     """Draw the kernels and products of one preset (None: the last) of a result of bench_kernels.py into `path`."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     preset = preset or result["kernels"][-1]["preset"]
-    figure, axes = plt.subplots(figsize=(8.5, 5.2))
-    _draw_ceilings(axes, result)
-    for colour, record in zip(_COLOURS * 4, _kernels(result, preset), strict=False):
-        _draw_kernel(axes, record, colour)
-    for record in result["products"]:
-        if record["rows"] == result["settings"]["presets"][preset][0]:
-            _draw_product(axes, record)
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte of the tensors taken and given", ylabel="TFLOP/s")
-    axes.set_title(f"{preset}, {result['device']}: compiled PyTorch (open) and fused kernels (filled)", fontsize=10)
-    axes.grid(alpha=0.25, which="both", linewidth=0.4)
-    axes.legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    with picture(path, 8.5, 5.2) as figure:
+        axes = figure.subplots()
+        _draw_ceilings(axes, result)
+        for colour, record in zip(COLORS * 4, _kernels(result, preset), strict=False):
+            _draw_kernel(axes, record, colour)
+        for record in result["products"]:
+            if record["rows"] == result["settings"]["presets"][preset][0]:
+                _draw_product(axes, record)
+        axes.set(xlabel="operations a byte of the tensors taken and given", ylabel="TFLOP/s")
+        axes.set_title(f"{preset}, {result['device']}: compiled PyTorch (open) and fused kernels (filled)")
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:,g}")
+        axes.legend(fontsize=7, loc="lower right")
 
 
 def _kernels(result: dict[str, Any], preset: str) -> list[dict[str, Any]]:
@@ -72,7 +55,7 @@ def _draw_ceilings(axes: Any, result: dict[str, Any]) -> None:
             points = [10.0, max(rates) / bandwidth, 10_000.0]
             heights = [min(bandwidth * x, max(rates)) for x in points]
             label = f"copy at {bandwidth:.2f} TB/s, {word} product at {max(rates):.0f} TFLOP/s"
-            axes.plot(points, heights, style, color="0.3", linewidth=1.2, label=label)
+            axes.plot(points, heights, style, color=LIGHT["muted"], linewidth=1.2, label=label)
 
 
 def _draw_kernel(axes: Any, record: dict[str, Any], colour: str) -> None:
@@ -88,9 +71,11 @@ def _draw_kernel(axes: Any, record: dict[str, Any], colour: str) -> None:
 def _draw_product(axes: Any, record: dict[str, Any]) -> None:
     rates = {name: found["tflops"] for name, found in record["measured"].items()}
     bf16 = rates["bf16 forward"]
-    axes.plot(record["operations"] / record["bytes"]["bf16 forward"], bf16, "s", color="0.3", markerfacecolor="none")
+    axes.plot(
+        record["operations"] / record["bytes"]["bf16 forward"], bf16, "s", color=LIGHT["muted"], markerfacecolor="none"
+    )
     if float8 := rates.get("float8 forward, fast accumulation"):
-        axes.plot(record["operations"] / record["bytes"]["float8 forward"], float8, "s", color="0.3")
+        axes.plot(record["operations"] / record["bytes"]["float8 forward"], float8, "s", color=LIGHT["muted"])
 
 
 def main() -> None:

@@ -38,10 +38,10 @@ def fit(
 
         quest fit rows.json --compare
     """
+    from questlm.look import check_picture
     from questlm.progress import progress
     from questlm.scaling import fit_law, read_runs
-    from questlm.scaling.fit_picture import draw_fit
-    from questlm.scaling.picture import check_picture
+    from questlm.scaling.law_picture import draw_fit
 
     for path in filter(None, (json_file, picture)):
         if not path.parent.is_dir():

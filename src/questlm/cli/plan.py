@@ -59,8 +59,8 @@ def plan(
 
         quest plan --latency 5ms --bandwidth 50GB --tokens 100B --from-fit law.json
     """
+    from questlm.look import check_picture
     from questlm.scaling.hardware import find_gpu
-    from questlm.scaling.picture import check_picture
     from questlm.scaling.plan import Limits, make_plan, matching, plannable
 
     if picture is not None:

@@ -12,17 +12,15 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from questlm.errors import MissingDependencyError
-from questlm.report.theme import LIGHT, STYLE
+from questlm.look import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Drawing", "Picture", "inline_svg", "png_file", "require_matplotlib", "style", "svg_file"]
+__all__ = ["Drawing", "Picture", "inline_svg", "png_file", "svg_file"]
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _PNG_DPI = 160
@@ -47,8 +45,6 @@ class Picture:
         draw: narrow (for phones) or not -> drawing.
         columns, rows: the data drawn, for its CSV file.
         narrows: whether a narrow form exists; else the wide one scrolls on phones.
-        roles: colours other than the theme's that are to follow it, "#rrggbb" -> role.
-        settings: of matplotlib, over the report's own, to draw and save it with.
     """
 
     name: str
@@ -58,26 +54,6 @@ class Picture:
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     narrows: bool = True
-    roles: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[Any, Any] = field(default_factory=dict)
-
-
-def require_matplotlib() -> None:
-    """Refuse early, before anything is read.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed; the message names the pip command.
-    """
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError("matplotlib", "plots", "drawing a report")
-
-
-def style() -> Any:
-    """The context to make and save figures in: ours, whatever the user's matplotlibrc says."""
-    import matplotlib
-
-    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
-    return matplotlib.rc_context(settings)
 
 
 def svg_file(drawing: Drawing, name: str) -> bytes:
@@ -98,13 +74,12 @@ def png_file(drawing: Drawing) -> bytes:
     return buffer.getvalue()
 
 
-def inline_svg(svg: bytes, name: str, label: str, tips: Mapping[str, Sequence[str]], roles: Mapping[str, str]) -> str:
+def inline_svg(svg: bytes, name: str, label: str, tips: Mapping[str, Sequence[str]]) -> str:
     """The `<svg>` element of a file from `svg_file`, for an HTML page.
 
     Args:
         name: goes before every identifier in it.
         label: identifier of the page's heading that names the picture.
-        roles: colours other than the light theme's, "#rrggbb" -> role.
     """
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
@@ -116,7 +91,6 @@ def inline_svg(svg: bytes, name: str, label: str, tips: Mapping[str, Sequence[st
         if gid in by_gid:
             _add_tips(by_gid[gid], texts)
     variables = {color: f"var(--{role})" for role, color in LIGHT.items()}
-    variables |= {color.lower(): f"var(--{role})" for color, role in roles.items()}
     for element in root.iter():
         _rename(element, name)
         look = element.get("style")

@@ -24,8 +24,8 @@ from questlm.report.pictures.shared import plural
 from questlm.report.statistics import cells
 from questlm.report.stylesheet import SCRIPT, STYLESHEET
 from questlm.report.tables import law_table, method_tables, runs_table
-from questlm.report.theme import Look
 from questlm.scaling import LawFit
+from questlm.scaling.looks import Look
 
 __all__ = ["Drawn", "Law", "page"]
 

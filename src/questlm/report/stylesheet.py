@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from questlm.report.theme import DARK, LIGHT, variables
+from questlm.look import DARK, LIGHT
 
 __all__ = ["SCRIPT", "STYLESHEET"]
 
+
+def _variables(theme: dict[str, str]) -> str:
+    """The theme as CSS declarations."""
+    return "".join(f"--{role}:{color};" for role, color in theme.items())
+
+
 STYLESHEET = (
-    f":root{{color-scheme:light;{variables(LIGHT)}}}"
-    f":root[data-theme=dark]{{color-scheme:dark;{variables(DARK)}}}"
-    f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{variables(DARK)}}}}}"
+    f":root{{color-scheme:light;{_variables(LIGHT)}}}"
+    f":root[data-theme=dark]{{color-scheme:dark;{_variables(DARK)}}}"
+    f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{_variables(DARK)}}}}}"
     """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth;scroll-padding-top:3.5rem}
@@ -89,7 +95,7 @@ th,td{padding:.4rem .6rem}
 }
 @media print{
 """
-    f":root,:root[data-theme=dark],:root:not([data-theme=light]){{color-scheme:light;{variables(LIGHT)}--page:#fff}}"
+    f":root,:root[data-theme=dark],:root:not([data-theme=light]){{color-scheme:light;{_variables(LIGHT)}--page:#fff}}"
     """
 @page{margin:14mm 12mm}
 body{font-size:10.5pt}

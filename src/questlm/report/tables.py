@@ -9,8 +9,8 @@ from questlm.readable import bytes_text, count_text, duration_text
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import plural, value_text
 from questlm.report.statistics import Cell, differing, ratio_text, settings_text
-from questlm.report.theme import Look
 from questlm.scaling import LawFit
+from questlm.scaling.looks import Look
 
 __all__ = ["law_table", "method_tables", "runs_table"]
 

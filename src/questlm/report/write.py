@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from questlm.errors import ConfigError, QuestError
 from questlm.files import atomic_write, remove_leftovers
+from questlm.look import require_matplotlib, style
 from questlm.progress import progress
 from questlm.report import pictures
-from questlm.report.drawing import Picture, inline_svg, png_file, require_matplotlib, style, svg_file
+from questlm.report.drawing import Picture, inline_svg, png_file, svg_file
 from questlm.report.gather import Gathered, clean, gather
 from questlm.report.page import Drawn, Law, page
-from questlm.report.theme import Look, looks
 from questlm.scaling import LawFit, fit_law
+from questlm.scaling.looks import Look, looks
 
 __all__ = ["Report", "write_report"]
 
@@ -60,13 +62,13 @@ def write_report(paths: Sequence[Path], out: Path, fit: Path | None = None, show
         ConfigError: `out` cannot be written, or is something else than a report.
         DataError: there is no run to report on, or `fit` cannot be read.
     """
-    require_matplotlib()
+    require_matplotlib("drawing a report")
     _require_writable(out)
     saved = LawFit.load(fit) if fit is not None else None
     with progress("reading runs", None, show_progress) as update:
         gathered = gather(paths, update)
     law = Law(saved, file=clean(fit)) if saved is not None else _fit(gathered, show_progress)
-    shown = looks(entry.run for entry in gathered.entries)
+    shown = looks(Counter(entry.run.group for entry in gathered.entries))
     notes = list(gathered.notes)
     folder = out.with_name(f"{out.stem}_files")
     with style():
@@ -119,14 +121,11 @@ def _pictures(gathered: Gathered, law: Law, shown: Mapping[str, Look], notes: li
 
 def _draw(found: Sequence[Picture], show_progress: bool) -> tuple[dict[str, Drawn], dict[str, bytes]]:
     """The pictures for the page, and the content of their files by name."""
-    import matplotlib
-
     drawn: dict[str, Drawn] = {}
     files: dict[str, bytes] = {}
     with progress("drawing", len(found), show_progress) as update:
         for number, picture in enumerate(found, 1):
-            with matplotlib.rc_context(dict(picture.settings)):
-                drawn[picture.name], own = _draw_one(picture)
+            drawn[picture.name], own = _draw_one(picture)
             files |= own
             update(number, picture.name)
     return drawn, files
@@ -139,8 +138,8 @@ def _draw_one(picture: Picture) -> tuple[Drawn, dict[str, bytes]]:
     label, narrow = f"{name}-title", ""
     if picture.narrows:
         drawing = picture.draw(True)
-        narrow = inline_svg(svg_file(drawing, name), f"{name}-narrow", label, drawing.tips, picture.roles)
-    return Drawn(picture, inline_svg(svg, f"{name}-wide", label, wide.tips, picture.roles), narrow, tuple(files)), files
+        narrow = inline_svg(svg_file(drawing, name), f"{name}-narrow", label, drawing.tips)
+    return Drawn(picture, inline_svg(svg, f"{name}-wide", label, wide.tips), narrow, tuple(files)), files
 
 
 def _csv(columns: Iterable[object], rows: Iterable[Sequence[object]]) -> bytes:

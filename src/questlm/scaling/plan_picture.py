@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from questlm.look import LIGHT, check_picture, log_axis, picture
 from questlm.readable import bytes_text, count_text
-from questlm.scaling.picture import check_picture, label, picture
+from questlm.scaling.looks import Look, looks, marker_style
 from questlm.scaling.plan import Choice, Limits, Plan, best_shapes
 from questlm.scaling.result import LawFit
 from questlm.scaling.runs import bits_of
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_plan", "frontier", "over_data"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#767676")
 _RATIOS = np.geomspace(1, 3000, 29)  # tokens a parameter
 _SPAN = np.geomspace(1 / 32, 32, 31)  # of the plan's memory
 
@@ -51,11 +51,11 @@ def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
     check_picture(path)
     groups = [choice.group for choice in sorted(plan.choices, key=_bits)]
     memory = limits.memory or float(plan.best.bytes)
-    colours = dict(zip(groups, (_COLOURS[i % len(_COLOURS)] for i in range(len(groups))), strict=True))
+    shown = looks(dict.fromkeys(groups, 1))
     with picture(path, 11, 4.8) as figure:
         left, right = figure.subplots(1, 2)
-        _draw_over_data(left, fit, replace(limits, memory=memory), groups, colours)
-        _draw_frontier(right, fit, limits, groups, colours, memory, plan)
+        _draw_over_data(left, fit, replace(limits, memory=memory), groups, shown)
+        _draw_frontier(right, fit, limits, groups, shown, memory, plan)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
@@ -64,11 +64,15 @@ def _bits(choice: Choice) -> tuple[float, float]:
     return bits_of(choice.quant.weight_bits), bits_of(choice.quant.act_bits)
 
 
+def _line(look: Look) -> dict[str, Any]:
+    return marker_style(look) | {"color": look.color, "linestyle": "-", "markersize": 4.5}
+
+
 def _by_group(fit: LawFit, limits: Limits, groups: Sequence[str]) -> dict[str, Choice]:
     return {choice.group: choice for choice in best_shapes(fit, limits, groups)}
 
 
-def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], colours: dict[str, str]) -> None:
+def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], shown: dict[str, Look]) -> None:
     points = over_data(fit, limits, groups)
     for group in groups:
         line = [
@@ -76,39 +80,36 @@ def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[st
             for ratio, at in zip(_RATIOS, points, strict=True)
             if group in at
         ]
-        axes.plot(*zip(*line, strict=True), color=colours[group], label=label(group))
+        axes.plot(*zip(*line, strict=True), markevery=7, label=group, **_line(shown[group]))
     low, high = fit.range["tokens_per_parameter"]
-    axes.axvspan(low, high, color="#767676", alpha=0.10, linewidth=0)
-    axes.set(
-        xscale="log", xlabel="training tokens a parameter (grey: fitted)", ylabel="predicted loss over the best's, nats"
-    )
+    axes.axvspan(low, high, color=LIGHT["front"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="training tokens a parameter (grey: fitted)", ylabel="predicted loss over the best's, nats")
+    log_axis(axes, 8, "{:,g}".format)
     axes.set_ylim(-0.01, 0.5)
-    axes.set_title(f"Which precision, in {bytes_text(limits.memory or math.nan)}", loc="left")
+    axes.set_title(f"Which precision, in {bytes_text(limits.memory or math.nan)}")
 
 
 def _draw_frontier(
-    axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], colours: dict[str, str], memory: float, plan: Plan
+    axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], shown: dict[str, Look], memory: float, plan: Plan
 ) -> None:
     points = frontier(fit, limits, groups, memory)
     for group in groups:
         line = [at[group] for at in points if group in at]
         size = [choice.bytes / 1e6 for choice in line]
-        axes.plot(size, [choice.loss for choice in line], color=colours[group], linestyle=":")
+        axes.plot(size, [choice.loss for choice in line], color=shown[group].color, linestyle=":")
         fitted = [choice.loss if not choice.outside else math.nan for choice in line]
-        axes.plot(size, fitted, color=colours[group])
+        axes.plot(size, fitted, markevery=4, **_line(shown[group]))
         if group == plan.best.group:
             axes.fill_between(
-                size, [c.low for c in line], [c.high for c in line], color=colours[group], alpha=0.15, lw=0
+                size, [c.low for c in line], [c.high for c in line], color=shown[group].color, alpha=0.15, lw=0
             )
     losses = [choice.loss for at in points for choice in at.values()]
     axes.set_ylim(min(losses) - 0.1, max(losses) + 0.1)
     best = plan.best
-    axes.plot(best.bytes / 1e6, best.loss, "o", color=colours[best.group])
+    axes.plot(best.bytes / 1e6, best.loss, "o", markersize=9, color=shown[best.group].color)
     axes.set(
-        xscale="log",
         xlabel="packed model, MB (dotted: outside what was fitted; band: 95 %)",
         ylabel="predicted loss, nats a token",
     )
-    axes.set_title(
-        f"Loss over bytes; the dot: {count_text(best.model.block_parameters)} in {label(best.group)}", loc="left"
-    )
+    log_axis(axes, 8, "{:,g}".format)
+    axes.set_title(f"Loss over bytes; the dot: {count_text(best.model.block_parameters)} in {best.group}")

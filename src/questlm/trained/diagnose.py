@@ -14,9 +14,10 @@ from questlm.config import QuantSpec, RunConfig
 from questlm.data import TokenStream, WindowLoader, prepare, prepare_all
 from questlm.diagnostics import diagnose as measure
 from questlm.diagnostics.layers import Batch
-from questlm.diagnostics.plots import draw, require_matplotlib
+from questlm.diagnostics.pictures import draw
 from questlm.errors import CheckpointError, ConfigError, DataError
 from questlm.files import atomic_folder, write_json
+from questlm.look import require_matplotlib
 from questlm.quant import find_method
 from questlm.records import package_versions
 from questlm.training import RunFolder, load_run
@@ -62,7 +63,7 @@ def diagnose(
         MissingDependencyError: matplotlib is not installed.
     """
     run, out = Path(run), Path(out)
-    require_matplotlib()
+    require_matplotlib("drawing diagnostics")
     _require_absent(out)
     loaded = load_run(run)
     spec = diagnosed_spec(loaded.config.quant, bits)

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import typer
 
+from questlm import look
 from questlm.config import QuantSpec, RunConfig
-from questlm.diagnostics import plots
+from questlm.diagnostics import pictures
 from questlm.trained.diagnose import diagnosed_spec
 from questlm.training import train
 
-PICTURES = set(plots.PICTURES)
+PICTURES = set(pictures.PICTURES)
 Quest = Callable[..., tuple[int, str, str]]
 
 
@@ -134,7 +135,7 @@ def test_a_folder_that_is_no_run(quest: Quest) -> None:
 
 
 def test_a_missing_matplotlib_names_the_command(run: Path, quest: Quest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(look, "find_spec", lambda name: None)
     code, _, err = quest(run, "--out", "new")
     assert code == 2
     assert "pip install 'questlm[plots]'" in err
@@ -145,7 +146,7 @@ def test_a_failed_drawing_leaves_nothing(run: Path, quest: Quest, monkeypatch: p
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", "new")
 
-    monkeypatch.setattr(plots, "_save", fail)
+    monkeypatch.setattr(pictures, "_save", fail)
     code, _, err = quest(run, "--out", "new", "--batches", 1)
     assert code == 2
     assert "No space left" in err

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from questlm.scaling import LawFit, fit_picture, variants
-from questlm.scaling import picture as pictures
+from questlm import look
+from questlm.scaling import LawFit, law_picture, variants
 
 Quest = Callable[..., tuple[int, str, str]]
 
@@ -57,7 +57,7 @@ def test_rows_become_tables_a_file_and_a_picture(quest: Quest, tmp_path: Path, m
 
 
 def test_a_picture_can_be_svg_of_any_law(synthetic_law: LawFit, tmp_path: Path) -> None:
-    fit_picture.draw_fit(synthetic_law, tmp_path / "law.svg")
+    law_picture.draw_fit(synthetic_law, tmp_path / "law.svg")
     picture = (tmp_path / "law.svg").read_text()
     assert "effective parameters" in picture
     assert "quest/w2a2/int2" in picture
@@ -114,7 +114,7 @@ def test_matplotlib_is_asked_for_before_anything_is_computed(
     quest: Quest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(_rows()))
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    monkeypatch.setattr(look, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     code, _, err = quest("rows.json", "--picture", "law.png")
     assert code == 2
     assert "questlm[plots]" in err

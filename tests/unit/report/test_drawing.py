@@ -6,11 +6,9 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from questlm.report.theme import LIGHT
 
-from questlm.errors import MissingDependencyError
-from questlm.report import drawing
-from questlm.report.drawing import Drawing, inline_svg, png_file, require_matplotlib, style, svg_file
+from questlm.look import LIGHT, style
+from questlm.report.drawing import Drawing, inline_svg, png_file, svg_file
 
 
 def _drawing() -> Drawing:
@@ -37,7 +35,7 @@ def test_equal_numbers_give_equal_bytes(svg: bytes) -> None:
 
 
 def test_colors_become_variables_and_text_stays_text(svg: bytes) -> None:
-    text = inline_svg(svg, "a", "a-title", {}, {})
+    text = inline_svg(svg, "a", "a-title", {})
     assert not re.search(r"(fill|stroke): #", text)
     assert "var(--bits-4)" in text and "var(--ink)" in text
     assert "&lt;b&gt;$x &amp; y$&lt;/b&gt;" in text
@@ -45,27 +43,15 @@ def test_colors_become_variables_and_text_stays_text(svg: bytes) -> None:
 
 
 def test_points_tell_what_they_are(svg: bytes) -> None:
-    root = ElementTree.fromstring(inline_svg(svg, "a", "a-title", _drawing().tips, {}))
+    root = ElementTree.fromstring(inline_svg(svg, "a", "a-title", _drawing().tips))
     titles = [element.text for element in root.iter() if element.tag.endswith("}title")]
     assert titles == ["<i>one</i>", "two", "three"]
     assert root.get("role") == "img" and root.get("aria-labelledby") == "a-title"
 
 
 def test_two_pictures_share_no_identifier(svg: bytes) -> None:
-    one, two = (inline_svg(svg, name, "title", {}, {}) for name in ("a", "b"))
+    one, two = (inline_svg(svg, name, "title", {}) for name in ("a", "b"))
     ids = [set(re.findall(r' id="([^"]+)"', text)) for text in (one, two)]
     assert ids[0] and not ids[0] & ids[1]
     referred = set(re.findall(r'(?:href="|url\()#([^")]+)', one))
     assert referred and referred <= ids[0]
-
-
-def test_other_colors_follow_the_theme_where_they_are_named(svg: bytes) -> None:
-    foreign = svg.replace(LIGHT["bits-4"].encode(), b"#123456")
-    assert "#123456" in inline_svg(foreign, "a", "t", {}, {})
-    assert "#123456" not in inline_svg(foreign, "a", "t", {}, {"#123456": "ink"})
-
-
-def test_without_matplotlib_the_message_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'questlm\[plots\]'"):
-        require_matplotlib()

@@ -72,8 +72,8 @@ class FactorSpec:
         bits: the widths it is defined for, its usual one first.
         make: function from a `Request` to the quantiser.
         learned: its learned parameters, as text for tables; '' for none.
-        stored: function from a `Request` to what a packed model stores of this factor, without torch; None: a quantiser is
-            made and asked.
+        stored: function from a `Request` to what a packed model stores of this factor, without torch; None: a
+            quantiser is made and asked.
     """
 
     bits: tuple[Bits, ...]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from questlm.look import LIGHT, log_axis
 from questlm.readable import count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry, Point
-from questlm.report.pictures.shared import legend, log_axis, panels, plural
+from questlm.report.pictures.shared import panels, plural
 from questlm.report.statistics import shorten
-from questlm.report.theme import LIGHT, Look
+from questlm.scaling.looks import Look, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

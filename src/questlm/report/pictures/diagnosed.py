@@ -19,17 +19,7 @@ __all__ = ["diagnosed"]
 
 _RESULT_NAME = "diagnostics.json"
 _MOST_RUNS = 3
-_ROLES = {  # what those pictures are drawn in, as roles of the page
-    "#000000": "ink", "#444444": "muted", "#767676": "muted", "#ffffff": "card", "#0072b2": "bits-4",
-    "#d55e00": "bits-1", "#009e73": "bits-3", "#e69f00": "bits-2", "#cc79a7": "bits-8", "#56b4e9": "bits-t",
-}  # fmt: skip
-_SETTINGS: dict[Any, Any] = {  # those pictures were laid out with these; their labels hold formulas
-    "text.parse_math": True,
-    "axes.titlelocation": "center",
-    "axes.titleweight": "normal",
-    "lines.linewidth": 1.5,
-}
-_PICTURES = {  # file name in questlm.diagnostics.plots: title, part of the JSON that it shows
+_PICTURES = {  # file name in questlm.diagnostics.pictures: title, part of the JSON that it shows
     "gradient-alignment.png": ("Gradient alignment", "gradient_alignment"),
     "mask-share.png": ("Trust masks: share of masked weights", "masks"),
     "mask-persistence.png": ("Trust masks: persistence", "masks"),
@@ -60,30 +50,25 @@ def _results(folder: Path) -> list[Path]:
 
 
 def _of_run(entry: Entry, file: Path, number: int) -> list[Picture]:
-    import matplotlib
+    from questlm.diagnostics.pictures import PICTURES
 
-    from questlm.diagnostics.plots import PICTURES
-
-    result: Any = _plain_text(read_json(file, DataError))
+    result: Any = _cleaned(read_json(file, DataError))
     pictures = []
-    with matplotlib.rc_context(dict(_SETTINGS)):
-        for file_name, (title, part) in _PICTURES.items():
-            figure = PICTURES[file_name](result)
-            if figure is None:
-                continue
-            pictures.append(
-                Picture(
-                    f"diagnostics-{number}-{file_name.removesuffix('.png')}",
-                    f"{title}: {entry.name}",
-                    f"Drawn by quest diagnose: {clean(result['title'], 200)}.",
-                    partial(_drawn, figure),
-                    ("path", "value"),
-                    list(_leaves(result[part], part)),
-                    narrows=False,
-                    roles=_ROLES,
-                    settings=_SETTINGS,
-                )
+    for file_name, (title, part) in _PICTURES.items():
+        figure = PICTURES[file_name](result)
+        if figure is None:
+            continue
+        pictures.append(
+            Picture(
+                f"diagnostics-{number}-{file_name.removesuffix('.png')}",
+                f"{title}: {entry.name}",
+                f"Drawn by quest diagnose: {clean(result['title'], 200)}.",
+                partial(_drawn, figure),
+                ("path", "value"),
+                list(_leaves(result[part], part)),
+                narrows=False,
             )
+        )
     return pictures
 
 
@@ -91,13 +76,13 @@ def _drawn(figure: Figure, narrow: bool) -> Drawing:
     return Drawing(figure)
 
 
-def _plain_text(value: object) -> object:
-    """The same JSON with texts that cannot be read as formulas, which matplotlib marks with dollar signs."""
+def _cleaned(value: object) -> object:
+    """The same JSON with texts of at most 200 printable characters."""
     if isinstance(value, dict):
-        return {str(_plain_text(key)): _plain_text(item) for key, item in value.items()}
+        return {str(_cleaned(key)): _cleaned(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain_text(item) for item in value]
-    return clean(value.replace("$", ""), 200) if isinstance(value, str) else value
+        return [_cleaned(item) for item in value]
+    return clean(value, 200) if isinstance(value, str) else value
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:

@@ -5,34 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from questlm.look import LIGHT
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.pictures.shared import panels, value_text
-from questlm.report.theme import LIGHT, Look
 from questlm.scaling import LawFit
-from questlm.scaling.runs import BASELINE, bits_of
+from questlm.scaling.looks import Look, widths
+from questlm.scaling.runs import bits_of
 
-__all__ = ["efficiency", "group_bits"]
+__all__ = ["efficiency"]
 
 _HIGHEST_BAR = 3.0  # intervals may end this many times beyond the longest bar; past it they leave the picture
-
-
-def group_bits(group: str) -> float | None:
-    """Bits of one weight of a group, from its name (method/wXaY/format); None of a name that does not say."""
-    if group == BASELINE:
-        return 16.0
-    parts = group.split("/")
-    width = parts[1].partition("a")[0].removeprefix("w") if len(parts) == 3 else ""
-    if width == "t":
-        return bits_of("ternary")
-    return float(width) if width.isdecimal() and 1 <= int(width) <= 16 else None
 
 
 def efficiency(fit: LawFit, looks: Mapping[str, Look]) -> Picture | None:
     """The picture of the fitted groups, or None where only BF16 was fitted."""
     rows = []
     for group, estimate in fit.eff.items():
-        bits = group_bits(group)
-        if bits is not None:
+        found = widths(group)
+        if found is not None:
+            bits = bits_of(found[0])
             rows.append((group, bits, estimate.value / bits, estimate.low / bits, estimate.high / bits))
     if not rows:
         return None

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from questlm.look import LIGHT, linear_ticks, log_axis
 from questlm.readable import bytes_text, count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
-from questlm.report.pictures.shared import legend, log_axis, marker_style, panels, plural, value_text
+from questlm.report.pictures.shared import panels, plural, value_text
 from questlm.report.statistics import block_bytes, budgets, pareto_front, ratio_text
-from questlm.report.theme import LIGHT, Look
+from questlm.scaling.looks import Look, legend, marker_style
 
 __all__ = ["frontier", "sizes_in_bytes"]
 
@@ -63,7 +64,7 @@ def frontier(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | N
                 axis.set_title(f"{ratio_text(ratio)} tokens per parameter")
             axis.margins(0.06)
             log_axis(axis, 5, value_text)
-            _log_losses(axis)
+            linear_ticks(axis)
         band = Line2D([], [], color=LIGHT["front"], linewidth=6, alpha=0.4, label="Pareto front")
         legend(figure, used, narrow, [band])
         return Drawing(figure, tips)
@@ -80,16 +81,6 @@ def frontier(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | N
             for e in finished
         ],
     )
-
-
-def _log_losses(axis: Any) -> None:
-    """Logarithmic y-axis, so that few bits do not flatten the rest, with the ticks of a linear one."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(MaxNLocator(8))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _group(axis: Any, gid: str, entries: Sequence[Entry], size: Mapping[int, int], look: Look) -> dict[str, list[str]]:

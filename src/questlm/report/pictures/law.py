@@ -1,110 +1,88 @@
-"""The fitted law against the runs: predicted over measured loss, and what is left over, by group."""
+"""The fitted law against the runs of the report, as `quest fit --picture` draws it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from questlm.errors import QuestError
 from questlm.readable import count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
-from questlm.report.pictures.shared import marker_style, panels, plural
-from questlm.report.theme import LIGHT, Look
+from questlm.report.pictures.shared import panels, plural
 from questlm.scaling import LawFit
+from questlm.scaling.law_picture import draw_curve, draw_residuals
+from questlm.scaling.looks import Look, legend
+from questlm.scaling.result import Residual
 
 __all__ = ["law"]
-
-_Row = tuple[Entry, float, float]
-"""Run, predicted loss, 100 log(predicted / measured)."""
 
 
 def law(fit: LawFit, entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | None:
     """The picture of the finished runs whose group was fitted, or None where there is none."""
-    rows, foreign = _predicted(fit, [entry for entry in entries if entry.finished])
-    if not rows:
+    runs, foreign = _predicted(fit, [entry for entry in entries if entry.finished])
+    if not runs:
         return None
-    used = {group: look for group, look in looks.items() if any(entry.run.group == group for entry, _, _ in rows)}
+    used = {group: look for group, look in looks.items() if any(run.group == group for run in runs)}
 
     def draw(narrow: bool) -> Drawing:
-        height = max(3.1, 0.9 + 0.24 * len(used))
-        figure, (left, right) = panels(2, narrow, 2, height)
+        figure, (left, right) = panels(2, narrow, 2, 3.3)
+        draw_curve(left, fit, runs, used)
+        draw_residuals(right, runs, used)
+        legend(figure, used, narrow)
         tips: dict[str, list[str]] = {}
-        for rank, (group, look) in enumerate(used.items()):
-            inside = [row for row in rows if row[0].run.group == group]
+        for rank, group in enumerate(used):
             texts = [
-                f"{entry.name}: {group}, measured {entry.run.loss:.4f}, law {predicted:.4f} ({residual:+.2f} %)"
-                for entry, predicted, residual in inside
+                f"{run.source}: {group}, measured {run.loss:.4f}, law {_by_law(run):.4f} "
+                f"({100 * run.log_residual:+.2f} %)"
+                for run in runs
+                if run.group == group
             ]
             tips |= {f"law-{rank}": texts, f"residual-{rank}": texts}
-            left.plot(
-                [e.run.loss for e, _, _ in inside], [p for _, p, _ in inside], gid=f"law-{rank}", **marker_style(look)
-            )
-            right.plot(
-                [residual for _, _, residual in inside], [rank] * len(inside), gid=f"residual-{rank}",
-                **marker_style(look),
-            )  # fmt: skip
-        _agreement(left, [loss for e, predicted, _ in rows for loss in (e.run.loss, predicted)])
-        _residuals(right, list(used), max(abs(residual) for _, _, residual in rows))
         return Drawing(figure, tips)
 
     return Picture(
         "law",
         "The law against the runs",
-        _caption(fit, rows, foreign),
+        _caption(fit, runs, foreign),
         draw,
         ("run", "group", "parameters", "tokens", "measured", "predicted", "log_residual"),
-        [(e.name, e.run.group, e.run.parameters, e.run.tokens, e.run.loss, p, r / 100) for e, p, r in rows],
+        [(r.source, r.group, r.parameters, r.tokens, r.loss, _by_law(r), r.log_residual) for r in runs],
     )
 
 
-def _predicted(fit: LawFit, entries: Sequence[Entry]) -> tuple[list[_Row], int]:
-    """Runs with the law's loss, and how many are of groups that it was not fitted to."""
-    rows: list[_Row] = []
+def _predicted(fit: LawFit, entries: Sequence[Entry]) -> tuple[list[Residual], int]:
+    """Runs against the law, and how many are of groups that it was not fitted to."""
+    runs: list[Residual] = []
     foreign = 0
     for entry in entries:
+        run = entry.run
         try:
-            loss = float(fit.predict(entry.run.parameters, entry.run.tokens, entry.run.group))
+            loss = float(fit.predict(run.parameters, run.tokens, run.group))
         except QuestError:
             foreign += 1
         else:
-            rows.append((entry, loss, 100 * math.log(loss / entry.run.loss)))
-    return rows, foreign
+            log_residual = math.log(loss / run.loss)
+            runs.append(Residual(run.group, run.parameters, run.tokens, run.loss, log_residual, entry.name))
+    return runs, foreign
 
 
-def _agreement(axis: Any, losses: list[float]) -> None:
-    low, high = min(losses), max(losses)
-    margin = 0.06 * (high - low) or 0.1
-    ends = (low - margin, high + margin)
-    axis.plot(ends, ends, color=LIGHT["muted"], linewidth=1, zorder=1)
-    axis.set_xlim(ends)
-    axis.set_ylim(ends)
-    axis.set_title("Loss, nats/token")
-    axis.set_xlabel("measured")
-    axis.set_ylabel("by the law")
+def _by_law(run: Residual) -> float:
+    return run.loss * math.exp(run.log_residual)
 
 
-def _residuals(axis: Any, groups: list[str], largest: float) -> None:
-    axis.axvline(0, color=LIGHT["muted"], linewidth=1, zorder=1)
-    axis.set_yticks(range(len(groups)), groups)
-    axis.set_ylim(len(groups) - 0.4, -0.6)
-    axis.set_xlim(-1.15 * largest - 1e-9, 1.15 * largest + 1e-9)
-    axis.set_title("What is left over")
-    axis.set_xlabel("100 log(law / measured)")
-
-
-def _caption(fit: LawFit, rows: Sequence[_Row], foreign: int) -> str:
-    rms = math.sqrt(sum(residual**2 for _, _, residual in rows) / len(rows))
-    entry, predicted, residual = max(rows, key=lambda row: abs(row[2]))
-    inside = sum(abs(value) < 1 for _, _, value in rows)
+def _caption(fit: LawFit, runs: Sequence[Residual], foreign: int) -> str:
+    rms = 100 * math.sqrt(sum(run.log_residual**2 for run in runs) / len(runs))
+    worst = max(runs, key=lambda run: abs(run.log_residual))
+    inside = sum(abs(run.log_residual) < 0.01 for run in runs)
     text = (
-        f"{plural(len(rows), 'run')}: the law misses by {rms:.2f} % (root mean square), by less than 1 % in {inside}. "
-        f"Furthest off is {entry.run.group} with N = {count_text(entry.run.parameters)} and "
-        f"{count_text(entry.run.tokens)} tokens: measured {entry.run.loss:.3f}, by the law {predicted:.3f} "
-        f"({residual:+.2f} %). "
+        f"{plural(len(runs), 'run')}: the law misses by {rms:.2f} % (root mean square), by less than 1 % in {inside}. "
+        f"Furthest off is {worst.group} with N = {count_text(worst.parameters)} and "
+        f"{count_text(worst.tokens)} tokens: measured {worst.loss:.3f}, by the law {_by_law(worst):.3f} "
+        f"({100 * worst.log_residual:+.2f} %). Left: what the law puts down to the model, over effective parameters; "
+        f"where it holds, all runs lie on one curve. "
     )
-    if fit.n_runs != len(rows):
+    if fit.n_runs != len(runs):
         text += f"The law was fitted to {plural(fit.n_runs, 'run')}. "
     if foreign:
         text += f"{plural(foreign, 'run')} of groups that were not fitted are not drawn. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from questlm.records import RunRecord
 from questlm.report.gather import gather
 from questlm.report.page import Law, page
 from questlm.scaling import LawFit, fit_law
+from questlm.scaling.looks import looks
 from questlm.scaling.plan import Limits, make_plan
 from questlm.scaling.runs import published_runs, read_runs
 
@@ -107,7 +109,7 @@ class Records(FolderFormat):
 
     def read(self) -> None:
         gathered = gather([self.folder.path / "runs"])
-        shown = looks(entry.run for entry in gathered.entries)
+        shown = looks(Counter(entry.run.group for entry in gathered.entries))
         text = page(gathered, Law(None, "none is fitted"), {}, shown, gathered.notes, "files")
         require(b"run-0" in text.encode(), "an undamaged run is missing from the report")
         require("\x1b" not in text and "\u202e" not in text, "a page with characters that do not print")

@@ -1,13 +1,15 @@
-"""Both themes are legible, and groups can be told apart without colour."""
+"""Both themes are legible."""
 
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import pytest
-from questlm.report.theme import DARK, LIGHT, looks
 
-from questlm.scaling import Run
+from questlm import look
+from questlm.errors import ConfigError, MissingDependencyError
+from questlm.look import DARK, LIGHT, check_picture, picture, require_matplotlib
 
 THEMES = {"light": LIGHT, "dark": DARK}
 
@@ -48,18 +50,22 @@ def test_both_themes_have_every_role_and_no_color_has_two_in_the_light_one() -> 
     assert len(set(LIGHT.values())) == len(LIGHT)  # pictures are drawn in these, and each becomes a variable
 
 
-def _run(bits: int | str, act: int | str = 4, method: str = "quest") -> Run:
-    return Run(1, 1, bits, act, "bf16" if bits == 16 else f"int{bits}", method, 1.0)
+def test_without_matplotlib_the_message_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"drawing a report.*pip install 'questlm\[plots\]'"):
+        require_matplotlib("drawing a report")
 
 
-def test_groups_differ_in_marker_and_widths_in_color() -> None:
-    widths = [16, 8, 7, 6, 5, 4, 3, 2, "ternary", 1]
-    found = looks(_run(bits, bits) for bits in widths)
-    assert next(iter(found)) == "bf16"
-    assert len({look.marker for look in found.values()}) == len({look.color for look in found.values()}) == len(widths)
+def test_a_picture_of_no_known_form_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"law\.bmp is of no known form; end it in \.png, \.svg, \.pdf"):
+        check_picture(Path("law.bmp"))
 
 
-def test_of_equal_bits_the_most_frequent_group_has_the_full_line() -> None:
-    found = looks([_run(4, 4, "lsq"), _run(4), _run(4)])
-    assert list(found) == ["quest/w4a4/int4", "lsq/w4a4/int4"]
-    assert found["quest/w4a4/int4"].dash == "-" != found["lsq/w4a4/int4"].dash
+def test_a_name_with_dollar_signs_is_no_formula_and_the_users_settings_mean_nothing(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    users = mpl.rc_context({"axes.facecolor": "#123456", "svg.fonttype": "path"})
+    with users, picture(tmp_path / "a.svg", 3, 2) as figure:
+        figure.subplots().set_title("a$x_{$b")
+    text = (tmp_path / "a.svg").read_text()
+    assert "a$x_{$b" in text and "#123456" not in text

@@ -9,8 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from questlm.report.theme import looks
-
 from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json
 from questlm.config import load_config

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from questlm.report.theme import looks
 
 from questlm.look import style
 from questlm.report import pictures

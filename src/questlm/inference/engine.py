@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, overload
@@ -143,8 +143,7 @@ class PackedModel:
             ConfigError: a prompt that the model cannot read, or no tokenizer (`generate_ids` needs none).
             ArtifactError: the model gave logits that are not finite.
         """
-        several = _is_batch(prompts)
-        starts = self._starts(cast(list[str | list[int]], prompts if several else [prompts]))
+        starts, several = self._starts(prompts)
         options = options or GenerationOptions()
         decoders = [TextDecoder(self._need_tokenizer(), start, options.stop) for start in starts]
         texts = ["" for _ in starts]
@@ -156,20 +155,28 @@ class PackedModel:
         texts = [text + decoder.finish() for text, decoder in zip(texts, decoders, strict=True)]
         return texts if several else texts[0]
 
+    @overload
+    def generate_ids(self, prompts: str | list[int], options: GenerationOptions | None = None) -> list[int]: ...
+
+    @overload
     def generate_ids(
         self, prompts: list[str] | list[list[int]], options: GenerationOptions | None = None
-    ) -> list[list[int]]:
-        """As `generate` for a list of prompts, token ids; one that ends a document is not among them.
+    ) -> list[list[int]]: ...
+
+    def generate_ids(
+        self, prompts: str | list[int] | list[str] | list[list[int]], options: GenerationOptions | None = None
+    ) -> list[int] | list[list[int]]:
+        """As `generate`, token ids; the one that ends a document is not among them.
 
         Raises:
             ConfigError: `options` with stop strings, which are found in text.
         """
         options = _without_stop(options)
-        starts = self._starts(prompts)
+        starts, several = self._starts(prompts)
         found: list[list[int]] = [[] for _ in starts]
         for row, token in self._tokens(starts, options, set(range(len(starts)))):
             found[row].append(token)
-        return found
+        return found if several else found[0]
 
     def stream(self, prompt: str | list[int], options: GenerationOptions | None = None) -> TextStream:
         """As `generate` for one prompt, in pieces of whole characters as they are decoded."""
@@ -187,8 +194,6 @@ class PackedModel:
         self, starts: list[list[int]], options: GenerationOptions, running: set[int]
     ) -> Iterator[tuple[int, int]]:
         """Generated (row, token id) of the rows that are `running`, until none is; the caller may take rows out."""
-        if not starts:
-            return
         capacity = max(map(len, starts)) + options.max_new_tokens
         cache = KVCache(self.config, len(starts), capacity, self.cache_dtype, self.device)
         end = self.end_of_text if options.stop_at_end else None
@@ -215,8 +220,11 @@ class PackedModel:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def _starts(self, prompts: Iterable[str | list[int]]) -> list[list[int]]:
-        return [self._start(prompt) for prompt in prompts]
+    def _starts(self, prompts: str | list[int] | list[str] | list[list[int]]) -> tuple[list[list[int]], bool]:
+        """Ids to continue from of each prompt, and whether a list of prompts was given."""
+        several = isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts)
+        batch = cast(list[str | list[int]], prompts if several else [prompts])
+        return [self._start(prompt) for prompt in batch], several
 
     def _start(self, prompt: str | list[int]) -> list[int]:
         """Ids to continue from, at least one."""
@@ -237,10 +245,6 @@ class PackedModel:
                 "this model was packed without a tokenizer; use logits, generate_ids or stream_ids with token ids"
             )
         return self.tokenizer
-
-
-def _is_batch(prompts: str | list[int] | list[str] | list[list[int]]) -> bool:
-    return isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts)
 
 
 def _without_stop(options: GenerationOptions | None) -> GenerationOptions:

@@ -121,7 +121,7 @@ def test_no_step_is_computed_that_nobody_wants(model: PackedModel, monkeypatch) 
 @pytest.mark.parametrize("method", ["generate", "stream", "stream_ids", "generate_ids"])
 def test_prompts_out_of_range_are_refused_at_once(model: PackedModel, prompt, method: str) -> None:
     with pytest.raises(ConfigError):
-        getattr(model, method)([prompt] if method == "generate_ids" else prompt)
+        getattr(model, method)(prompt)
 
 
 def test_stop_strings_end_the_text_of_each_sequence(model: PackedModel, monkeypatch) -> None:
@@ -150,7 +150,12 @@ def test_a_list_of_prompts_gives_a_list(model: PackedModel) -> None:
         model.generate([7, 8], greedy(6)),
         model.generate([9], greedy(6)),
     ]
-    assert model.generate_ids([], greedy(6)) == []
+
+
+def test_ids_are_generated_for_one_prompt_or_several(model: PackedModel) -> None:
+    one, other = (list(model.stream_ids(prompt, greedy(6))) for prompt in ("x =", "def"))
+    assert model.generate_ids("x =", greedy(6)) == model.generate_ids(model.encode("x ="), greedy(6)) == one
+    assert model.generate_ids(["x =", "def"], greedy(6)) == [one, other]
 
 
 def test_device_and_dtype_are_checked(folder) -> None:

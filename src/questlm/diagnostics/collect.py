@@ -60,10 +60,7 @@ def diagnose(
 
 
 def method_of_masks(method: str) -> str:
-    """The method whose trust mask is shown for a run of `method`: its own where it has one for weights, else quest's.
-
-    A mask is read off the quantiser of one tensor, so of a method that learns something for weights it is quest's too.
-    """
+    """Return the method whose trust mask is shown for a run of `method`: itself if it masks weights, else quest."""
     parts = find_method(method)
     return method if parts.trusts and not parts.weight.learned else "quest"
 

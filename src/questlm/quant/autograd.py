@@ -27,11 +27,11 @@ __all__ = ["Pending", "Rows", "encode_rows", "norm_rows", "product", "swiglu_row
 
 
 class Rows(NamedTuple):
-    """A factor of a product.
+    """A factor of a product: its codes, and the tensor that receives its gradient.
 
     Attributes:
-        operand: of (rows, K).
-        carrier: (..., K), takes the gradient with respect to the operand's values.
+        operand: codes and step sizes of the rows (rows, K).
+        carrier: (..., K), receives the gradient with respect to the operand's values.
     """
 
     operand: Operand
@@ -127,7 +127,7 @@ class _Saved:
 
     @staticmethod
     def operands(grids: Sequence[Grid | None], tensors: Sequence[Any]) -> list[Operand]:
-        """The operands again, of what was saved."""
+        """Rebuild the operands from what was saved."""
         return [Operand(tensors[3 * i], grid, *tensors[3 * i + 1 : 3 * i + 3]) for i, grid in enumerate(grids)]
 
 
@@ -287,7 +287,7 @@ class _GateUpEncode(torch.autograd.Function):
 
 
 def _outputs(ctx: Any, operand: Operand, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """What an autograd function returns: an operand's tensors without gradient, and a carrier of `shape` with one."""
+    """Return an operand's tensors, without gradient, and a carrier of `shape`, with one, from an autograd function."""
     assert operand.step is not None
     ctx.mark_non_differentiable(operand.data, operand.step)
     ctx.set_materialize_grads(False)

@@ -20,7 +20,7 @@ _ADAPTERS = {"lora_a", "lora_b"}
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether `module` is an `nn.Linear`, no subclass, whose weight is a parameter and not computed from others."""
+    """Return whether `module` is an `nn.Linear`, not a subclass, whose weight is a parameter and not computed."""
     return type(module) is nn.Linear and module._parameters.get("weight") is not None
 
 
@@ -87,7 +87,7 @@ def _reason(module: nn.Module) -> str | None:
         if "weight" not in module._parameters:
             sources = ", ".join(name for name in module._parameters if name.startswith("weight"))
             return f"its weight is computed from {sources} before each call; make it a parameter before prepare"
-        return f"it is a {kind}, a subclass of nn.Linear, which may use its weight otherwise"
+        return f"it is a {kind}, a subclass of nn.Linear, which may use its weight in other ways"
     matrices = [name for name, value in module.named_parameters(recurse=False) if _is_matrix(value)]
     if matrices:
         return f"it is a {kind} that holds {', '.join(matrices)} itself; only nn.Linear is quantised"

@@ -41,9 +41,9 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             one that shares an embedding's weight), unless `spec.overrides` names it. Embeddings and the layers left
             out are rounded to the stored dtype `spec.embeddings`.
 
-    What a method learns (steps, clips, offsets, output scales) goes into the model's state dict with the method, bits
-    and format that it was learned in, and `load_state_dict` raises CheckpointError for a model prepared otherwise. A
-    method that learns nothing adds nothing: its state is the plain weights, which may be loaded at any width.
+    What a method learns (step sizes, clips, offsets, output scales) is stored in the model's state dict together with
+    the method, bits and format, and `load_state_dict` raises CheckpointError for a model that was prepared differently.
+    A method that learns nothing adds nothing: its state is the plain weights, which may be loaded at any width.
 
     Returns:
         `model` (or its replacement, where `model` itself is a single linear layer).

@@ -33,7 +33,7 @@ class _Consumers(NamedTuple):
 
     @property
     def quantized(self) -> bool:
-        """Whether all of them quantise now; a dense layer needs its input as a tensor."""
+        """Whether all consumers quantise now; a dense one needs its input as a tensor."""
         return all(layer.mode is not Mode.DENSE for layer in self.layers)
 
 

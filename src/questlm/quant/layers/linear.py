@@ -229,7 +229,7 @@ class FakeQuantLinear(nn.Linear):
     def _blended_product(
         self, x: Tensor, w: Tensor, factors: tuple[Quantizer | None, Quantizer | None], dtype: torch.dtype
     ) -> Tensor:
-        """The product of z + strength (Q(z) - z) for both factors (arXiv 2505.08823)."""
+        """Compute the product of z + strength (Q(z) - z) for both factors (arXiv 2505.08823)."""
         assert self.strength is not None  # checked where the mode was set
         mixed = []
         for each, quantizer in zip((x, w), factors, strict=True):

@@ -47,10 +47,10 @@ ALL_FORMATS = (*DENSE_FORMATS, "int-2:4", "bf16-2:4")
 
 @dataclass(frozen=True)
 class Request:
-    """The requirements that a method makes a quantiser for.
+    """What the quantiser that a method makes has to satisfy.
 
     Attributes:
-        bits: one of the widths that the factor may have.
+        bits: one of the widths of the factor.
         format: 'int' unless the method has others.
         block_size: of the Hadamard transform that the rows go through first; 1: none.
         rows: of the weight (out_features); 1 for activations.

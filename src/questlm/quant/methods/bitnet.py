@@ -26,7 +26,7 @@ bitnet = Method(
     source="arXiv 2402.17764",
     doc=BITNET_RULES
     + """
-Differs: the norms that a Llama has already stay where they are, so layers that read them are normed twice.
+Differs: the norms of the Llama stay in place, so the input of layers behind them is normalised twice.
 """,
     weight=TERNARY_WEIGHT,
     act=EIGHT_BIT_ACT,

@@ -44,7 +44,7 @@ Formula: x clipped to [-alpha, alpha], then the nearest of 2^b evenly spaced lev
 Gradient to x: 1 where |x| < alpha, else 0. To alpha: sign(x) where |x| >= alpha, else 0.
 Initialisation: alpha = a* rms of the first tensor seen, the MSE-optimal clip of a Gaussian.
 Regularisation: the paper's L2 penalty on alpha is AdamW's decoupled decay, train.quantizer_weight_decay; 0 by default.
-Differs: symmetric, since inputs are signed; weights are quantised alike (the paper takes DoReFa's for them).
+Differs: symmetric, since inputs are signed; weights are quantised in the same way (the paper uses DoReFa's rule).
 """,
     weight=learned(_pact_grid, _pact_rule, "clip, one per tensor", ALL_BITS),
     act=learned(_pact_grid, _pact_rule, "clip, one per tensor", ALL_BITS),

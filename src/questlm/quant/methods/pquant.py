@@ -39,8 +39,8 @@ starts at 1. Attention is all 1-bit.
 Initialisation: output scales and the norms' gains at 1; quantisers' scales are dynamic and constants for the gradient.
 Gradient: 1 everywhere; to a branch's output scale, exact.
 An RMSNorm with a learned gain stands before each quantised layer.
-Differs: one 8-bit branch (the paper also routes among several), cut from the layer's own width so that the number of
-parameters stays what it was; the paper starts its scales unequal.
+Differs: one 8-bit branch (the paper also routes among several), split from the layer's own width so that the number of
+parameters does not change; the paper starts its scales unequal.
 """,
     weight=FactorSpec((1, 8), _pquant_weight, "two output scales for each of gate, up and down", _stored),
     act=dynamic(eight_bits, identity, (8,)),

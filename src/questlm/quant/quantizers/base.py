@@ -44,7 +44,7 @@ class MaskedRounding(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """One factor of a linear layer's product, weight or activation.
 
-    Called on x (..., K) it gives the values (..., K) that x takes, in the Hadamard domain where `block_size` > 1, with
+    Called on x (..., K) it returns the quantised values (..., K), in the Hadamard domain where `block_size` > 1, with
     the method's gradient to x and to the quantiser's own parameters.
 
     Attributes:

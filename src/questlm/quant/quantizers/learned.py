@@ -12,7 +12,7 @@ With u inside (lower, upper) the gradient passes to x unchanged, outside it is z
 where LSQ takes the derivative through the rounding, g = c - u (arXiv 1902.08153, eq. 3), PACT takes the quantiser for
 the identity inside, g = 0 (arXiv 1805.06085), and one bit, s sign(x), has g = c. The offset gets 1 outside and 0 inside
 (arXiv 2004.09576). Sums go over the entries that share the parameter; LSQ scales them by 1 / sqrt(m Q), m being the
-number of those entries and Q the highest level in units of p, so that parameters of all sizes learn alike.
+number of those entries and Q the highest level in units of p, so that parameters of all sizes learn equally fast.
 
 A step may also be relative: s = r p rms(row). So a step per row can be learned for activations, whose rows come and go;
 the rms is a constant for the gradient, as in QuEST.

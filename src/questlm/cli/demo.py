@@ -36,11 +36,12 @@ def demo(
     from questlm.trained.evaluate import evaluate
     from questlm.trained.pack import pack
     from questlm.training import RunFolder
+    from questlm.training.new_folder import require_free
 
     run = out or fresh_folder("demo")
     flags = {"quant": {"weight_bits": bits, "act_bits": bits}, "budget": {"seconds": seconds}}
     config = load_config("nano", flags=flags)
-    RunFolder(run).require_free()
+    require_free(RunFolder(run))
     typer.echo(f"1. Train a W{bits}A{bits} model for {seconds:g} s on the Python standard library's sources.")
     record = run_training(config, run)
     assert record.final is not None

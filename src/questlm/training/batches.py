@@ -1,6 +1,6 @@
-"""Batch sizes that nobody gave, chosen when a run begins.
+"""Choosing the batch sizes that the settings leave open, when a run begins.
 
-The settings of the run record them, so that a resumed run keeps them on whatever machine it goes on.
+The run's settings record them, so that a resumed run keeps them, also on another machine.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from questlm.training.device import free_memory, should_compile
 __all__ = ["choose_batch", "choose_batches", "choose_micro_batch", "keep_batches", "require_training_memory"]
 
 _STEPS = 100
-"""Fewest steps that a budget should pay for, where the batch may be made smaller for that."""
+"""Steps that a budget should pay for at least; the batch is made smaller for that."""
 
 _ESTIMATE_ERROR = 1.25
-"""By this factor the estimate of memory may be too high or too low: sizes are chosen to fit even then, and refused only
-where they cannot fit even then."""
+"""Factor by which the estimate of memory may be too high or too low. Chosen sizes fit even if it is too low by this
+factor, and given sizes are refused only if they do not fit even if it is too high by it."""
 
 _CPU_TOKENS = 8192
-"""Of a pass on a CPU, which longer passes make no faster."""
+"""Largest number of tokens of a pass on a CPU; longer passes are no faster."""
 
 
 def choose_batches(
@@ -44,11 +44,11 @@ def choose_batches(
 def choose_batch(config: RunConfig, world_size: int, tokens: float | None = None) -> RunConfig:
     """`config` with a batch size, where it has none.
 
-    That of the preset nearest in size, but no more than a hundredth of the tokens that the budget pays for.
+    It is that of the preset nearest in size, but at most a hundredth of the tokens that the budget pays for.
 
     Args:
         world_size: number of processes, which share each batch.
-        tokens: what a budget in seconds pays for, as far as it is known.
+        tokens: how many a budget in seconds pays for; None: not known yet.
     """
     train = config.train
     if train.batch_size is not None:
@@ -63,10 +63,10 @@ def choose_batch(config: RunConfig, world_size: int, tokens: float | None = None
 
 
 def choose_micro_batch(config: RunConfig, processes: Processes, device: torch.device) -> RunConfig:
-    """`config` with sequences per pass that fit the device's memory, where it has none and the whole share does not.
+    """`config` with a micro-batch size that fits the device, where it has none and the full batch does not fit.
 
     Raises:
-        ConfigError: the model does not fit with a single sequence, or not with those that were given.
+        ConfigError: the model does not fit with one sequence, or not with the micro-batch size that was given.
     """
     train = config.train
     assert train.batch_size is not None
@@ -84,10 +84,10 @@ def choose_micro_batch(config: RunConfig, processes: Processes, device: torch.de
 
 
 def require_training_memory(config: RunConfig, processes: Processes, device: torch.device) -> None:
-    """Refuse a model that does not fit the memory, before it is built, by an estimate that may be off by a quarter.
+    """Refuse a model that does not fit the memory, by an estimate, before it is built.
 
     Raises:
-        ConfigError: it does not; the message says how much it needs and how much there is.
+        ConfigError: it does not fit; says how much it needs and how much there is.
     """
     train, needed = config.train, _needed(config, device, processes.world_size)
     sequences = train.micro_batch_size or (train.batch_size or 1) // processes.world_size or 1
@@ -107,7 +107,7 @@ def require_training_memory(config: RunConfig, processes: Processes, device: tor
 
 
 def keep_batches(config: RunConfig, saved: RunConfig) -> RunConfig:
-    """`config` with the sizes that were chosen when the run `saved` began, where it has none of its own."""
+    """`config` with the batch sizes of the run `saved`, where it has none of its own."""
     sizes = {name: getattr(saved.train, name) for name in ("batch_size", "micro_batch_size")}
     unset = {name: size for name, size in sizes.items() if getattr(config.train, name) is None}
     return _changed(config, **unset) if any(size is not None for size in unset.values()) else config

@@ -1,4 +1,4 @@
-"""What a run's budget means on this machine, said before its first step."""
+"""Sentences about a run's budget, printed before its first step, and the refusal of one that takes too long."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def chosen_text(config: RunConfig, asked: RunConfig) -> str:
 
 
 def require_short(config: RunConfig, step_seconds: float, longest: float) -> None:
-    """Refuse a budget that nobody gave and that would take long.
+    """Refuse a default budget that would take long.
 
     Raises:
         ConfigError: it takes more than `longest` seconds.

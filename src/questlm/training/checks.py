@@ -128,35 +128,16 @@ def check_quantization(
     with weight_cache():  # of a dense model too, whose compiling would else be part of the time it trained
         loss, logits = loss_fn(*batch)
         loss.backward()
-    if not layers:
-        model.zero_grad(set_to_none=True)
-        return {"quantized_layers": 0, "skipped_layers": expected.skipped}
     with torch.no_grad(), ops.using_backend("reference"):
         silent = [name for name, layer in layers.items() if not _has_gradient(layer)]
         leaks = {name: _gradient_outside_mask(layer) for name, layer in layers.items() if name not in silent}
     model.zero_grad(set_to_none=True)
-
-    same = [name for name, difference in expected.differences.items() if difference == 0]
-    if same:
-        raise TrainingError(f"quantisation is not in effect: the layer {quoted(same[0])} computes the plain product")
-    lost = [name for name in silent if name not in expected.without_gradient]
-    if lost:
-        raise TrainingError(
-            f"the weight of the layer {quoted(lost[0])} receives no gradient, though it does in the dense model: the "
-            f"estimator of this layer, or of one behind it, lets nothing pass; choose another quant.method"
-        )
+    if not layers:
+        return {"quantized_layers": 0, "skipped_layers": expected.skipped}
     to_quantized, to_plain = (float((logits - other).norm()) for other in (expected.logits, expected.dense_logits))
-    if _differ(expected) and not to_quantized < to_plain:
-        raise TrainingError(
-            f"the compiled path does not compute the quantised model: on the first batch its logits are "
-            f"{to_quantized:.3g} from the quantised model's and {to_plain:.3g} from the dense model's; "
-            f"train with --set train.compile=off and report this"
-        )
-    leaking = [name for name, leak in leaks.items() if leak is not None and not leak <= _ZERO]
-    if leaking:
-        raise TrainingError(
-            f"the trust mask is not in effect: gradient passes outside it in the layer {quoted(leaking[0])}"
-        )
+    _require_quantized_products(expected, silent)
+    _require_quantized_logits(expected, to_quantized, to_plain)
+    _require_masked_gradients(leaks)
     return {
         "quantized_layers": len(layers),
         "skipped_layers": expected.skipped,
@@ -168,6 +149,35 @@ def check_quantization(
         "layers_without_gradient": len(silent),
         "largest_gradient_outside_mask": max((leak for leak in leaks.values() if leak is not None), default=None),
     }
+
+
+def _require_quantized_products(expected: Expected, silent: list[str]) -> None:
+    same = [name for name, difference in expected.differences.items() if difference == 0]
+    if same:
+        raise TrainingError(f"quantisation is not in effect: the layer {quoted(same[0])} computes the plain product")
+    lost = [name for name in silent if name not in expected.without_gradient]
+    if lost:
+        raise TrainingError(
+            f"the weight of the layer {quoted(lost[0])} receives no gradient, though it does in the dense model: the "
+            f"estimator of this layer, or of one behind it, lets nothing pass; choose another quant.method"
+        )
+
+
+def _require_quantized_logits(expected: Expected, to_quantized: float, to_plain: float) -> None:
+    if _differ(expected) and not to_quantized < to_plain:
+        raise TrainingError(
+            f"the compiled path does not compute the quantised model: on the first batch its logits are "
+            f"{to_quantized:.3g} from the quantised model's and {to_plain:.3g} from the dense model's; "
+            f"train with --set train.compile=off and report this"
+        )
+
+
+def _require_masked_gradients(leaks: dict[str, float | None]) -> None:
+    leaking = [name for name, leak in leaks.items() if leak is not None and not leak <= _ZERO]
+    if leaking:
+        raise TrainingError(
+            f"the trust mask is not in effect: gradient passes outside it in the layer {quoted(leaking[0])}"
+        )
 
 
 def _differ(expected: Expected) -> bool:

@@ -1,4 +1,4 @@
-"""What is compiled before the first step, what is not, and what of it nobody needs to hear."""
+"""Compiling kernels before the first step, running uncompiled, and silencing the compiler's warnings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ _SHORT = 64  # tokens of a warm-up
 
 @contextmanager
 def without_compiler_warnings() -> Iterator[None]:
-    """Silence torch.compile, which advises TF32 (it would round the Hadamard transform to ten bits), and looks at the
-    gradient of a block's input though it is no leaf.
+    """Silence two warnings of torch.compile inside the block.
+
+    It advises TF32, which would round the Hadamard transform to ten bits, and reads the gradient of a block's input,
+    which is no leaf.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
@@ -32,7 +34,7 @@ def without_compiler_warnings() -> Iterator[None]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Blocks as they are written: compiling them for a validation takes longer than most validations."""
+    """Run blocks uncompiled: compiling them for a validation takes longer than most validations."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -40,7 +42,7 @@ def uncompiled() -> Iterator[None]:
 def compile_kernels(
     model: nn.Module, step: TrainStep, engine: Engine, batch: tuple[Tensor, Tensor], device: torch.device
 ) -> None:
-    """Those of a step, of a validation while training, and of the last one; their number of tokens is no matter."""
+    """Compile the kernels of a step and of both validations, on a short batch: kernels do not depend on its length."""
     short = (batch[0][:1, :_SHORT], batch[1][:1, :_SHORT])
 
     def warm_up() -> None:

@@ -1,4 +1,4 @@
-"""The device a run trains on, and what follows from it."""
+"""The device that a run trains on: choosing it, its name, memory and autocast."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _ALONE = Processes()
 
 
 def pick_device(name: str, processes: Processes = _ALONE) -> torch.device:
-    """The device `name` stands for; 'auto' is CUDA where there is one, else the CPU.
+    """The device of the setting `train.device`; 'auto' is CUDA where there is a GPU, else the CPU.
 
-    Of several processes on a machine each takes the GPU of its own number.
+    Of several processes on a machine each takes the GPU of its local rank.
 
     Raises:
         ConfigError: no such device here.

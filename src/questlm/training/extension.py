@@ -1,4 +1,4 @@
-"""Training on after the end of a budget: not by resuming, but as a run of its own that begins from the weights."""
+"""Refusing to resume a run with another budget, and naming the command that trains it further instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A later one leaves at once."""
+"""Ctrl-C and SIGTERM: the first lets the step finish and the run be saved; a later one ends the process at once."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ class Trainer:
         while self._stopped_by(interrupt) is None and (share := self.clock.share_done) < 1.0:
             with self.clock.timing_step():
                 self._step(share)
-            self._record_step(share)
+            if self._is_every(self.run.config.train.log_every):
+                self.recorder.add_point(self._moment(share).lr, float(self.losses.gradient_norm))
             self.clock.read()
             self._before_step()  # also before anyone looks at the model or saves it
             self._validate_and_save()
@@ -110,11 +111,6 @@ class Trainer:
     def _moment(self, done: float) -> Moment:
         lr = learning_rate(self.run.config.train, done)
         return Moment(self.state.model, self.state.optimizer, done, lr)
-
-    def _record_step(self, done: float) -> None:
-        train = self.run.config.train
-        if self._is_every(train.log_every):
-            self.recorder.add_point(learning_rate(train, done), float(self.losses.gradient_norm))
 
     def _validate_and_save(self) -> None:
         train = self.run.config.train

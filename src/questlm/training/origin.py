@@ -1,4 +1,4 @@
-"""Where a run was started and what its data were, so that it finds the data again from any working folder."""
+"""`origin.json`: where a run was started and the hash of its data, so that it finds them from any working folder."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Origin:
 
     @classmethod
     def here(cls, run: Path, data_hash: str | None) -> Origin:
-        """That of a run started now in the folder `run`."""
+        """The origin of a run started now in the folder `run`."""
         return cls(str(Path.cwd()), os.path.relpath(Path.cwd(), run), data_hash)
 
     @classmethod
     def read(cls, run: Path) -> Origin:
-        """That of the run in the folder `run`; where it has none, paths are relative to the working folder of now.
+        """The origin of the run in the folder `run`; without the file, paths start from the working folder.
 
         Raises:
             CheckpointError: damaged.
@@ -66,7 +66,7 @@ class Origin:
 
 
 def located(data: DataConfig, folder: Path) -> DataConfig:
-    """`data` for reading it from the working folder of now, where its paths are relative to `folder`."""
+    """`data`, whose paths are relative to `folder`, with paths that lead there from the current working folder."""
     return data if folder == Path.cwd() else locate(data, folder)
 
 
@@ -76,10 +76,10 @@ def initial_located(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def continued(config: RunConfig, saved: RunConfig, folder: Path) -> RunConfig:
-    """`config`, by which the run of the settings `saved` is to go on, with paths that do not depend on where from.
+    """The settings `config` for resuming the run of the settings `saved`, with paths that work from any folder.
 
-    A path that is spelt as in `saved`, or leads to the same place as that does from `folder`, stays as in `saved`. Any
-    other path of data was given now, so it is made absolute; another `init_from` stays as given, to be refused.
+    A path that is spelt as in `saved`, or leads to the same place as that one from `folder`, stays as in `saved`. Any
+    other path of data was given now, and is made absolute. Another `init_from` stays as given, and is refused later.
     """
     given, own = _paths(config), _paths(saved)
     now, then = _absolute(config, Path.cwd()), _absolute(saved, folder)

@@ -26,6 +26,7 @@ from questlm.training.device import pick_device
 from questlm.training.extension import require_same_budget
 from questlm.training.initial import InitialModel, adopt_initial, adopt_shape, choose_tokenizer, find_initial
 from questlm.training.loggers import require_loggers
+from questlm.training.new_folder import begin_folder, require_free
 from questlm.training.origin import Origin, continued, initial_located
 from questlm.training.plugins import record_plugins, require_plugins
 from questlm.training.run_folder import RunFolder
@@ -67,7 +68,7 @@ def train(config: RunConfig, out: str | Path, longest: float | None = None) -> R
             require_short(state.run.config, started.step_seconds, longest)
         tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
         origin = Origin.here(folder.path, data.data_hash)
-        processes.on_main(lambda: stack.enter_context(folder.begun(state.run.config, tokenizer, origin)))
+        processes.on_main(lambda: stack.enter_context(begin_folder(folder, state.run.config, tokenizer, origin)))
         return started.trainer.train()
 
 
@@ -144,7 +145,7 @@ def _say_what_is_to_come(state: TrainingState, step_seconds: float, asked: RunCo
 
 
 def _free_folder(out: Path, config: RunConfig) -> str:
-    RunFolder(out).require_free()
+    require_free(RunFolder(out))
     require_loggers(config.train.loggers)
     return str(out)
 

@@ -5,30 +5,25 @@ While the run trains there is `progress.json` too (`questlm.records.RunProgress`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from questlm.config import DATA_PATHS, DataConfig, RunConfig, load_config, to_yaml
-from questlm.errors import CheckpointError, ConfigError, QuestError, quoted
-from questlm.files import atomic_folder, explain_failed_write, file_lock, remove_folder, remove_leftovers
-from questlm.records import PROGRESS_NAME, RECORD_NAME, RunRecord
-from questlm.terminal import command_text
+from questlm.config import DATA_PATHS, DataConfig, RunConfig, load_config
+from questlm.errors import CheckpointError
+from questlm.files import file_lock, remove_leftovers
+from questlm.records import RunRecord
 from questlm.training.checkpoint import latest_checkpoint, verify_checkpoint
-from questlm.training.origin import ORIGIN_NAME, Origin, located
+from questlm.training.origin import Origin, located
 from questlm.training.same_settings import require_same_config
 
 __all__ = ["RunFolder"]
 
-_BEGUN = frozenset(("config.yaml", ORIGIN_NAME, "tokenizer.json", "checkpoints", ".lock", PROGRESS_NAME))
-_LOGS = frozenset(("tensorboard", "wandb"))
-
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run."""
+    """The folder of one run: its paths, and what they hold."""
 
     path: Path
 
@@ -46,96 +41,6 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
-
-    def require_free(self) -> None:
-        """Refuse a folder in which no new run can begin.
-
-        An empty folder will do, and so will that of a run that ended before its first checkpoint, by a kill for
-        example: nothing is lost with it.
-
-        Raises:
-            ConfigError: it holds something, or cannot be made.
-            CheckpointError: another process is training there.
-        """
-        if self.path.is_symlink():
-            raise ConfigError(f"{self.path} exists already and is a link; name another folder with --out")
-        if not self.path.exists():
-            self._require_place()
-            return
-        if not self.path.is_dir():
-            raise ConfigError(f"{self.path} exists already and is not a folder; name another folder with --out")
-        present = sorted(item.name for item in self.path.iterdir())
-        if present and not self.config_file.is_file():
-            raise ConfigError(
-                f"the folder {self.path} exists already and holds {quoted(present[0])}; name another folder with --out"
-            )
-        if present:
-            with self.locked():
-                self._require_nothing_saved()
-
-    @contextmanager
-    def begun(self, config: RunConfig, tokenizer: str | None, origin: Origin) -> Iterator[None]:
-        """Make the folder, whole or not at all, with what identifies the run, and hold it for this process.
-
-        The folder of a run that ended before its first checkpoint is replaced. If the block raises a QuestError before
-        the first checkpoint, the folder is removed, unless a logger has written there.
-
-        Raises:
-            ConfigError, CheckpointError: another process was quicker, or it cannot be written.
-        """
-        with ExitStack() as lock:
-            try:
-                self._remove_unsaved()
-                with atomic_folder(self.path) as temporary:
-                    draft = RunFolder(temporary)
-                    draft.checkpoints.mkdir()
-                    draft.config_file.write_text(to_yaml(config), encoding="utf-8")
-                    (temporary / ORIGIN_NAME).write_text(origin.to_json(), encoding="utf-8")
-                    if tokenizer is not None:
-                        draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
-                    lock.enter_context(draft.locked())  # which holds under the folder's final name, too
-            except OSError as problem:
-                self.require_free()  # says so if another process has made it meanwhile
-                raise CheckpointError(
-                    f"cannot make the run folder {self.path}: {explain_failed_write(problem)}, "
-                    f"or name another folder with --out"
-                ) from None
-            try:
-                yield
-            except QuestError:
-                if not self._saved() and not self._unexpected():
-                    remove_folder(self.path)
-                raise
-
-    def _require_place(self) -> None:
-        """Refuse a path under something that is not a folder, before any work is done for it."""
-        above = next((folder for folder in self.path.absolute().parents if os.path.lexists(folder)), None)
-        if above is not None and not above.is_dir():
-            raise ConfigError(
-                f"the run folder {self.path} cannot be made, because {above} is not a folder; "
-                f"name another folder with --out"
-            )
-
-    def _saved(self) -> bool:
-        """Whether there is anything that training has given."""
-        return (self.path / RECORD_NAME).exists() or any(self.checkpoints.glob("step-*"))
-
-    def _unexpected(self) -> list[str]:
-        """Names of what is there beside the files that every run begins with."""
-        return sorted(item.name for item in self.path.iterdir() if item.name not in _BEGUN)
-
-    def _require_nothing_saved(self) -> None:
-        if self._saved() or set(self._unexpected()) - _LOGS:
-            raise ConfigError(
-                f"the run folder {self.path} exists already; continue that run with "
-                f"`{command_text('train', '--resume', self.path)}`, or name another folder with --out"
-            )
-
-    def _remove_unsaved(self) -> None:
-        if self.config_file.is_file():
-            with self.locked():
-                self._require_nothing_saved()
-                remove_folder(self.path)
 
     def read_config(self) -> RunConfig:
         """The run's resolved settings.
@@ -169,7 +74,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process, where the system can (POSIX).
+        """Lock the run for this process, where the system has file locks (POSIX).
 
         Raises:
             CheckpointError: another process is training in this folder.
@@ -179,7 +84,7 @@ class RunFolder:
             yield
 
     def remove_leftovers(self) -> None:
-        """Delete what killed processes left half-written, for a process that holds the run."""
+        """Delete what killed processes left half-written. Only for a process that has locked the run."""
         remove_leftovers(self.path)  # where an artifact may be being packed meanwhile
         remove_leftovers(self.checkpoints, alone=True)
 
@@ -198,7 +103,7 @@ class RunFolder:
         return state.progress.step == record.steps
 
     def save_record(self, record: RunRecord) -> None:
-        """Write `record.json`, unless the one that is there is richer: a resumed run has yet to come as far again."""
+        """Write `record.json`, unless that would replace one of a later step, which a resumed run has yet to reach."""
         old = self._record()
         if old is None or not record.is_poorer_than(old):
             record.save(self.path)

@@ -1,9 +1,9 @@
-"""One optimizer step: micro-batches forward and backward, gradients joined and clipped, weights moved.
+"""One optimizer step: forward and backward passes of the micro-batches, gradient clipping, the optimizer.
 
-Weights are quantised once a step (`questlm.quant.cached_weights`). On a GPU the blocks are compiled, each by itself:
-the first costs seconds, the others, being alike, nothing, where compiling the whole model takes minutes and gives no
-more speed. What is then left is Python that starts kernels, and where a model is so small that the GPU waits for it, a
-step is recorded once as a CUDA graph and played back.
+Weights are quantised once a step (`questlm.quant.cached_weights`). On a GPU each block is compiled by itself: that
+takes seconds for the first and nothing for the others, which are alike, while compiling the whole model takes minutes
+and is no faster. A small model is then bound by the Python that launches kernels. So its step is recorded once as a
+CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LAUNCH_BOUND = 40_000_000
 """Block parameters below which a GPU finishes kernels faster than Python starts them, at the usual batch sizes."""
 
 _PLAIN_STEPS = 3
-"""Steps before one is recorded, by which everything is compiled and allocated that will be."""
+"""Steps before one is recorded, after which everything is compiled and allocated."""
 
 
 def should_record(
@@ -42,10 +42,10 @@ def should_record(
     engine: Engine,
     device: torch.device,
 ) -> bool:
-    """Whether to play steps back from a CUDA graph.
+    """Whether to record a step as a CUDA graph and replay it.
 
     Raises:
-        ConfigError: it is asked for where it cannot be.
+        ConfigError: `train.cuda_graphs` is 'on', but a step cannot be recorded.
     """
     obstacle = next((recipe.not_recordable for recipe in recipes if recipe.not_recordable), None)
     if device.type != "cuda":
@@ -76,11 +76,11 @@ class _Pass(NamedTuple):
 
 
 class TrainStep:
-    """Callable: a batch in, its loss and gradient norm out, and the weights moved on.
+    """Callable: takes one optimizer step on a batch, and returns its loss and gradient norm.
 
     Args:
-        module: the model, or what stands in its place where several processes share it.
-        record: whether to play steps back from a CUDA graph.
+        module: what is called for a forward pass: the model, or its DDP wrapper.
+        record: whether to record a step as a CUDA graph and replay it.
         recipes: those that add to the loss are asked for their terms.
     """
 
@@ -104,10 +104,11 @@ class TrainStep:
             optimizer.prepare_recording(device)
 
     def __call__(self, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """Learn from inputs and targets, (sequences, tokens) int64 each, at learning rate `lr`.
+        """Take a step on inputs and targets, (sequences, tokens) int64 each, at learning rate `lr`.
 
         Returns:
-            Mean loss of this process's sequences in nats, and the norm of all gradients before clipping; on the device.
+            Mean loss of this process's sequences in nats a token, without the terms of recipes, and the norm of all
+            gradients before clipping; scalars on the device.
         """
         self.optimizer.set_learning_rate(lr)
         if self._plain_steps == 0:
@@ -117,10 +118,10 @@ class TrainStep:
         return self._step(*(part.to(self.device, non_blocking=True) for part in (inputs, targets)))
 
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What a micro-batch is minimised by: its mean loss and the terms of recipes.
+        """The objective of a micro-batch: its mean loss and the terms of recipes.
 
         Returns:
-            That, and the last tokens' logits (sequences, vocabulary), by which a dense forward pass is known.
+            The objective, a scalar, and the last tokens' logits (sequences, vocab_size), for the quantisation check.
         """
         result = self._forward(inputs, targets)
         return result.objective, result.last_logits
@@ -137,7 +138,7 @@ class TrainStep:
 
     @contextmanager
     def weight_cache(self) -> Iterator[None]:
-        """The context of a step's passes: weights are quantised at its beginning, gradients whole behind it."""
+        """A context for the passes of a step: it quantises weights when entered and completes gradients when left."""
         with ExitStack() as stack:
             with autocast(self.device):
                 stack.enter_context(weight_cache(self.model, self.engine))
@@ -164,7 +165,7 @@ _Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class _Recorded:
-    """A step recorded on one batch, which it does not learn from, and played back on others of its shape."""
+    """A step recorded as a CUDA graph, and replayed on batches of one shape. Recording itself changes no weight."""
 
     def __init__(self, step: _Step, inputs: Tensor, targets: Tensor, device: torch.device) -> None:
         self._batch = [torch.empty(part.shape, dtype=part.dtype, device=device) for part in (inputs, targets)]
@@ -178,4 +179,4 @@ class _Recorded:
             own.copy_(part, non_blocking=True)
         self._graph.replay()
         loss, norm = self._results
-        return loss.clone(), norm.clone()  # the next play-back writes over them
+        return loss.clone(), norm.clone()  # the next replay overwrites them

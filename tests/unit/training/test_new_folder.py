@@ -11,8 +11,9 @@ import pytest
 
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError, ConfigError, QuestError, TrainingError
-from questlm.training import RunFolder, Trainer, resume, start, train
+from questlm.training import RunFolder, Trainer, new_folder, resume, start, train
 from questlm.training import run as run_module
+from questlm.training.new_folder import begin_folder
 from questlm.training.origin import Origin
 
 
@@ -101,7 +102,7 @@ def test_of_two_starts_in_one_folder_the_second_hears_of_the_first(
             """The other process makes the folder while this one prepares its data."""
             if not trained:
                 trained.append(run)
-                other.enter_context(RunFolder(run).begun(tiny, None, Origin.here(run, None)))
+                other.enter_context(begin_folder(RunFolder(run), tiny, None, Origin.here(run, None)))
                 if quicker == "saved":
                     (run / "checkpoints" / "step-00000004").mkdir()
                 if quicker != "still-there":
@@ -129,13 +130,13 @@ def test_a_folder_that_appears_in_the_last_moment_is_not_called_a_full_disk(
 
     def begun(folder: RunFolder) -> Any:
         monkeypatch.undo()
-        return folder.begun(tiny, None, Origin.here(run, None))
+        return begin_folder(folder, tiny, None, Origin.here(run, None))
 
     with ExitStack() as other:
-        monkeypatch.setattr(RunFolder, "_remove_unsaved", quicker)
+        monkeypatch.setattr(new_folder, "_remove_unsaved", quicker)
         with (
             pytest.raises(CheckpointError, match="another process is training in"),
-            RunFolder(run).begun(tiny, None, Origin.here(run, None)),
+            begin_folder(RunFolder(run), tiny, None, Origin.here(run, None)),
         ):
             pass
     assert run.is_dir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from questlm.diagnostics.plots import _weight_bound
+from questlm.diagnostics.pictures.normality import _weight_bound
 
 
 @pytest.mark.parametrize("rotates", [True, False])

@@ -59,9 +59,12 @@ def plan(
 
         quest plan --latency 5ms --bandwidth 50GB --tokens 100B --from-fit law.json
     """
+    from questlm.config import to_yaml
+    from questlm.files import atomic_write
     from questlm.look import check_picture
     from questlm.scaling.hardware import find_gpu
     from questlm.scaling.plan import Limits, make_plan, matching, plannable
+    from questlm.scaling.plan_config import run_config
 
     if picture is not None:
         check_picture(picture)
@@ -87,7 +90,7 @@ def plan(
         fit, limits, matching(plannable(fit), [name.strip() for name in only.split(",")]) if only is not None else None
     )
     if out is not None:
-        _write_config(made.best, limits, out)
+        atomic_write(out, to_yaml(run_config(made.best, limits)))
     if picture is not None:
         from questlm.scaling.plan_picture import draw_plan
 
@@ -112,32 +115,6 @@ def _positive(value: float | None, option: str) -> float | None:
 
 def _bandwidth(text: str | None, of_gpu: float | None) -> float | None:
     return parse_bytes(text.lower().removesuffix("/s"), "--bandwidth") if text is not None else of_gpu
-
-
-def _write_config(best: Choice, limits: Limits, path: Path) -> None:
-    from questlm.config import load_config, to_yaml
-    from questlm.files import atomic_write
-
-    atomic_write(path, to_yaml(load_config(flags=_settings(best, limits))))
-
-
-def _settings(best: Choice, limits: Limits) -> dict[str, Any]:
-    from questlm.scaling.shapes import training_settings
-
-    model, quant = best.model, best.quant
-    return {
-        "model": {
-            "layers": model.layers, "hidden": model.hidden, "heads": model.heads, "mlp_hidden": model.mlp_hidden,
-            "tied_head": model.tied_head,
-        },
-        "quant": {
-            "method": quant.method, "weight_bits": quant.weight_bits, "act_bits": quant.act_bits,
-            "format": quant.format, "embeddings": quant.embeddings,
-        },
-        "data": {"vocab_size": limits.vocab_size},
-        "train": training_settings(model.block_parameters),
-        "budget": {"tokens": round(best.tokens)},
-    }  # fmt: skip
 
 
 def _as_json(choice: Choice) -> dict[str, Any]:

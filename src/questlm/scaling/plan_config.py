@@ -1,0 +1,28 @@
+"""The settings by which `questlm.train` trains what a plan has chosen."""
+
+from __future__ import annotations
+
+from questlm.config import RunConfig, load_config
+from questlm.scaling.plan import Choice, Limits
+from questlm.scaling.shapes import training_settings
+
+__all__ = ["run_config"]
+
+
+def run_config(choice: Choice, limits: Limits) -> RunConfig:
+    """Settings of a run that trains `choice`, made under `limits`; only the text to train on is left to give."""
+    model, quant = choice.model, choice.quant
+    settings = {
+        "model": {
+            "layers": model.layers, "hidden": model.hidden, "heads": model.heads, "mlp_hidden": model.mlp_hidden,
+            "tied_head": model.tied_head,
+        },
+        "quant": {
+            "method": quant.method, "weight_bits": quant.weight_bits, "act_bits": quant.act_bits,
+            "format": quant.format, "embeddings": quant.embeddings,
+        },
+        "data": {"vocab_size": limits.vocab_size},
+        "train": training_settings(model.block_parameters),
+        "budget": {"tokens": round(choice.tokens)},
+    }  # fmt: skip
+    return load_config(flags=settings)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from markupsafe import Markup
+
 from questlm.look import LIGHT
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def png_file(drawing: Drawing) -> bytes:
     return buffer.getvalue()
 
 
-def inline_svg(svg: bytes, name: str, label: str, tips: Mapping[str, Sequence[str]]) -> str:
+def inline_svg(svg: bytes, name: str, label: str, tips: Mapping[str, Sequence[str]]) -> Markup:
     """The `<svg>` element of a file from `svg_file`, for an HTML page.
 
     Args:
@@ -102,7 +104,7 @@ def inline_svg(svg: bytes, name: str, label: str, tips: Mapping[str, Sequence[st
     root.set("style", f"max-width:{width * 4 / 3:.0f}px")  # never larger than drawn: text keeps its size
     root.set("role", "img")
     root.set("aria-labelledby", label)
-    return ElementTree.tostring(root, encoding="unicode")
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _add_tips(group: ElementTree.Element, texts: Sequence[str]) -> None:

@@ -13,17 +13,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from html import escape
-from urllib.parse import quote
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from questlm import __version__
 from questlm.readable import count_text, duration_text
 from questlm.report.drawing import Picture
 from questlm.report.gather import Entry, Gathered, clean
 from questlm.report.pictures.shared import plural
-from questlm.report.statistics import cells
+from questlm.report.statistics import Cell, cells
 from questlm.report.stylesheet import SCRIPT, STYLESHEET
-from questlm.report.tables import law_table, method_tables, runs_table
+from questlm.report.tables import law_rows, method_tables, runs_table
 from questlm.scaling import LawFit
 from questlm.scaling.looks import Look
 
@@ -44,8 +46,8 @@ class Drawn:
     """A picture as the page shows it: inline SVG, wide and (or '') narrow, and the names of its files."""
 
     picture: Picture
-    wide: str
-    narrow: str = ""
+    wide: Markup
+    narrow: Markup = field(default_factory=Markup)
     files: Sequence[str] = field(default_factory=tuple)
 
 
@@ -66,43 +68,52 @@ def page(
     """
     diagnostics = [part for name, part in drawn.items() if name.startswith("diagnostics-")]
     sections = {
-        "summary": ("Summary", _summary(gathered, looks) + _notes(notes)),
-        "curves": ("Loss during training", _figure(drawn, "curves", folder, "No run recorded a curve of its loss.")),
-        "frontier": ("Loss over model size", _figure(drawn, "frontier", folder, _TOO_FEW)),
-        "scaling-law": ("The scaling law", _law(law, drawn, looks, folder)),
-        "methods": ("Methods and sizes", _methods(gathered, looks)),
-        "diagnostics": ("Diagnostics", "".join(_one_figure(part, folder, heading=True) for part in diagnostics)),
-        "runs": ("Runs", runs_table(gathered.entries, looks)),
+        "summary": "Summary",
+        "curves": "Loss during training",
+        "frontier": "Loss over model size",
+        "scaling-law": "The scaling law",
+        "methods": "Methods and sizes",
+        "diagnostics": "Diagnostics",
+        "runs": "Runs",
     }
-    shown = {name: section for name, section in sections.items() if section[1]}
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in shown.items())
-    body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
-        for name, (title, content) in shown.items()
-    )
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    title = f"Report on {plural(len(gathered.entries), 'run')}"
+    results = cells(gathered.entries)
+    fit = law.fit
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="generator" content="questlm {__version__}"><title>{title}</title>'
-        f"<style>{STYLESHEET}</style></head><body>"
-        f"<header><div><div><h1>{title}</h1><p>Written {now} by questlm {__version__}</p></div>"
-        f'<button id="theme" type="button" hidden>Theme</button></div></header>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav><main>{body}</main>'
-        f"<footer><p>Losses are validation losses in nats a token. Groups are method/wXaY/format: bits of weights and "
-        f"activations, and the grid of the weights; N counts the parameters outside embedding and head.</p></footer>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    return _template().render(
+        title=f"Report on {plural(len(gathered.entries), 'run')}",
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
+        stylesheet=Markup(STYLESHEET),
+        script=Markup(SCRIPT),
+        sections={name: text for name, text in sections.items() if name != "diagnostics" or diagnostics},
+        drawn=drawn,
+        diagnostics=diagnostics,
+        looks=looks,
+        folder=folder,
+        facts=_facts(gathered),
+        remarks=notes,
+        law=law,
+        law_runs="" if fit is None else plural(fit.n_runs, "run"),
+        law_rms="" if fit is None else f"{100 * fit.rms_log_residual:.2f}",
+        law_warnings=[] if fit is None else [clean(warning, 400) for warning in fit.warnings],
+        law_rows=[] if fit is None else law_rows(fit, looks),
+        methods_text=_methods_text(results),
+        method_tables=method_tables(results, looks),
+        runs=runs_table(gathered.entries),
     )
 
 
-_TOO_FEW = "There are fewer than two finished runs, so there is nothing to compare."
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("questlm.report"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template("page.html")
 
 
-def _summary(gathered: Gathered, looks: Mapping[str, Look]) -> str:
+def _facts(gathered: Gathered) -> list[tuple[str, str, str]]:
+    """(name, value, more about it) of each fact of the summary."""
     entries, finished = gathered.entries, gathered.finished
     sizes = sorted({entry.run.parameters for entry in entries})
     span = " to ".join(dict.fromkeys((count_text(sizes[0]), count_text(sizes[-1]))))
@@ -121,11 +132,7 @@ def _summary(gathered: Gathered, looks: Mapping[str, Look]) -> str:
     seconds = sum(entry.seconds or 0 for entry in entries)
     if seconds:
         facts.append(("training time", duration_text(seconds), _devices(entries)))
-    cards = "".join(
-        f"<div><dt>{name}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
-        for name, value, more in facts
-    )
-    return f'<dl class="facts">{cards}</dl>'
+    return facts
 
 
 def _devices(entries: Sequence[Entry]) -> str:
@@ -133,53 +140,9 @@ def _devices(entries: Sequence[Entry]) -> str:
     return ", ".join(devices[:2]) + (f" and {len(devices) - 2} more" if len(devices) > 2 else "")
 
 
-def _notes(notes: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<div class="notes" role="note"><strong>To be noted</strong><ul>{items}</ul></div>' if notes else ""
-
-
-def _figure(drawn: Mapping[str, Drawn], name: str, folder: str, otherwise: str) -> str:
-    return _one_figure(drawn[name], folder) if name in drawn else f"<p>{otherwise}</p>"
-
-
-def _one_figure(part: Drawn, folder: str, heading: bool = False) -> str:
-    picture = part.picture
-    links = ", ".join(
-        f'<a href="{quote(f"{folder}/{file}")}" download>{file.rpartition(".")[2].upper()}</a>' for file in part.files
-    )
-    title = f'<h3 id="{picture.name}-title">{escape(picture.title)}</h3>' if heading else ""
-    kind = "wide" if part.narrow else "sideways"
-    wide = f'<div class="{kind}"{"" if part.narrow else _FOCUSABLE.format(escape(picture.title))}>{part.wide}</div>'
-    narrow = f'<div class="narrow">{part.narrow}</div>' if part.narrow else ""
-    caption = f'<span>{escape(picture.caption)}</span><span class="files">Files beside this page: {links}</span>'
-    return f"<figure>{title}{wide}{narrow}<figcaption>{caption}</figcaption></figure>"
-
-
-_FOCUSABLE = ' tabindex="0" role="region" aria-label="{}"'
-
-
-def _law(law: Law, drawn: Mapping[str, Drawn], looks: Mapping[str, Look], folder: str) -> str:
-    fit = law.fit
-    if fit is None:
-        return f"<p>No law was fitted: {escape(law.reason)}.</p>"
-    source = f"Read from {escape(law.file)}" if law.file else "Fitted to the finished runs of this report"
-    text = (
-        f'<p class="law"><var>L</var>(<var>N</var>, <var>D</var>, <var>P</var>) = <var>A</var> / (<var>N</var> '
-        f"eff(<var>P</var>))<sup><var>α</var></sup> + <var>B</var> / <var>D</var><sup><var>β</var></sup> + "
-        f"<var>E</var></p><p>{source}: {plural(fit.n_runs, 'run')}, root mean square of the log residuals "
-        f"{100 * fit.rms_log_residual:.2f} %. eff(P) says how many parameters of BF16 one of the group is worth.</p>"
-    )
-    text += _notes([clean(warning, 400) for warning in fit.warnings])
-    for name in ("efficiency", "law"):
-        if name in drawn:
-            text += _one_figure(drawn[name], folder, heading=True)
-    return text + law_table(fit, looks)
-
-
-def _methods(gathered: Gathered, looks: Mapping[str, Look]) -> str:
-    results = cells(gathered.entries)
+def _methods_text(results: Sequence[Cell]) -> str:
     if not results:
-        return "<p>No run is finished, so there is nothing to compare.</p>"
+        return "No run is finished, so there is nothing to compare."
     repeated = [cell for cell in results if cell.spread is not None]
     text = "Final validation loss by group (rows) and size (columns); the lowest of each size is bold. "
     if repeated:
@@ -193,4 +156,4 @@ def _methods(gathered: Gathered, looks: Mapping[str, Look]) -> str:
         text += "A single seed has no interval: differences about as large as that between seeds mean nothing. "
     if any(cell.runs > len(cell.losses) for cell in results):
         text += "Repeated runs of one seed count once, by their mean: they are no sample of seeds. "
-    return f"<p>{escape(text)}</p>" + method_tables(results, looks)
+    return text.strip()

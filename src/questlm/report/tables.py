@@ -1,93 +1,117 @@
-"""The tables of the page, as HTML. Every text is escaped here."""
+"""What the tables of the page say; `templates/parts.html` lays them out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from questlm.readable import bytes_text, count_text, duration_text
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import plural, value_text
 from questlm.report.statistics import Cell, differing, ratio_text, settings_text
 from questlm.scaling import LawFit
-from questlm.scaling.looks import Look
 
-__all__ = ["law_table", "method_tables", "runs_table"]
+__all__ = ["LawRow", "MethodTable", "RunsTable", "law_rows", "method_tables", "runs_table"]
 
-_ABSENT = '<span class="absent">–</span>'
+_ALWAYS = ("run", "group", "N", "tokens", "seed", "loss")
+TEXT_COLUMNS = ("device", "written", "settings")
+"""Columns of the table of runs that hold words."""
+_SYMBOLS = {"alpha": "α", "A": "A", "beta": "β", "B": "B", "E": "E"}
 
-
-def _scrolling(table: str, label: str) -> str:
-    """A table that scrolls sideways on narrow screens, by keyboard too."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{table}</div>'
-
-
-def _swatch(group: str, looks: Mapping[str, Look]) -> str:
-    """A group's name behind a spot of its colour."""
-    look = looks.get(group)
-    role = look.role if look else "muted"
-    return f'<span class="name"><span class="swatch" style="background:var(--{role})"></span>{escape(group)}</span>'
+_Column = tuple[str, Callable[[Entry], str]]
 
 
-def method_tables(cells: Sequence[Cell], looks: Mapping[str, Look]) -> str:
-    """One table a budget of tokens: groups by sizes; mean loss, half of its 95 % interval, seeds."""
-    return "".join(
-        _method_table(ratio, [cell for cell in cells if cell.ratio == ratio], looks)
+@dataclass(frozen=True)
+class Loss:
+    """A loss in a table: whether it is the lowest of its column, and how far it can be trusted."""
+
+    mean: str
+    best: bool
+    details: str
+
+
+@dataclass(frozen=True)
+class MethodTable:
+    """Groups by sizes at one budget of tokens; a cell has one loss for each variant of settings."""
+
+    title: str
+    sizes: list[str]
+    rows: list[tuple[str, list[list[Loss]]]]
+
+
+@dataclass(frozen=True)
+class LawRow:
+    """A parameter of the law (its `symbol`) or the efficiency of a `group`, with its interval."""
+
+    symbol: str
+    group: str
+    value: str
+    interval: str
+    runs: str
+
+
+@dataclass(frozen=True)
+class RunsTable:
+    """Every run.
+
+    Attributes:
+        common: what is the same of all runs, in words.
+        titles: of the columns.
+        rows: whether the run is finished, and (title, text) of each cell.
+        texts: titles of columns that hold words.
+    """
+
+    common: str
+    titles: list[str]
+    rows: list[tuple[bool, list[tuple[str, str]]]]
+    texts: tuple[str, ...] = TEXT_COLUMNS
+
+
+def method_tables(cells: Sequence[Cell], groups: Iterable[str]) -> list[MethodTable]:
+    """One table a budget of tokens; `groups` in the order of their rows."""
+    order = list(groups)
+    return [
+        _method_table(ratio, [cell for cell in cells if cell.ratio == ratio], order)
         for ratio in sorted({cell.ratio for cell in cells})
-    )
+    ]
 
 
-def _method_table(ratio: float, cells: Sequence[Cell], looks: Mapping[str, Look]) -> str:
+def _method_table(ratio: float, cells: Sequence[Cell], groups: Sequence[str]) -> MethodTable:
     sizes = sorted({cell.parameters for cell in cells})
     best = {size: min(cell.mean for cell in cells if cell.parameters == size) for size in sizes}
-    title = f"{ratio_text(ratio)} tokens per parameter"
-    head = "".join(f'<th scope="col">{count_text(size)}</th>' for size in sizes)
-    body = ""
-    for group in (group for group in looks if any(cell.group == group for cell in cells)):
-        body += f'<tr><th scope="row">{_swatch(group, looks)}</th>'
-        for size in sizes:
-            found = [cell for cell in cells if (cell.group, cell.parameters) == (group, size)]
-            body += f"<td>{''.join(_loss(cell, cell.mean == best[size]) for cell in found) or _ABSENT}</td>"
-        body += "</tr>"
-    caption = f"<caption>{title}</caption>"
-    table = f'<table>{caption}<thead><tr><th scope="col">group</th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return _scrolling(table, f"Losses at {title}")
+    rows = [
+        (
+            group,
+            [
+                [_loss(c, c.mean == best[size]) for c in cells if (c.group, c.parameters) == (group, size)]
+                for size in sizes
+            ],
+        )
+        for group in groups
+        if any(cell.group == group for cell in cells)
+    ]
+    return MethodTable(f"{ratio_text(ratio)} tokens per parameter", [count_text(size) for size in sizes], rows)
 
 
-def _loss(cell: Cell, best: bool) -> str:
-    """One line a variant of settings: the mean, and where there are seeds how far it can be trusted."""
-    mean = f"{cell.mean:.3f}"
+def _loss(cell: Cell, best: bool) -> Loss:
     details = [cell.variant] if cell.variant else []
     if cell.spread is not None and cell.half_width is not None:
         details += [f"± {cell.half_width:.3f}", f"{len(cell.losses)} seeds", f"s.d. {cell.spread:.4f}"]
     if cell.runs > len(cell.losses):
         details.append(f"{cell.runs} runs, {plural(len(cell.losses), 'seed')}")
-    small = f"<small>{escape(', '.join(details))}</small>" if details else ""
-    return f"<div>{f'<strong>{mean}</strong>' if best else mean}{small}</div>"
+    return Loss(f"{cell.mean:.3f}", best, ", ".join(details))
 
 
-def law_table(fit: LawFit, looks: Mapping[str, Look]) -> str:
-    """The law's parameters and efficiencies with their intervals."""
-    rows = [(f"<var>{name}</var>", fit.intervals[key], fit.n_runs) for key, name in _SYMBOLS.items()]
-    groups = sorted(fit.eff, key=lambda group: list(looks).index(group) if group in looks else len(looks))
-    rows += [(_swatch(group, looks), fit.eff[group], fit.groups[group]) for group in groups]
-    body = ""
-    for name, estimate, count in rows:
-        interval = f"{value_text(estimate.low)} to {value_text(estimate.high)}"
-        cells = "".join(f"<td>{text}</td>" for text in (value_text(estimate.value), interval, f"{count:,}"))
-        body += f'<tr><th scope="row">{name}</th>{cells}</tr>'
-    caption = "<caption>Parameters of the law, and eff of each group</caption>"
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("parameter", "value", "95 % interval", "runs"))
-    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return _scrolling(table, "Parameters of the law")
-
-
-_ALWAYS = ("run", "group", "N", "tokens", "seed", "loss")
-_TEXTS = ("device", "written", "settings")
-_TEXT = ' class="text"'
-_SYMBOLS = {"alpha": "α", "A": "A", "beta": "β", "B": "B", "E": "E"}
-
-_Column = tuple[str, Callable[[Entry], str]]
+def law_rows(fit: LawFit, groups: Iterable[str]) -> list[LawRow]:
+    """The law's parameters, then the efficiencies, with their intervals; `groups` in the order of their rows."""
+    order = list(groups)
+    fitted = sorted(fit.eff, key=lambda group: order.index(group) if group in order else len(order))
+    rows = [(name, "", fit.intervals[key], fit.n_runs) for key, name in _SYMBOLS.items()]
+    rows += [("", group, fit.eff[group], fit.groups[group]) for group in fitted]
+    return [
+        LawRow(symbol, group, value_text(e.value), f"{value_text(e.low)} to {value_text(e.high)}", f"{count:,}")
+        for symbol, group, e, count in rows
+    ]
 
 
 def _runs_columns(entries: Sequence[Entry]) -> list[_Column]:
@@ -110,35 +134,18 @@ def _runs_columns(entries: Sequence[Entry]) -> list[_Column]:
     ]
 
 
-def runs_table(entries: Sequence[Entry], looks: Mapping[str, Look]) -> str:
+def runs_table(entries: Sequence[Entry]) -> RunsTable:
     """Every run; what is the same of all is said once, above."""
     columns = [(title, [text(entry) for entry in entries]) for title, text in _runs_columns(entries)]
     common = [
         (title, texts[0]) for title, texts in columns if len(set(texts)) == 1 < len(entries) and title not in _ALWAYS
     ]
     columns = [column for column in columns if (column[0], column[1][0]) not in common]
-    said = "; ".join(f"{title} {escape(text)}" for title, text in common if text)
-    head = "".join(
-        f'<th scope="col"{_TEXT if title in ("group", *_TEXTS) else ""}>{title}</th>' for title, _ in columns
+    return RunsTable(
+        common="; ".join(f"{title} {text}" for title, text in common if text),
+        titles=[title for title, _ in columns],
+        rows=[(e.finished, [(title, texts[number]) for title, texts in columns]) for number, e in enumerate(entries)],
     )
-    body = ""
-    for number, entry in enumerate(entries):
-        body += "<tr>" if entry.finished else '<tr class="unfinished">'
-        for title, texts in columns:
-            body += _cell(title, texts[number], entry, looks)
-        body += "</tr>"
-    table = f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    note = f"<p>Of all runs: {said}.</p>" if said else ""
-    return note + _scrolling(table, "All runs")
-
-
-def _cell(title: str, text: str, entry: Entry, looks: Mapping[str, Look]) -> str:
-    if title == "run":
-        return f'<th scope="row">{escape(text)}{"" if entry.finished else " <small>unfinished</small>"}</th>'
-    if title == "group":
-        return f'<td class="group">{_swatch(text, looks)}</td>'
-    kind = ' class="text"' if title in _TEXTS else ""
-    return f"<td{kind}>{escape(text) or _ABSENT}</td>"
 
 
 def _tokens(entry: Entry) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
+
 from questlm.errors import ConfigError, QuestError
 from questlm.files import atomic_write, remove_leftovers
 from questlm.look import require_matplotlib, style
@@ -135,7 +137,7 @@ def _draw_one(picture: Picture) -> tuple[Drawn, dict[str, bytes]]:
     name, wide = picture.name, picture.draw(False)
     svg = svg_file(wide, name)
     files = {f"{name}.svg": svg, f"{name}.png": png_file(wide), f"{name}.csv": _csv(picture.columns, picture.rows)}
-    label, narrow = f"{name}-title", ""
+    label, narrow = f"{name}-title", Markup("")
     if picture.narrows:
         drawing = picture.draw(True)
         narrow = inline_svg(svg_file(drawing, name), f"{name}-narrow", label, drawing.tips)

@@ -5,6 +5,11 @@ and renamed over it; a folder is filled under a temporary name and renamed into 
 killed writers left beside its target. A writer locks its temporary file or folder, and the system drops the lock when
 the writer's process ends, so what other processes are writing is never taken for a leftover.
 
+Locks are `flock` on POSIX systems; elsewhere, and on file systems without it, nothing is locked. The package filelock
+would not do: it locks files only, and temporary folders are locked here themselves; where there is no flock, it falls
+back to a lock by existence, which outlives a killed process; and on Windows a run folder, whose lock is taken before
+the folder gets its name, could not be renamed while a file in it is open.
+
 `seal` adds a `MANIFEST.json` with the size and SHA-256 of every file and a digest of the manifest itself, so that
 `verify` finds any flipped bit, in the manifest too, before a byte of the content is trusted.
 """

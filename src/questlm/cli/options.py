@@ -55,6 +55,7 @@ def parse_bytes(text: str, option: str) -> float:
     Raises:
         ConfigError: not such a number, or not above zero.
     """
+    # Not pydantic.ByteSize, which reads "1,000,000" as 1 byte and "16MB!!" as 16 MB.
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]*)?(?:e[0-9]{1,2})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     power = "kmgt".find(match.group(2)) + 1 if match and match.group(2) else 0
     value = float(re.sub("[_,]", "", match.group(1))) * (1024 if match.group(3) else 1000) ** power if match else 0.0

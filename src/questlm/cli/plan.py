@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from questlm.cli.options import parse_bytes, parse_count, parse_seconds
+from questlm.cli.options import Plugins, load_plugins, parse_bytes, parse_count, parse_seconds
 from questlm.errors import ConfigError, quoted
 from questlm.readable import bytes_text, count_text
 from questlm.terminal import cell, command_text, say
@@ -46,6 +46,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Write the best as a config for `quest train`.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw how the answer moves: .svg, .png or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Say which model to train: size, bits, expected loss with its interval, the runners-up, how the answer moves.
 
@@ -66,6 +67,7 @@ def plan(
     from questlm.scaling.plan import Limits, make_plan, matching, plannable
     from questlm.scaling.plan_config import run_config
 
+    load_plugins(plugin)
     if picture is not None:
         check_picture(picture)
     if embeddings not in _EMBEDDINGS:

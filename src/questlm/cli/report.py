@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from questlm.cli.options import Plugins, load_plugins
 from questlm.terminal import say
 
 __all__ = ["report"]
@@ -18,6 +19,7 @@ def report(
         "report.html"
     ),
     fit: Annotated[Path | None, typer.Option(help="A law saved by `quest fit`, instead of one fitted here.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Write one self-contained page about runs: curves, loss over megabytes, the fitted law, methods, settings.
 
@@ -33,6 +35,7 @@ def report(
     """
     from questlm.report import write_report
 
+    load_plugins(plugin)
     written = write_report(runs, out, fit)
     for note in written.notes:
         say(f"quest: note: {note}", err=True)

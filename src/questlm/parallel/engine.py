@@ -71,7 +71,7 @@ def _replicate(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block of `model.layers` by itself, in place, and the loss behind them; before sharding."""
+    """Compile the blocks, the embedding and `head_loss`, each by itself, in place. Call it before sharding."""
     layers = model.layers
     assert isinstance(layers, nn.ModuleList)
     for block in layers:

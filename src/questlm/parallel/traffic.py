@@ -1,8 +1,8 @@
-"""Bytes that one training step moves between processes, as the weights go as codes or plainly.
+"""Measure the bytes that one training step communicates, with the quantised all-gather and without.
 
     torchrun --nproc-per-node 2 -m questlm.parallel.traffic --preset nano --bits 4
 
-Counted is what each process puts into collectives, as torch hands it to the network; on the CPU, where it is the same.
+Counts the tensors that each process puts into collectives. It runs on the CPU, where these are the same as on a GPU.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class _Counting(TorchDispatchMode):
 
 @contextmanager
 def counted_traffic() -> Iterator[Counter[str]]:
-    """Count what this process puts into collectives inside the block: bytes by kind."""
+    """Count the bytes that this process puts into collectives inside the block, by kind of collective."""
     with _Counting() as counting:
         yield counting.bytes
 
 
 def step_traffic(model: nn.Module, share: Callable[[nn.Module], nn.Module], ids: Tensor) -> Counter[str]:
-    """Bytes by kind that a forward and a backward pass of `model`, shared by `share`, move; ids are (batch, tokens)."""
+    """Bytes, by kind, that a forward and a backward pass of `share(model)` communicate; ids are (batch, tokens)."""
     module = share(model)
     with counted_traffic() as sent, weight_cache(model, "fsdp"):
         module(ids).float().square().mean().backward()
     return sent
 
 
-def plainly(policy: MixedPrecisionPolicy) -> Callable[[nn.Module], nn.Module]:
-    """FSDP2 as it is, each block by itself."""
+def shard_plainly(policy: MixedPrecisionPolicy) -> Callable[[nn.Module], nn.Module]:
+    """A function that shards a model with FSDP2 alone, block by block, without the quantised all-gather."""
 
     def share(model: nn.Module) -> nn.Module:
         assert isinstance(model, Llama)
@@ -83,8 +83,8 @@ def _main() -> None:
     cpu = torch.device("cpu")
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     rows: dict[str, tuple[QuantSpec, Callable[[nn.Module], nn.Module]]] = {
-        "FSDP2, float32": (off, plainly(MixedPrecisionPolicy())),
-        "FSDP2, bf16": (off, plainly(half)),
+        "FSDP2, float32": (off, shard_plainly(MixedPrecisionPolicy())),
+        "FSDP2, bf16": (off, shard_plainly(half)),
         f"codes of {given.bits} bits": (on, lambda model: distribute(model, "fsdp", cpu)),
     }
     with connect(Processes.from_environment(), cpu, 60) as processes:

@@ -1,4 +1,4 @@
-"""What a sweep still has to do, as commands for another machine: lines for a shell, or a SLURM array script."""
+"""Commands for the unfinished runs of a sweep, to run elsewhere: shell lines, or a SLURM array script."""
 
 from __future__ import annotations
 

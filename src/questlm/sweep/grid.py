@@ -31,12 +31,12 @@ class Widths(Section):
 
     @property
     def quantizes(self) -> bool:
-        """Whether anything is quantised; what is not has no method."""
+        """Whether weights or activations are quantised; without that a run has no method."""
         return (self.weight, self.act) != (16, 16)
 
 
 class SweepGrid(Section):
-    """What a sweep varies; every combination is one run. Runs of 16 bits are made once, not once a method."""
+    """What a sweep varies: each combination is one run. Without quantisation there is one run for all methods."""
 
     sizes: tuple[str, ...] = Field(min_length=1, description="names of presets")
     methods: tuple[str, ...] = Field(default=("quest",), min_length=1, description="see `quest methods`")
@@ -143,7 +143,7 @@ def _planned_run(
 
 
 def _require_varied(config: RunConfig, quant: Mapping[str, Any], budget: Budget, seed: int) -> None:
-    """Refuse a `set` that takes back what the grid varies: runs would not be what their names say."""
+    """Refuse a `set` that overrides what the grid varies, since runs would then not be what their names say."""
     kept = all(getattr(config.quant, name) == value for name, value in quant.items())
     if not kept or config.budget != budget or config.seed != seed or config.init_from is not None:
         raise ConfigError(
@@ -153,7 +153,7 @@ def _require_varied(config: RunConfig, quant: Mapping[str, Any], budget: Budget,
 
 
 def _require_buildable(config: RunConfig) -> None:
-    """Build the model without memory, which finds unknown methods and widths that a method does not have."""
+    """Build the model on the meta device, which finds unknown methods and bits that a method does not have."""
     vocabulary = config.model.vocab_size or config.data.vocab_size
     with torch.device("meta"):
         prepare(Llama(config.model.model_copy(update={"vocab_size": vocabulary})), config.quant)

@@ -94,7 +94,7 @@ class Sweep:
         self.items = [QueuedRun(planned) for planned in self.runs]
 
     def run(self, show: Callable[[Sweep], None]) -> None:
-        """Run all that is not finished, calling `show` several times a second.
+        """Train all runs that are not finished, and call `show` several times a second.
 
         Raises:
             ConfigError: another sweep is at work in the folder.
@@ -122,7 +122,7 @@ class Sweep:
         return [item for item in self.items if item.state == state]
 
     def seconds_left(self) -> float | None:
-        """Estimate for all runs that are left, or None before anything is known of their speed."""
+        """Estimated seconds until all runs are finished; None before the speed of any is known."""
         observed = [
             (item.planned, item.progress.tokens_per_second)
             for item in self.items
@@ -150,7 +150,7 @@ class Sweep:
                 self._launch(max(free, key=lambda item: work(item.planned)), slot)
 
     def _data_is_ready(self) -> bool:
-        """Whether some run has its tokens; until then the first makes them alone, for the others to find."""
+        """Whether some run has tokenised its data. Until then it runs alone; the others will read its cache."""
         return any(RunFolder(self.out / planned.name).config_file.exists() for planned in self.runs)
 
     def _launch(self, item: QueuedRun, slot: Slot) -> None:
@@ -190,7 +190,7 @@ class Sweep:
 
     @contextmanager
     def _ending_children(self) -> Iterator[None]:
-        """End what still runs when the block is left: SIGTERM, by which training saves; on a second signal, at once."""
+        """When the block is left, send SIGTERM to the runs, which save and end; a second signal kills them."""
         try:
             yield
         finally:

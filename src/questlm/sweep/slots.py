@@ -13,7 +13,7 @@ __all__ = ["Slot", "make_slots", "visible_gpus"]
 
 @dataclass(frozen=True)
 class Slot:
-    """One place: its name for people, and what a process there finds in its environment."""
+    """A place for one run: its name for people, and the environment variables of a process there."""
 
     name: str
     environment: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""How a sweep shows itself: a live table on a terminal, a line for every change of state in a log."""
+"""Showing a sweep: a live table on a terminal; in a log a line for each run that starts, ends or fails."""
 
 from __future__ import annotations
 

@@ -97,3 +97,11 @@ def test_an_optimizer_says_whether_its_step_can_be_recorded(
     monkeypatch.setattr(optimizer.parts[-1], "recordable", False)
     with pytest.raises(ConfigError, match="a step of the optimizer 'muon' cannot be recorded"):
         should_record(config.train, model, optimizer, [], "none", torch.device("cuda"))
+
+
+def test_a_step_with_a_teacher_is_not_recorded(tiny_settings: Settings) -> None:
+    config = _settings(tiny_settings, None, cuda_graphs="on", distill="teacher")
+    model = build_model(config)
+    recipes, optimizer = active_recipes(config.train, model), make_optimizer(model, config.train)
+    with pytest.raises(ConfigError, match="a teacher computes beside the model"):
+        should_record(config.train, model, optimizer, recipes, "none", torch.device("cuda"))

@@ -107,7 +107,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(weights, list(updates.unbind()))
 
     def _momenta(self, parameters: Sequence[Tensor], momentum: float) -> list[Tensor]:
-        """Update the momentum buffers; the gradients looked ahead by Nesterov's rule, in the dtype of the products."""
+        """Update the momentum buffers; returns the Nesterov updates u, in the dtype of the products."""
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)

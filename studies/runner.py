@@ -36,7 +36,8 @@ from typing import Any
 from questlm.config import RunConfig, load_config
 from questlm.config.load import merge
 from questlm.config.yaml_text import read_yaml
-from questlm.files import atomic_write, write_json
+from questlm.files import atomic_write
+from questlm.json_files import write_json
 
 LIKELY_SECONDS = 90.0  # of a run, until one has ended
 SETTINGS = {"train": {"checkpoint_every": 10**6, "log_every": 50}}

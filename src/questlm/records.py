@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, FailFast, Field, PlainValidator, TypeAdapter
 
 from questlm.errors import CheckpointError
-from questlm.files import read_json, validated, write_json
+from questlm.json_files import read_json, validated, write_json
 
 __all__ = [
     "PROGRESS_NAME",

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from questlm.config import RunConfig
-from questlm.files import atomic_write, canonical_json
+from questlm.files import atomic_write
+from questlm.json_files import canonical_json
 
 TOKENS = 300_000
 MODEL = {"layers": 3, "hidden": 128, "heads": 1}

@@ -29,9 +29,9 @@ from helpers.packed_models import IDS, SHAPE, specs, trained
 from questlm.artifact.format import FORMAT, VERSION, expected_tensors
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec, RopeScaling
 from questlm.export.pack import pack
-from questlm.files import seal
 from questlm.inference import PackedModel
 from questlm.ops import unpacking
+from questlm.sealed import seal
 
 PROMPT = IDS[0].tolist()
 NEW_TOKENS = 4

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.fuzzing.driver import Tally, build_samples, fuzz, replay
 from helpers.fuzzing.formats import FORMATS
-from questlm.files import write_json
+from questlm.json_files import write_json
 
 
 def main() -> int:

@@ -24,8 +24,9 @@ from questlm.artifact.read import load_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError
 from questlm.export.pack import pack
-from questlm.files import canonical_json, seal
+from questlm.json_files import canonical_json
 from questlm.models import Llama
+from questlm.sealed import seal
 
 CONFIG = ModelConfig(layers=1, hidden=16, heads=2, mlp_hidden=32, vocab_size=24)
 FILES = ("MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json")

@@ -21,7 +21,9 @@ import pytest
 from questlm.artifact.format import FORMAT, VERSION
 from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
-from questlm.files import canonical_json, seal, sha256_file
+from questlm.files import sha256_file
+from questlm.json_files import canonical_json
+from questlm.sealed import seal
 
 TRAIN = ("train", "--config", "tiny.yaml", "--out", "new")
 

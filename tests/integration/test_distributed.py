@@ -31,10 +31,10 @@ from questlm.config.schema import Budget
 from questlm.data import prepare
 from questlm.errors import CheckpointError
 from questlm.evaluation import evaluate
-from questlm.files import seal
 from questlm.models import Llama
 from questlm.parallel import engine
 from questlm.records import RunRecord
+from questlm.sealed import seal
 from questlm.training import RunFolder, load_run, resume, step, train, validation
 from questlm.training import start as start_module
 from questlm.training.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint

@@ -21,7 +21,7 @@ from questlm.artifact.read import load_artifact
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError
 from questlm.export.pack import pack
-from questlm.files import seal
+from questlm.sealed import seal
 
 SPECS = {
     "quest": QuantSpec(embeddings="int8"),

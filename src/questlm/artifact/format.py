@@ -3,7 +3,7 @@
     config.json        ArtifactConfig below: the model's shape, the format of every weight matrix, where it came from
     model.safetensors  `expected_tensors` below, and nothing else
     tokenizer.json     optional, of the tokenizers library
-    MANIFEST.json      size and SHA-256 of each file, and bytes by part (questlm.files)
+    MANIFEST.json      size and SHA-256 of each file, and bytes by part (questlm.sealed)
 
 Every matrix M (embedding, linear layers, head), (out, in), is stored in one of these ways, by `quantization_config`:
 

@@ -31,9 +31,10 @@ from questlm.artifact.format import (
 )
 from questlm.artifact.matrices import check_codes, matrix_tensors
 from questlm.errors import ArtifactError, quoted
-from questlm.files import MANIFEST_NAME, check_safetensors_header, read_json, verify
+from questlm.json_files import check_safetensors_header, read_json
 from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
+from questlm.sealed import MANIFEST_NAME, verify
 from questlm.terminal import command_text
 from questlm.vocabulary import parse_tokenizer, read_tokenizer_text, usual_end_of_text
 

@@ -22,7 +22,9 @@ from questlm.artifact.format import (
 )
 from questlm.artifact.read import Artifact, load_artifact
 from questlm.errors import ArtifactError, ConfigError
-from questlm.files import MANIFEST_NAME, atomic_folder, canonical_json, explain_failed_write, seal
+from questlm.files import atomic_folder, explain_failed_write
+from questlm.json_files import canonical_json
+from questlm.sealed import MANIFEST_NAME, seal
 
 __all__ = ["PackReport", "write_artifact"]
 

@@ -14,16 +14,9 @@ from pydantic import Field, TypeAdapter
 from questlm.config import DataConfig
 from questlm.data.shards import largest_id
 from questlm.errors import DataError
-from questlm.files import (
-    Manifest,
-    canonical_json,
-    read_json,
-    read_manifest,
-    sha256_file,
-    validated,
-    verify_files,
-    write_json,
-)
+from questlm.files import sha256_file
+from questlm.json_files import canonical_json, read_json, validated, write_json
+from questlm.sealed import Manifest, read_manifest, verify_files
 
 __all__ = [
     "COUNT",
@@ -108,7 +101,7 @@ def _of_file(fact: str, path: Path, cache: Path, compute: Callable[[], T], kind:
 
 
 def check_sealed(folder: Path, kind: str, version: int) -> Manifest:
-    """Check a sealed folder like `files.verify`, but quickly for any size, and return its manifest.
+    """Check a sealed folder like `sealed.verify`, but quickly for any size, and return its manifest.
 
     Checked are the manifest, every file's size, and the SHA-256 of files up to 32 MiB. A flipped bit inside a larger
     shard is not found: reading all of a 10 GB cache would delay every start by many seconds. Callers must read only the

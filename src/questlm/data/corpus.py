@@ -30,8 +30,10 @@ from questlm.data.stream import TokenStream
 from questlm.data.tokenise import Documents, end_of_tokens, tokenise
 from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_hash, tokenizer_size, train_tokenizer
 from questlm.errors import DataError, quoted
-from questlm.files import MANIFEST_NAME, atomic_folder, atomic_write, remove_folder, seal, validated
+from questlm.files import atomic_folder, atomic_write, remove_folder
+from questlm.json_files import validated
 from questlm.progress import progress
+from questlm.sealed import MANIFEST_NAME, seal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,8 +21,9 @@ from questlm.data.readers import (
     split_document,
 )
 from questlm.errors import DataError, MissingDependencyError, cleaned, quoted
-from questlm.files import MANIFEST_NAME, read_json
+from questlm.json_files import read_json
 from questlm.progress import progress
+from questlm.sealed import MANIFEST_NAME
 
 __all__ = ["Files", "Hub", "Shards", "Source", "locate", "resolve", "source_exists"]
 

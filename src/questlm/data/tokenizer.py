@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from questlm.errors import DataError, quoted
-from questlm.files import read_json
+from questlm.json_files import read_json
 from questlm.vocabulary import (
     END_OF_TEXT,
     END_OF_TEXT_NAMES,

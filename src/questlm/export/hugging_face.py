@@ -11,7 +11,8 @@ from questlm.artifact.dense import dense_state_dict
 from questlm.artifact.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME
 from questlm.artifact.read import Artifact
 from questlm.errors import ConfigError
-from questlm.files import atomic_folder, write_json
+from questlm.files import atomic_folder
+from questlm.json_files import write_json
 from questlm.models import names
 
 __all__ = ["to_hugging_face"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questlm.errors import ConfigError, DataError, nearest_name, quoted
-from questlm.files import read_json
+from questlm.json_files import read_json
 from questlm.scaling.runs import BASELINE
 
 __all__ = ["Gpu", "find_gpu"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from questlm.errors import ConfigError, DataError, nearest_name, quoted
-from questlm.files import read_json, write_json
+from questlm.json_files import read_json, write_json
 from questlm.scaling.runs import BASELINE
 from questlm.terminal import command_text
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError, DataError, nearest_name, quoted
-from questlm.files import read_json
+from questlm.json_files import read_json
 from questlm.records import RECORD_NAME, RunRecord
 
 __all__ = ["BASELINE", "Run", "bits_of", "published_runs", "read_runs", "run_of_record"]

@@ -16,7 +16,8 @@ from questlm.diagnostics import diagnose as measure
 from questlm.diagnostics.layers import Batch
 from questlm.diagnostics.pictures import draw
 from questlm.errors import CheckpointError, ConfigError, DataError
-from questlm.files import atomic_folder, write_json
+from questlm.files import atomic_folder
+from questlm.json_files import write_json
 from questlm.look import require_matplotlib
 from questlm.quant import find_method
 from questlm.records import package_versions

@@ -21,9 +21,10 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from questlm.errors import CheckpointError, quoted
-from questlm.files import atomic_folder, remove_folder, remove_leftovers, seal, verify
+from questlm.files import atomic_folder, remove_folder, remove_leftovers
 from questlm.parallel import Processes
 from questlm.parallel.storage import describe_tensors, load_tensors, save_shards
+from questlm.sealed import seal, verify
 from questlm.training.counters import STATE_NAME, CheckpointState, read_state
 
 __all__ = [

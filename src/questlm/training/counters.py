@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from questlm.errors import CheckpointError
-from questlm.files import canonical_json, read_json, validated
+from questlm.json_files import canonical_json, read_json, validated
 from questlm.records import Checks, Count, Number, Points, Text
 
 __all__ = ["STATE_NAME", "CheckpointState", "Counters", "read_state"]

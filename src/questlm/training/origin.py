@@ -9,7 +9,7 @@ from pathlib import Path
 from questlm.config import DATA_PATHS, DataConfig, RunConfig
 from questlm.data import locate, source_exists
 from questlm.errors import CheckpointError
-from questlm.files import canonical_json, read_json
+from questlm.json_files import canonical_json, read_json
 
 __all__ = ["ORIGIN_NAME", "Origin", "continued", "initial_located", "located"]
 

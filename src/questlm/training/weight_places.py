@@ -15,7 +15,7 @@ from torch import Tensor
 
 from questlm.config import ModelConfig
 from questlm.errors import CheckpointError, quoted
-from questlm.files import check_safetensors_header
+from questlm.json_files import check_safetensors_header
 from questlm.models import Llama
 
 __all__ = ["HEAD", "WeightPlace", "find_weights", "model_shapes", "read_weight", "require_weights"]

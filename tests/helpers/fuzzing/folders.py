@@ -9,7 +9,8 @@ import random
 import shutil
 from pathlib import Path
 
-from questlm.files import MANIFEST_NAME, canonical_json
+from questlm.json_files import canonical_json
+from questlm.sealed import MANIFEST_NAME
 
 __all__ = ["Folder", "reseal"]
 
@@ -80,7 +81,7 @@ class Folder:
 
 
 def reseal(folder: Path) -> None:
-    """Let the manifest of a sealed folder say what its files are now. As `questlm.files.seal`, but without syncing."""
+    """Let the manifest of a sealed folder say what its files are now. As `questlm.sealed.seal`, but without syncing."""
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
     del manifest["digest"]
     for name in manifest["files"]:

@@ -20,7 +20,8 @@ from questlm.data import PreparedData, TokenStream, corpus, load_tokenizer, prep
 from questlm.data.byte_count import count_bytes
 from questlm.data.shards import write_shards
 from questlm.errors import ConfigError, DataError
-from questlm.files import canonical_json, seal
+from questlm.json_files import canonical_json
+from questlm.sealed import seal
 
 MakeConfig = Callable[..., DataConfig]
 

@@ -13,7 +13,7 @@ from questlm.config import QuantSpec
 from questlm.diagnostics import diagnose, gradient_alignment
 from questlm.diagnostics.alignment import ESTIMATORS, _gradients, cosine
 from questlm.diagnostics.layers import Batch, block_of, capture_inputs, kind_of, layer_names, prepared
-from questlm.files import canonical_json
+from questlm.json_files import canonical_json
 from questlm.models import Llama
 
 

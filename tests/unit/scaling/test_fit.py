@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from questlm.errors import ConfigError, DataError
-from questlm.files import canonical_json
+from questlm.json_files import canonical_json
 from questlm.scaling import LawFit, Run, fit_law, published_runs
 from questlm.scaling.fit import DELTA
 from questlm.scaling.intervals import bootstrap_weights, profile_intervals, profile_rise, residual_scale

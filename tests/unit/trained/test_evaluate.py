@@ -14,9 +14,9 @@ import questlm
 from questlm.artifact.format import FORMAT, VERSION
 from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.errors import ArtifactError, ConfigError
-from questlm.files import seal
 from questlm.models import Llama
 from questlm.records import RunRecord
+from questlm.sealed import seal
 from questlm.training import load_run, train
 
 Settings = Callable[..., RunConfig]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError
-from questlm.files import seal
+from questlm.sealed import seal
 from questlm.training import load_run, resume, train
 from questlm.training.checkpoint import checkpoints_in, latest_checkpoint, verify_checkpoint
 from questlm.training.counters import STATE_NAME, CheckpointState, Counters, read_state

@@ -24,10 +24,10 @@ from questlm.data import prepare
 from questlm.errors import CheckpointError, ConfigError, DataError, QuestError
 from questlm.evaluation import evaluate
 from questlm.export.pack import pack
-from questlm.files import seal
 from questlm.models import Llama
 from questlm.models.names import hugging_face_config, to_hugging_face
 from questlm.records import RunRecord
+from questlm.sealed import seal
 from questlm.training import RunFolder, Trainer, load_run, resume, train
 from questlm.training.build import build_model
 from questlm.training.checkpoint import latest_checkpoint

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from questlm import ops
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError, ConfigError, TrainingError
-from questlm.files import seal
 from questlm.models import Llama
 from questlm.ops.triton import launch
 from questlm.quant import FakeQuantLinear
 from questlm.quant.layers.mode import Mode
 from questlm.records import RunRecord
+from questlm.sealed import seal
 from questlm.training import RunFolder, Trainer, checks, load_run, resume, train
 from questlm.training.checkpoint import latest_checkpoint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from questlm.errors import DataError, QuestError
-from questlm.files import read_json
+from questlm.json_files import read_json
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry, clean
 

@@ -20,9 +20,9 @@ from questlm.data import TokenStream
 from questlm.errors import ArtifactError
 from questlm.evaluation import evaluate
 from questlm.export.pack import pack
-from questlm.files import MANIFEST_NAME
 from questlm.inference.engine import PackedModel
 from questlm.models import Llama
+from questlm.sealed import MANIFEST_NAME
 
 __all__ = ["Artifacts", "Tensors", "redigest"]
 

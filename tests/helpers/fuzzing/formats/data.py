@@ -22,7 +22,7 @@ from questlm.data import PreparedData, prepare, tokenizer_size, train_tokenizer
 from questlm.data.readers import read_pieces
 from questlm.data.shards import open_shards, write_shards
 from questlm.data.tokenizer import load_tokenizer
-from questlm.files import MANIFEST_NAME
+from questlm.sealed import MANIFEST_NAME
 
 __all__ = ["DOCUMENTS", "Cache", "Shards", "Texts", "Tokenizers"]
 

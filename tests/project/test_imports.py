@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 
+import grimp
 import pytest
 
 import questlm
@@ -54,3 +57,19 @@ def test_every_package_lists_names_that_exist():
     for package in ("config", "ops", "quant", "models"):
         module = getattr(questlm, package)
         assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def circle(imports: Mapping[str, Iterable[str]]) -> list[str]:
+    """One circle of modules that import each other, or nothing."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as problem:
+        return list(problem.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("questlm", exclude_type_checking_imports=True)
+    assert len(graph.modules) > 200
+    assert circle({module: graph.find_modules_directly_imported_by(module) for module in graph.modules}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from questlm.config import GenerationOptions
+from questlm.readable import bytes_text
 from questlm.terminal import say, say_piece
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def generate(
     seed: Annotated[int | None, _flag("seed")] = _DEFAULT.seed,
     stop: Annotated[list[str] | None, _flag("stop")] = None,
     stop_at_end: Annotated[bool, _flag("stop_at_end")] = _DEFAULT.stop_at_end,
+    weights: Annotated[
+        Literal["auto", "packed"],
+        typer.Option(help="In memory: auto is the fastest here, packed takes no more than on disk."),
+    ] = "auto",
 ) -> None:
     """Continue a prompt, printing each piece of text as it comes, and on stderr how fast it came.
 
@@ -45,6 +50,8 @@ def generate(
         quest generate model/ --prompt 'def read(path):'
 
         quest generate model/ --prompt 'import os' --temperature 0 --max-tokens 50
+
+        quest generate model/ --prompt 'Once' --weights packed
 
         quest generate model/ --prompt 'Once' --top-p 0.9 --repetition-penalty 1.1 --stop 'The end'
     """
@@ -61,12 +68,13 @@ def generate(
         stop=tuple(stop or ()),
         stop_at_end=stop_at_end,
     )
-    stream = load(artifact).stream(prompt, options)
+    model = load(artifact, weights=weights)
+    stream = model.stream(prompt, options)
     say_piece(prompt)
     for piece in stream:
         say_piece(piece)
     say_piece("\n")
-    say(speed_text(stream), err=True)
+    say(f"{speed_text(stream)}; weights take {bytes_text(model.weight_bytes)} in memory", err=True)
 
 
 def speed_text(stream: TextStream) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
 __all__ = ["as_dtype", "autocast_dtype", "compute_dtype", "without_autocast"]
 
 
-def without_autocast(x: Tensor) -> torch.autocast:
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which products of tensors on `x`'s device keep the dtypes they are written in."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)  # there is no autocast for meta
+    if autocast_dtype(x) is None:
+        return nullcontext()  # entering autocast takes as long as a small product
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

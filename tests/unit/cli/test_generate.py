@@ -24,6 +24,9 @@ def test_flags_decide_the_text_and_the_speed_is_said_on_stderr(tmp_path: Path, t
     result = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags])
     assert result.stdout == f"x{text}\n"
     assert result.stderr.startswith("9 tokens; the first after ")
+    assert result.stderr.endswith(" in memory\n")
+    packed = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags, "--weights", "packed"])
+    assert packed.stdout == result.stdout
     stopped = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags, "--stop", text[2:4], "--stop", "none"])
     assert stopped.stdout == f"x{text[: text.index(text[2:4])]}\n"
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.allocated import peak_bytes
 from questlm import ops
 from questlm.ops import Grid, PackedFormat
 
@@ -26,25 +27,12 @@ def matrix(out: int, k: int, levels: int, group: int = 0) -> tuple[dict[str, Ten
     return tensors, PackedFormat(k, 16, grid, Grid(16, 0.336))
 
 
-def peak(run) -> int:
-    """Most bytes that `run` has allocated at one time, as torch's allocator tells."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes.sort(key=lambda event: event.start_ns())
-    held = most = 0
-    for change in changes:
-        held += change.nbytes()
-        most = max(most, held)
-    return most
-
-
 @pytest.mark.parametrize(("levels", "group"), [(2, 0), (3, 0), (8, 0), (16, 0), (256, 0), (16, 2)])
 def test_a_packed_weight_multiplies_within_a_few_mebibytes(levels: int, group: int) -> None:
     tensors, format = matrix(4096, 1024, levels, group)
     weight, x = ops.prepack(tensors, format, CPU, stay_packed=True), torch.randn(2, 1024)
     assert weight.nbytes == sum(tensor.nbytes for tensor in tensors.values())
-    most = peak(lambda: ops.packed_linear(x, weight))
+    most = peak_bytes(lambda: ops.packed_linear(x, weight))
     assert 0.25 * MIB < most < 4 * MIB  # unpacked it is 16 MiB
 
 
@@ -58,6 +46,6 @@ def test_what_is_laid_out_is_what_was_given_where_it_stays_packed() -> None:
 def test_an_unpacked_weight_is_made_without_a_second_copy(dtype: torch.dtype) -> None:
     tensors, format = matrix(4096, 1024, 16)
     size = 4096 * 1024 * dtype.itemsize
-    most = peak(lambda: ops.prepack(tensors, format, CPU, dtype))
+    most = peak_bytes(lambda: ops.prepack(tensors, format, CPU, dtype))
     assert size < most < size + 4 * MIB
     assert size < ops.prepack(tensors, format, CPU, dtype).nbytes < size + 2**16

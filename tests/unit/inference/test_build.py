@@ -1,0 +1,62 @@
+"""What a loaded model takes in memory, at rest and while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import questlm
+from helpers.allocated import peak_bytes
+from questlm.config import ModelConfig, QuantSpec
+from questlm.errors import ConfigError
+from questlm.export.pack import pack
+from questlm.models import Llama
+
+SHAPE = ModelConfig(layers=2, hidden=512, heads=4, mlp_hidden=1024, vocab_size=1024)
+PARAMETERS = SHAPE.parameters
+MIB = 2**20
+IDS = torch.arange(9)[None]
+
+
+@pytest.fixture(scope="module", params=[(1, "int8"), (4, "bf16")], ids=str)
+def folder(request, tmp_path_factory) -> Path:
+    bits, embeddings = request.param
+    spec = QuantSpec(weight_bits=bits, act_bits=bits, embeddings=embeddings)
+    path = tmp_path_factory.mktemp("packed") / "a"
+    pack(questlm.prepare(Llama(SHAPE).initialize(0), spec), path)
+    return path
+
+
+def test_a_packed_model_takes_its_packed_size_and_a_few_mebibytes(folder: Path) -> None:
+    model = questlm.load(folder, weights="packed")
+    stored = (folder / "model.safetensors").stat().st_size
+    assert 0.95 * stored < model.weight_bytes <= stored
+    assert peak_bytes(lambda: model.logits(IDS)) < 4 * MIB  # its weights are 22 MiB in float32
+
+
+def test_loading_holds_the_mapped_file_and_one_copy(folder: Path) -> None:
+    stored = (folder / "model.safetensors").stat().st_size
+    assert peak_bytes(lambda: questlm.load(folder, weights="packed")) < 2.1 * stored + MIB
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fastest_products_take_unpacked_weights(folder: Path, dtype: torch.dtype) -> None:
+    model = questlm.load(folder, dtype=dtype)
+    matrices = (PARAMETERS - SHAPE.vocab_size * SHAPE.hidden) * dtype.itemsize
+    embedding = SHAPE.vocab_size * SHAPE.hidden
+    assert matrices + embedding < model.weight_bytes < 1.02 * matrices + 2 * embedding + 2**16
+
+
+def test_a_tied_head_is_kept_once(tmp_path: Path) -> None:
+    shape = SHAPE.model_copy(update={"tied_head": True})
+    pack(questlm.prepare(Llama(shape).initialize(0), QuantSpec(embeddings="bf16")), tmp_path / "a")
+    model = questlm.load(tmp_path / "a", weights="packed")
+    assert model.weight_bytes <= (tmp_path / "a" / "model.safetensors").stat().st_size
+    assert torch.equal(model.logits(IDS), questlm.load(tmp_path / "a").logits(IDS))
+
+
+def test_another_way_to_keep_weights_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="weights = 'small'; there are: auto, packed"):
+        questlm.load(folder, weights="small")  # type: ignore[arg-type]

@@ -29,7 +29,6 @@ from questlm.errors import ArtifactError, ConfigError, quoted
 from questlm.models import Llama
 from questlm.ops.reference.storage import to_int8_rows
 from questlm.quant import (
-    BranchedLinear,
     FakeQuantLinear,
     StoredEmbedding,
     StoredLinear,
@@ -186,9 +185,8 @@ def _matrix_tensors(module: nn.Module, weight_format: WeightFormat) -> dict[str,
 def _quantized_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
     quantizes_weight = layer.weight_quantizer is not None
     tensors = operand_tensors(layer.quantized_weight()) if quantizes_weight else {"weight": layer.weight}
-    if isinstance(layer, BranchedLinear):
-        narrow = operand_tensors(layer.quantized_branches()[1])
-        tensors |= {f"narrow_{kind}": tensor for kind, tensor in narrow.items()}
+    if (narrow := layer.quantized_narrow_branch()) is not None:
+        tensors |= {f"narrow_{kind}": tensor for kind, tensor in operand_tensors(narrow).items()}
     act = layer.act_quantizer
     learned = {"act_step": act.step_per_scale(), "act_offset": act.offset()} if act is not None else {}
     tensors |= {kind: tensor for kind, tensor in learned.items() if tensor is not None}
@@ -203,9 +201,8 @@ def _check_codes(model: Llama, artifact: Artifact) -> None:
         if layer.weight_quantizer is not None:
             own = layer.quantized_weight()
             pairs.append((own, weight_operand(tensors, weight_format, own.data.shape[1])))
-        if isinstance(layer, BranchedLinear):
-            own = layer.quantized_branches()[1]
-            pairs.append((own, narrow_operand(tensors, weight_format, own.data.shape[1])))
+        if (narrow := layer.quantized_narrow_branch()) is not None:
+            pairs.append((narrow, narrow_operand(tensors, weight_format, narrow.data.shape[1])))
         for own, read in pairs:
             if not (_same(own.data, read.data) and _same(own.step, read.step) and _same(own.offset, read.offset)):
                 raise ArtifactError(f"the codes of {name} did not read back as they were written; nothing was kept")

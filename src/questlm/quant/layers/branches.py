@@ -103,6 +103,10 @@ class BranchedLinear(FakeQuantLinear):
         assert grid is not None  # the narrow branch is codes
         return replace(super().packed_format(), narrow=Narrow(self.axis, self.narrow, grid))
 
+    def quantized_narrow_branch(self) -> Operand:
+        """Return codes and step sizes of the 8-bit branch."""
+        return self.quantized_branches()[1]
+
     def rounded_weight(self) -> Tensor:
         """Return Q(W), (out, in), before the output scales; no gradient."""
         with torch.no_grad():

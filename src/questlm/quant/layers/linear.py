@@ -113,6 +113,10 @@ class FakeQuantLinear(nn.Linear):
         norm = None if self.input_norm is None else self.input_norm.eps
         return LayerFormat(self.block_size, weight, act, norm)
 
+    def quantized_narrow_branch(self) -> Operand | None:
+        """Return codes and step sizes of an 8-bit branch beside the weight, or None where the layer has no branches."""
+        return None
+
     def rounded_weight(self) -> Tensor:
         """Return Q(W), the weight after rounding, (out, in), rotated back; no gradient."""
         if self.weight_quantizer is None:

@@ -17,13 +17,13 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 Json = dict[str, Any]
 
-_DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "I8": np.dtype("i1")}
+_DTYPES = {"F32": "<f4", "BF16": "<u2", "U8": "u1", "I8": "i1"}
 _MODEL_DEFAULTS = {
     "layers": 4, "hidden": 256, "heads": 2, "kv_heads": None, "head_dim": None, "mlp_hidden": None,
     "tied_head": False, "norm_eps": 1e-5, "rope_theta": 10_000.0, "rope_scaling": None,
 }  # fmt: skip
-_FORMAT_DEFAULTS = {"weight_offset": False, "act_offset": False, "input_norm": None, "narrow": None}
-_GRID_DEFAULTS = {"scale": "rms", "zero": None, "table": None, "group": 0}
+_FORMAT_DEFAULTS: Json = {"weight_offset": False, "act_offset": False, "input_norm": None, "narrow": None}
+_GRID_DEFAULTS: Json = {"scale": "rms", "zero": None, "table": None, "group": 0}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -58,7 +58,8 @@ def read_tensors(path: Path) -> dict[str, Array]:
         if name == "__metadata__":
             continue
         first, last = entry["data_offsets"]
-        values = np.frombuffer(content[start + first : start + last], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        values: Array = np.frombuffer(content[start + first : start + last], np.dtype(_DTYPES[entry["dtype"]]))
+        values = values.reshape(entry["shape"])
         if entry["dtype"] == "BF16":  # the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = values

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from questlm import Llama, ops, prepare
 from questlm.config import ModelConfig, QuantSpec, RunConfig
+from questlm.config.schema import Bits
 from questlm.ops import Encoded, Grid, Operand
 from questlm.ops.reference import fused as reference_fused
 from questlm.ops.reference.hadamard import hadamard
@@ -119,11 +121,12 @@ def check_range(device: str, dtype: torch.dtype) -> None:
     def found(size: float) -> list[Encoded]:
         sized = x * torch.tensor([[1.0], [size], [1.0], [size], [1.0]], device=device, dtype=dtype)
         normed = ops.norm_encode(x, None, gain * size, EPS, grid, 128, 8.0, dtype, False).encoded
+        assert normed.operand.step is not None
         return [
             ops.encode(sized, grid, 128, 8.0, torch.float32),
             *ops.encode_many([sized, x], grid, 128, 8.0, torch.float32),
             ops.swiglu_encode(gate, sized, grid, 128, 8.0, dtype),
-            normed._replace(operand=normed.operand._replace(step=normed.operand.step / size)),  # type: ignore[operator]
+            normed._replace(operand=normed.operand._replace(step=normed.operand.step.div(size))),
         ]
 
     with ops.using_backend("triton"):
@@ -132,7 +135,8 @@ def check_range(device: str, dtype: torch.dtype) -> None:
             for ours, (operand, mask) in zip(found(size), expected, strict=True):
                 assert torch.equal(ours.operand.data, operand.data)
                 assert ours.mask is not None and mask is not None and torch.equal(ours.mask, mask)
-                factor = ours.operand.step / operand.step  # type: ignore[operator]
+                assert ours.operand.step is not None and operand.step is not None
+                factor = ours.operand.step.div(operand.step)
                 assert set(factor[factor.isfinite()].tolist()) <= {1.0, size}  # NaN of the row of zeros
 
 
@@ -242,21 +246,22 @@ def check_float8_product(count: int, out: int, k: int, levels: int, device: str)
     from questlm.ops.triton import operators
 
     grid = gaussian_grid("ternary" if levels == 3 else levels.bit_length() - 1)
-    factors, exact, rounded = [], [], []
+    factors, steps, exact, rounded = [], [], [], []
     for rows in (count, out):
         x = torch.randn(rows, k, device=device)
         data, step, _ = operators.quantize(x, 16, *number_arguments(grid), None, "float8")
         factors.append(Operand(data, None, step))
+        steps.append(step.double())
         exact.append(data.double())
         rounded.append((data.float() * step).bfloat16())
-    y = ops.scaled_matmul(*factors, torch.bfloat16)
+    y = ops.scaled_matmul(factors[0], factors[1], torch.bfloat16)
     assert y.dtype is torch.bfloat16
     whole = (2 * exact[0]) @ (2 * exact[1]).T  # whole numbers below 2^53
-    expected = whole / 4 * factors[0].step.double() * factors[1].step.T.double()
+    expected = whole / 4 * steps[0] * steps[1].T
     assert error(y, expected) <= error(rounded[0] @ rounded[1].T, expected)
 
 
-def opcheck_cases(device: str) -> dict[str, tuple]:
+def opcheck_cases(device: str) -> dict[str, tuple[Any, ...]]:
     """Arguments of each registered operator, with and without what is optional."""
     x, gain, step, unit = draw(3, 64, device), torch.rand(64), 0.4, torch.randn(3, 64, device=device).bfloat16()
     gain, mask, rstd = gain.to(device), draw_mask(3, 64, device), torch.rand(3, 1, device=device)
@@ -289,9 +294,10 @@ def check_operator(case: str, device: str) -> None:
     torch.library.opcheck(operator, opcheck_cases(device)[case], test_utils=("test_schema", "test_faketensor"))
 
 
-def small_llama(device: str, bits: int | str = 4, **shape: int) -> Llama:
+def small_llama(device: str, bits: Bits = 4, **shape: int) -> Llama:
     """A prepared Llama whose norms have gains other than 1 and whose blocks matter to its logits."""
-    config = ModelConfig(**{"layers": 1, "hidden": 64, "heads": 2, "mlp_hidden": 96, "vocab_size": 48} | shape)
+    sizes: dict[str, Any] = {"layers": 1, "hidden": 64, "heads": 2, "mlp_hidden": 96, "vocab_size": 48}
+    config = ModelConfig(**sizes | shape)
     model = Llama(config).initialize(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -300,6 +306,11 @@ def small_llama(device: str, bits: int | str = 4, **shape: int) -> Llama:
             elif "layers" in name:
                 parameter.mul_(4)
     return prepare(model, QuantSpec(weight_bits=bits, act_bits=bits)).to(device)
+
+
+def copied(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None
+    return gradient.clone()
 
 
 def outcome(model: Llama, ids: Tensor, backend: str, *, bf16: bool, held: bool) -> dict[str, Tensor]:
@@ -312,10 +323,10 @@ def outcome(model: Llama, ids: Tensor, backend: str, *, bf16: bool, held: bool) 
     ):
         logits: Tensor = model(ids)
         nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids.flatten()).backward()
-    return {"logits": logits.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}}
+    return {"logits": logits.detach(), **{name: copied(p.grad) for name, p in model.named_parameters()}}
 
 
-def check_model(device: str, bits: int | str, *, bf16: bool = False, held: bool = False, **shape: int) -> None:
+def check_model(device: str, bits: Bits, *, bf16: bool = False, held: bool = False, **shape: int) -> None:
     """A whole prepared model: kernels, fused, against the reference, every layer by itself."""
     model = small_llama(device, bits, **shape)
     ids = torch.randint(0, 48, (2, 9), device=device)
@@ -349,7 +360,11 @@ def check_compiled(device: str, compiler: str) -> None:
         with torch.autocast(device, torch.bfloat16), cached_weights(block):
             y = forward(own, angles, 0, None)
             y.backward(dy)
-        return {"y": y.detach(), "x": own.grad, **{name: p.grad.clone() for name, p in block.named_parameters()}}
+        return {
+            "y": y.detach(),
+            "x": copied(own.grad),
+            **{name: copied(p.grad) for name, p in block.named_parameters()},
+        }
 
     with ops.using_backend("triton"):
         expected = run(block)

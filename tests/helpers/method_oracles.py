@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from helpers.oracle import SCALE, level_count, rotation
 
 ROTATING = {"quest", "quest-clip", "quarot"}
 NORMED = {"bitnet", "extra-rmsnorm", "pquant"}  # the layer norms its input first
+Learned = dict[str, Tensor] | None  # numbers by their names; None: as initialised from the data
 LEARNED = {"lsq", "lsq-row", "lsq+", "pact", "adabin", "seq"}  # have learned numbers (adabin: activations only)
 FORMAT_BITS = {"ternary": ("ternary",), "fp4": (4,), "lloydmax": (2, 3, 4), "int-2:4": (4,), "bf16-2:4": (16,)}
 WEIGHT_FORMATS = {"int-2:4", "bf16-2:4"}
@@ -46,7 +47,7 @@ class Answer(NamedTuple):
     grads: dict[str, Tensor] = {}  # noqa: RUF012
 
 
-def answer(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None = None) -> Answer:
+def answer(case: Case, x: Tensor, dy: Tensor, learned: Learned = None) -> Answer:
     """x, dy (rows, K) float64; `learned` None: as initialised from this x. Values in the method's own domain."""
     if case.method not in METHODS:
         raise NoOracleError(f"no oracle states the method {case.method!r}: add one to method_oracles.py")
@@ -120,7 +121,7 @@ def unit_levels(format: str, bits: int | str) -> Tensor:
     if format == "fp4":
         return torch.tensor([fp4_scale() * e for e in E2M1], dtype=torch.float64)
     if format == "lloydmax":
-        return torch.tensor(lloyd(2**bits), dtype=torch.float64)
+        return torch.tensor(lloyd(2 ** int(bits)), dtype=torch.float64)
     if format in ("int", "ternary", "int-2:4"):
         return evenly(SCALE[bits], level_count(bits))
     raise NoOracleError(f"no oracle states the format {format!r}: add it to method_oracles.py")
@@ -144,7 +145,7 @@ def bound(case: Case) -> float:
     return top + levels.diff().max().item() / 2
 
 
-def gaussian(case: Case, x: Tensor, dy: Tensor, _) -> Answer:
+def gaussian(case: Case, x: Tensor, dy: Tensor, _: Learned) -> Answer:
     if case.format.endswith("2:4"):
         return sparse(case, x, dy)
     levels, limit = unit_levels(case.format, case.bits), bound(case)
@@ -188,7 +189,7 @@ def sparse(case: Case, x: Tensor, dy: Tensor) -> Answer:
     return Answer(values, mask * dy)
 
 
-def quarot(case: Case, x: Tensor, dy: Tensor, _) -> Answer:
+def quarot(case: Case, x: Tensor, dy: Tensor, _: Learned) -> Answer:
     n = level_count(case.bits)
     return Answer(torch.stack([nearest(row, evenly(row.abs().max(), n)) for row in x]), dy)
 
@@ -197,7 +198,7 @@ def absmax_255(x: Tensor) -> Tensor:
     return torch.stack([nearest(row, evenly(row.abs().max(), 255)) for row in x])
 
 
-def bitnet(case: Case, x: Tensor, dy: Tensor, _) -> Answer:
+def bitnet(case: Case, x: Tensor, dy: Tensor, _: Learned) -> Answer:
     if (case.role, case.bits) == ("weight", "ternary"):
         return Answer(nearest(x, evenly(x.abs().mean(), 3)), dy)
     if (case.role, case.bits) == ("activation", 8):
@@ -205,7 +206,7 @@ def bitnet(case: Case, x: Tensor, dy: Tensor, _) -> Answer:
     raise unstated(case)
 
 
-def pquant(case: Case, x: Tensor, dy: Tensor, _) -> Answer:
+def pquant(case: Case, x: Tensor, dy: Tensor, _: Learned) -> Answer:
     if case.bits == 8:
         return Answer(absmax_255(x), dy)
     if (case.role, case.bits) == ("weight", 1):
@@ -232,10 +233,10 @@ def shared(case: Case, relative: bool, entries: Tensor, reduce: Callable[..., Te
 
 def signed_range(bits: int | str) -> tuple[int, int]:
     """-Qn and Qp."""
-    return (-1, 1) if bits == "ternary" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return (-1, 1) if bits == "ternary" else (-(2 ** (int(bits) - 1)), 2 ** (int(bits) - 1) - 1)
 
 
-def lsq(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None, relative: bool = False) -> Answer:
+def lsq(case: Case, x: Tensor, dy: Tensor, learned: Learned, relative: bool = False) -> Answer:
     low, high = signed_range(case.bits)
     unit, sharing = per_entry(case, x, relative)
     if learned is None:
@@ -253,7 +254,7 @@ def lsq(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None, re
     return Answer(level * scale, inside * dy, learned, {"scale": grad})
 
 
-def lsq_row(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None) -> Answer:
+def lsq_row(case: Case, x: Tensor, dy: Tensor, learned: Learned) -> Answer:
     return lsq(case, x, dy, learned, relative=True)
 
 
@@ -264,7 +265,7 @@ def shrunk_range(x: Tensor, bits: int | str, factor: float) -> dict[str, Tensor]
     return {"scale": scale, "offset": (x.max() + x.min()) / 2 - scale * (low + high) / 2}
 
 
-def lsq_plus(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None) -> Answer:
+def lsq_plus(case: Case, x: Tensor, dy: Tensor, learned: Learned) -> Answer:
     """Its initial numbers depend on which factors are searched: here 250 of them, so equal only in the error."""
     if case.role == "weight":
         return lsq(case, x, dy, learned)
@@ -281,7 +282,7 @@ def lsq_plus(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | Non
     return Answer(scale * level + offset, inside * dy, learned, grads)
 
 
-def pact(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None) -> Answer:
+def pact(case: Case, x: Tensor, dy: Tensor, learned: Learned) -> Answer:
     learned = learned or {"clip": SCALE[case.bits] * x.square().mean().sqrt()}
     clip = learned["clip"]
     beyond = x.abs() >= clip
@@ -289,7 +290,7 @@ def pact(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None) -
     return Answer(values, ~beyond * dy, learned, {"clip": (beyond * x.sign() * dy).sum()})
 
 
-def adabin(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None) -> Answer:
+def adabin(case: Case, x: Tensor, dy: Tensor, learned: Learned) -> Answer:
     """y = alpha S(u) + beta with u = (x - beta) / alpha, so dy = S dalpha + S' (dx - dbeta - u dalpha) + dbeta."""
     if case.bits != 1:
         raise unstated(case)
@@ -312,10 +313,11 @@ def adabin(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None)
     return Answer(values, dx)
 
 
-def seq(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None) -> Answer:
+def seq(case: Case, x: Tensor, dy: Tensor, learned: Learned) -> Answer:
     if case.bits not in (1, 2, "ternary"):
         raise unstated(case)
-    levels = {1: [-1, 1], "ternary": [-2 / 3, 0, 2 / 3], 2: [-3 / 4, -1 / 4, 1 / 4, 3 / 4]}[case.bits]  # times alpha
+    table: dict[int | str, list[float]] = {1: [-1, 1], "ternary": [-2 / 3, 0, 2 / 3], 2: [-3 / 4, -1 / 4, 1 / 4, 3 / 4]}
+    levels = table[case.bits]  # times alpha
     unit, sharing = per_entry(case, x, True)
     if learned is None:
         learned = {"scale": shared(case, True, (x / unit).abs(), torch.mean if case.bits == 1 else torch.amax)}
@@ -326,7 +328,7 @@ def seq(case: Case, x: Tensor, dy: Tensor, learned: dict[str, Tensor] | None) ->
     return Answer(level * alpha, inside * dy, learned, {"scale": grad})
 
 
-METHODS = {
+METHODS: dict[str, Callable[[Case, Tensor, Tensor, Learned], Answer]] = {
     **dict.fromkeys(("quest", "quest-noht", "quest-clip", "ste", "clip-ste"), gaussian),
     "quarot": quarot,
     "lsq": lsq,
@@ -365,7 +367,7 @@ def layer_answer(
     bias: Tensor | None,
     dy: Tensor,
     norm: Norm | None = None,
-    learned: tuple[dict[str, Tensor] | None, dict[str, Tensor] | None] = (None, None),
+    learned: tuple[Learned, Learned] = (None, None),
 ) -> tuple[dict[str, Tensor], Answer, Answer]:
     """Output and gradients of x (tokens, K), w (out, K), dy (tokens, out); then the two quantizers' answers."""
     inner = normed(x, norm.gain, norm.eps, torch.zeros_like(x))[0] if norm else x
@@ -385,7 +387,7 @@ def layer_answer(
 # What tests of the whole table share
 
 
-def cases(table, bits: Callable[[tuple], list] = list) -> list[Case]:
+def cases(table: Mapping[str, Any]) -> list[Case]:
     """Every combination of method, role, width and format that a table (`questlm.quant.METHODS`) allows."""
     found = []
     for name, method in table.items():
@@ -394,7 +396,7 @@ def cases(table, bits: Callable[[tuple], list] = list) -> list[Case]:
                 widths = factor.bits if form == "int" else FORMAT_BITS.get(form, factor.bits)
                 if (role == "activation" and form in WEIGHT_FORMATS) or (form == "ternary" and form not in factor.bits):
                     continue
-                found += [Case(name, role, width, form) for width in bits(widths)]
+                found += [Case(name, role, width, form) for width in widths]
     return found
 
 

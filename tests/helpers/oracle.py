@@ -27,7 +27,7 @@ SCALE = {
 
 
 def level_count(bits: int | str) -> int:
-    return 3 if bits == "ternary" else 2**bits
+    return 3 if bits == "ternary" else 2 ** int(bits)
 
 
 @cache

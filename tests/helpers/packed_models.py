@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -18,21 +20,21 @@ OVERRIDES = {"lm_head": 8, "mlp.down": {"act_bits": 8}, "layers.1.attention.*": 
 
 def specs() -> list[QuantSpec]:
     """Every method at its widest and narrowest, both factors and each alone, and every format."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name, method in METHODS.items():
         ends = {method.weight.bits[0], method.weight.bits[-1], *[b for b in (1, 8) if b in method.weight.bits]}
         for bits in sorted(ends, key=str):
             act = bits if bits in method.act.bits else method.act.bits[0]
-            found += [QuantSpec(method=name, weight_bits=bits, act_bits=a) for a in (act, 16)]
-        found.append(QuantSpec(method=name, weight_bits=16, act_bits=method.act.bits[0]))
+            found += [{"method": name, "weight_bits": bits, "act_bits": a} for a in (act, 16)]
+        found.append({"method": name, "weight_bits": 16, "act_bits": method.act.bits[0]})
         for form in [form for form in method.formats if form not in ("int", "ternary")]:
             found += [
-                QuantSpec(method=name, format=form, weight_bits=bits, act_bits=4, act_format="int")
+                {"method": name, "format": form, "weight_bits": bits, "act_bits": 4, "act_format": "int"}
                 for bits in FORMAT_BITS[form]
             ]
-    found.append(QuantSpec(format="lloydmax", weight_bits=3, act_bits=2))
-    found.append(QuantSpec(overrides=OVERRIDES))
-    return [spec.model_copy(update={"embeddings": "bf16"}) for spec in found]
+    found.append({"format": "lloydmax", "weight_bits": 3, "act_bits": 2})
+    found.append({"overrides": OVERRIDES})
+    return [QuantSpec(**settings, embeddings="bf16") for settings in found]
 
 
 def trained(spec: QuantSpec, shape: ModelConfig = SHAPE) -> Llama:

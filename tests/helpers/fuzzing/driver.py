@@ -153,7 +153,7 @@ def _count(tally: Tally, seed: int, index: int, report: tuple[str, str, str, str
 
 def _work(reports: Connection, name: str, samples: Path, scratch: Path, seed: int, inputs: range) -> None:
     _silence()
-    os.fsync = lambda _file: None  # no power fails here, and a reader that writes would mostly wait for the disk
+    os.fsync = lambda fd: None  # no power fails here, and a reader that writes would mostly wait for the disk
     form = _ready(name, samples, scratch)
     limits.memory_limit()
     limits.reset_peak()

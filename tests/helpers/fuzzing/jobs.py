@@ -16,9 +16,16 @@ from questlm.training.checkpoint import latest_checkpoint
 
 __all__ = ["JOBS", "Job"]
 
-_DATA = {"source": "text.txt", "vocab_size": 300, "val_fraction": 0.1}
-_MODEL = {"layers": 1, "hidden": 32, "heads": 2, "mlp_hidden": 64}
-_TRAIN = {"seq_len": 32, "batch_size": 2, "checkpoint_every": 3, "log_every": 2, "keep_checkpoints": 2, "device": "cpu"}
+_DATA: dict[str, Any] = {"source": "text.txt", "vocab_size": 300, "val_fraction": 0.1}
+_MODEL: dict[str, Any] = {"layers": 1, "hidden": 32, "heads": 2, "mlp_hidden": 64}
+_TRAIN: dict[str, Any] = {
+    "seq_len": 32,
+    "batch_size": 2,
+    "checkpoint_every": 3,
+    "log_every": 2,
+    "keep_checkpoints": 2,
+    "device": "cpu",
+}
 
 
 class Job(ABC):

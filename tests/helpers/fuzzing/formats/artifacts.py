@@ -16,6 +16,7 @@ from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json, mutated_tensors
 from questlm.artifact.read import load_artifact
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec
+from questlm.config.schema import LayerOverride
 from questlm.data import TokenStream
 from questlm.errors import ArtifactError
 from questlm.evaluation import evaluate
@@ -37,7 +38,9 @@ _SPECS = {
     "sparse-bf16": QuantSpec(format="bf16-2:4", act_bits=8, act_format="int", embeddings="bf16"),
     "learned": QuantSpec(method="lsq", weight_bits=3, act_bits=3, embeddings="float"),
     "float4": QuantSpec(format="fp4", embeddings="bf16"),
-    "mixed": QuantSpec(overrides={"lm_head": 8, "mlp.down": {"act_bits": 8}}, embeddings="bf16"),
+    "mixed": QuantSpec(
+        overrides={"lm_head": LayerOverride.model_validate(8), "mlp.down": LayerOverride(act_bits=8)}, embeddings="bf16"
+    ),
 }
 
 
@@ -53,6 +56,7 @@ def _use(path: Path) -> None:
     artifact = load_artifact(path)
     require(_same(artifact.tensors, (path / _TENSORS).read_bytes()), "tensors that were read are not those of the file")
     model = PackedModel(artifact, torch.device("cpu"), torch.float32, stay_packed=True)
+    assert artifact.config.model.vocab_size is not None
     result = evaluate(model.logits, TokenStream([_IDS % artifact.config.model.vocab_size]), 8, show_progress=False)
     if not np.isfinite(result.loss):  # as `quest eval` says
         raise ArtifactError(f"the loss is {result.loss}")

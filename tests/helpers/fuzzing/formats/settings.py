@@ -69,11 +69,11 @@ def _mutated_yaml(draw: random.Random, text: str) -> tuple[bytes, str]:
         value, what = mutated_value(draw, yaml.safe_load(text))
         return yaml.dump(value, allow_unicode=draw.random() < 0.5).encode(errors="replace"), what
     if kind < 0.9:
-        changed, what = text, []
+        changed, changes = text, []
         for _ in range(draw.choice((1, 1, 3))):
             changed, one = mutated_text(draw, changed)
-            what.append(one)
-        return changed.encode(errors="replace"), "; ".join(what)
+            changes.append(one)
+        return changed.encode(errors="replace"), "; ".join(changes)
     return mutated_bytes(draw, text.encode())
 
 

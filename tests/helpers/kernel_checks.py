@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from questlm import Llama, ops, prepare
 from questlm.config import ModelConfig, QuantSpec, RunConfig
-from questlm.config.schema import Bits
+from questlm.config.quant import Bits
 from questlm.ops import Encoded, Grid, Operand
 from questlm.ops.reference import fused as reference_fused
 from questlm.ops.reference.hadamard import hadamard

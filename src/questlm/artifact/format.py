@@ -33,7 +33,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from questlm.config import ModelConfig
-from questlm.config.schema import Bits, Section
+from questlm.config.quant import Bits
+from questlm.config.section import Section
 from questlm.errors import quoted
 from questlm.grid import Grid, LayerFormat, LinearFormat, Narrow, Scale, packed_width
 

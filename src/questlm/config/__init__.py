@@ -3,18 +3,10 @@
 from questlm.config.alike import COMPUTING_ONLY, DATA_PATHS
 from questlm.config.generation import GenerationOptions
 from questlm.config.load import load_config, to_yaml
+from questlm.config.model import ModelConfig, RopeScaling
 from questlm.config.presets import PRESETS, preset
-from questlm.config.schema import (
-    Budget,
-    DataConfig,
-    LayerOverride,
-    ModelConfig,
-    Plugin,
-    QuantSpec,
-    RopeScaling,
-    RunConfig,
-    TrainConfig,
-)
+from questlm.config.quant import LayerOverride, QuantSpec
+from questlm.config.schema import Budget, DataConfig, Plugin, RunConfig, TrainConfig
 
 __all__ = [
     "COMPUTING_ONLY",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from questlm.config.schema import Section
+from questlm.config.section import Section
 
 __all__ = ["GenerationOptions"]
 

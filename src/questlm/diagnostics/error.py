@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from questlm.config import QuantSpec
-from questlm.config.schema import Bits
+from questlm.config.quant import Bits
 from questlm.diagnostics.layers import rotate, spread_rows
 from questlm.quant import fake_quantize, gaussian_mse
 

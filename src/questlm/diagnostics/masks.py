@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questlm.config.schema import Bits
+from questlm.config.quant import Bits
 from questlm.diagnostics.layers import group_by, kind_of, rotate, spread_rows
 from questlm.progress import progress
 from questlm.quant import fake_quantize, find_method

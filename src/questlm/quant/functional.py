@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from questlm import ops
-from questlm.config.schema import Bits
+from questlm.config.quant import Bits
 from questlm.errors import ConfigError
 from questlm.ops import Grid, Operand
 from questlm.quant.methods import METHODS, Role, make_quantizer

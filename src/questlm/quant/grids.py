@@ -28,7 +28,7 @@ import math
 from functools import cache
 from itertools import pairwise
 
-from questlm.config.schema import Bits
+from questlm.config.quant import Bits
 from questlm.errors import ConfigError, quoted
 from questlm.grid import Grid
 

@@ -13,7 +13,8 @@ import torch
 from pydantic import Field, field_validator
 
 from questlm.config import Budget, RunConfig, load_config
-from questlm.config.schema import Bits, Section
+from questlm.config.quant import Bits
+from questlm.config.section import Section
 from questlm.config.yaml_text import read_yaml
 from questlm.errors import ConfigError, quoted
 from questlm.models import Llama

@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from questlm.config import QuantSpec
-from questlm.config.schema import Bits
+from questlm.config.quant import Bits
 from questlm.errors import ConfigError, nearest_name, quoted
 from questlm.grid import fit_block_size
 from questlm.plugins import Table

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from questlm.config.schema import Bits
+from questlm.config.quant import Bits
 from questlm.errors import ConfigError, quoted
 from questlm.grid import Factor, Grid
 from questlm.quant.estimators import Estimator

@@ -16,7 +16,7 @@ from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json, mutated_tensors
 from questlm.artifact.read import load_artifact
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec
-from questlm.config.schema import LayerOverride
+from questlm.config.quant import LayerOverride
 from questlm.data import TokenStream
 from questlm.errors import ArtifactError
 from questlm.evaluation import evaluate

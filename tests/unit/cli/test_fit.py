@@ -56,6 +56,7 @@ def test_rows_become_tables_a_file_and_a_picture(quest: Quest, tmp_path: Path, m
     assert (tmp_path / "law.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_picture_can_be_svg_of_any_law(synthetic_law: LawFit, tmp_path: Path) -> None:
     law_picture.draw_fit(synthetic_law, tmp_path / "law.svg")
     picture = (tmp_path / "law.svg").read_text()

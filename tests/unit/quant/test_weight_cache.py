@@ -108,6 +108,7 @@ def test_layers_of_several_kinds() -> None:
     check(model, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 def test_on_every_backend(backend: str) -> None:
     with ops.using_backend(backend):

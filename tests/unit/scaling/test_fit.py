@@ -32,6 +32,7 @@ def test_the_published_efficiencies_are_met(published_fit: LawFit, bits: int) ->
     assert published_fit.eff[f"quest/w{bits}a{bits}/int{bits}"].value == pytest.approx(PUBLISHED[bits], abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_published_runs_do_not_identify_e(published_fit: LawFit) -> None:
     assert published_fit.intervals["E"].low == 0
     (warning,) = published_fit.warnings

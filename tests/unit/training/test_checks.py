@@ -38,6 +38,7 @@ def zero_the_projections(model: Llama) -> None:
             nn.init.zeros_(parameter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quant",
     [

@@ -250,6 +250,7 @@ def test_four_bits_begin_near_the_model_and_can_be_packed(exported: Path, settin
     assert answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["quest", "lsq", "seq"])
 def test_faded_in_it_begins_as_the_model_and_ends_quantised(
     method: str, exported: Path, settings: Settings, tmp_path: Path

@@ -174,6 +174,7 @@ def test_norm_quantize_of_a_stream_in_sixteen_bits(dtype: torch.dtype, adds: boo
     check_norm(9, 256, 64, "cpu", (dtype, dtype if adds else None, dtype), gaussian_grid(4), masked=adds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "block"), SHAPES[1::2])
 def test_swiglu_quantize_in_every_shape(k: int, block: int) -> None:
     for count in (1, 3, 37 if k < 1000 else 9):

@@ -68,6 +68,7 @@ def test_the_term_is_part_of_the_gradient_and_not_of_the_loss_that_is_shown(
     torch.testing.assert_close(norm, expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher(
     teacher: Path, corpus: Path, tiny_settings: Settings, tmp_path: Path
 ) -> None:

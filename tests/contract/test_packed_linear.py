@@ -38,7 +38,9 @@ def stored(layer: FakeQuantLinear) -> tuple[dict[str, Tensor], PackedFormat]:
     learned = {} if act is None else {"act_step": act.step_per_scale(), "act_offset": act.offset()}
     learned["bias"] = layer.bias
     tensors |= {kind: tensor.detach() for kind, tensor in learned.items() if tensor is not None}
-    return tensors, PackedFormat(layer.in_features, layer.block_size, layer.form.weight, layer.form.act)
+    return tensors, PackedFormat(
+        layer.in_features, layer.block_size, layer.linear_format.weight, layer.linear_format.act
+    )
 
 
 def layer_specs() -> list[QuantSpec]:
@@ -71,7 +73,7 @@ def compare(layer: FakeQuantLinear, x: Tensor, name: str, dtype: torch.dtype) ->
         inner = x if layer.input_norm is None else ops.rms_norm(x, layer.input_norm.weight, layer.input_norm.eps)
         y = ops.packed_linear(inner, packed_by(name, *stored(layer), torch.device("cpu"), dtype))
     assert y.dtype is dtype and y.shape == expected.shape
-    grids = (layer.form.weight, layer.form.act)
+    grids = (layer.linear_format.weight, layer.linear_format.act)
     even = all(grid is not None and grid.table is None and grid.levels <= EXACT_LEVELS for grid in grids)
     if even:
         assert torch.equal(y, expected)

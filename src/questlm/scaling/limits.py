@@ -12,7 +12,7 @@ from questlm.config import DataConfig
 from questlm.errors import ConfigError
 from questlm.scaling.hardware import Gpu
 
-__all__ = ["Array", "Candidates", "Limits"]
+__all__ = ["Candidates", "Limits"]
 
 Array = NDArray[np.float64]
 

@@ -22,7 +22,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError, nearest_name, quoted
@@ -42,7 +41,6 @@ __all__ = [
     "spec_of_group",
 ]
 
-Array = NDArray[np.float64]
 _ALIKE = 1.25  # shapes that lack tokens compete within this factor of the one that lacks fewest
 
 

@@ -24,6 +24,7 @@ from questlm.vocabulary import library_failures
 __all__ = ["PackedModel", "load"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_FIRST_ROOM = 256  # tokens to come that the cache has room for at first; most texts end long before their limit
 
 Weights = Literal["auto", "packed"]
 """How a loaded model keeps its weights: whatever multiplies fastest, or no larger than they are packed."""
@@ -195,7 +196,7 @@ class PackedModel:
         self, starts: list[list[int]], options: GenerationOptions, running: set[int]
     ) -> Iterator[tuple[int, int]]:
         """Generated (row, token id) of the rows that are `running`, until none is; the caller may take rows out."""
-        capacity = max(map(len, starts)) + options.max_new_tokens
+        capacity = max(map(len, starts)) + min(options.max_new_tokens, _FIRST_ROOM)
         cache = KVCache(self.config, len(starts), capacity, self.cache_dtype, self.device)
         end = self.end_of_text if options.stop_at_end else None
         for ids in generate_tokens(self._next_logits, cache, starts, options):

@@ -30,13 +30,14 @@ def generate_tokens(
     launched before the ids of this one are read, so that the GPU never waits for the CPU.
 
     Args:
-        cache: an empty one with room for the longest prompt and `max_new_tokens`.
+        cache: an empty one with room for the longest prompt; it doubles when it is full.
         prompts: token ids, at least one each.
 
     Raises:
         ArtifactError: logits that are not finite.
+        ConfigError: the device has no memory for the keys and values of so many tokens.
     """
-    device = cache.lengths.device
+    device, longest = cache.lengths.device, max(map(len, prompts))
     logits = _prefill(next_logits, cache, prompts)
     sampler = Sampler(options, prompts, logits.shape[-1], device)
     for step in range(options.max_new_tokens):
@@ -45,6 +46,8 @@ def generate_tokens(
         if device.type == "cpu":
             yield readback.ids()  # before the next step is computed: it may not be wanted
         if step + 1 < options.max_new_tokens:
+            if longest + step + 1 > cache.capacity:
+                cache.reserve(min(2 * cache.capacity, longest + options.max_new_tokens))
             logits = next_logits(ids[:, None], cache, None)
         if device.type != "cpu":
             yield readback.ids()

@@ -6,12 +6,16 @@ depends on its seed and its prompt, and not on the other sequences of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from questlm.config import GenerationOptions
 
 __all__ = ["Sampler"]
+
+_DRAWN_AT_ONCE = 256
 
 
 class Sampler:
@@ -29,9 +33,8 @@ class Sampler:
         self, options: GenerationOptions, prompts: list[list[int]], vocab_size: int, device: torch.device | str
     ) -> None:
         self.options = options
-        self._step = 0
-        self._greedy = options.temperature == 0 or options.top_k == 1
-        self._uniform = None if self._greedy else _uniform(options, len(prompts)).to(device)
+        greedy = options.temperature == 0 or options.top_k == 1
+        self._uniform = None if greedy else _uniform(options.seed, len(prompts), torch.device(device))
         self._seen: Tensor | None = None
         if options.repetition_penalty != 1:
             self._seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
@@ -44,10 +47,9 @@ class Sampler:
         if self._seen is not None:
             logits = penalized(logits, self._seen, self.options.repetition_penalty)
         uniform = self._uniform
-        ids = logits.argmax(-1) if uniform is None else choose(logits, self.options, uniform[:, self._step])
+        ids = logits.argmax(-1) if uniform is None else choose(logits, self.options, next(uniform))
         if self._seen is not None:
             self._seen.scatter_(1, ids[:, None], True)
-        self._step += 1
         return ids
 
 
@@ -87,14 +89,14 @@ def allowed(probabilities: Tensor, top_p: float | None, min_p: float | None) -> 
     return kept
 
 
-def _uniform(options: GenerationOptions, batch: int) -> Tensor:
-    """A number in [0, 1) for each token of each sequence, (batch, max_new_tokens) float64."""
-    rows = []
-    for row in range(batch):
-        generator = torch.Generator()
-        if options.seed is None:
+def _uniform(seed: int | None, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """Without end: a number in [0, 1) for the next token of each sequence, (batch,) float64."""
+    generators = [torch.Generator() for _ in range(batch)]
+    for row, generator in enumerate(generators):
+        if seed is None:
             generator.seed()
         else:
-            generator.manual_seed((options.seed + row) % 2**63)
-        rows.append(torch.rand(options.max_new_tokens, generator=generator, dtype=torch.float64))
-    return torch.stack(rows)
+            generator.manual_seed((seed + row) % 2**63)
+    while True:
+        rows = [torch.rand(_DRAWN_AT_ONCE, generator=each, dtype=torch.float64) for each in generators]
+        yield from torch.stack(rows, dim=1).to(device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
+from questlm.memory import host_memory
 from questlm.readable import bytes_text
 
 __all__ = ["CacheStep", "KVCache"]
@@ -61,7 +62,7 @@ class KVCache:
     """Room for `capacity` tokens of each of `batch` sequences, in every layer.
 
     Attributes:
-        capacity: most tokens of a sequence.
+        capacity: most tokens of a sequence. It changes only where `reserve` raises it.
         lengths: tokens that each sequence holds, (batch,) int64 on the device.
         window: how many entries of each sequence attention reads. It grows by blocks of 64 as tokens arrive; set to
             `capacity`, it stays, and then every step of one token has the same shapes.
@@ -74,11 +75,29 @@ class KVCache:
         self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (config.layers, 2, batch * capacity, config.key_value_heads, config.head_width)
-        self._entries = _zeros(shape, dtype, torch.device(device), batch * capacity)
+        self._entries = _zeros(shape, dtype, torch.device(device))
         self.capacity, self.window = capacity, 0
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self._first_slots = torch.arange(batch, device=device) * capacity
         self._longest = 0  # at least the largest length; reading `lengths` would make the CPU wait for the GPU
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` tokens of each sequence where there is less; what is stored stays.
+
+        The entries move in memory then, so call it before a step is recorded as a graph and not after.
+
+        Raises:
+            ConfigError: the device has no memory for so many tokens.
+        """
+        if capacity <= self.capacity:
+            return
+        batch, (layers, both, _, heads, width) = len(self.lengths), self._entries.shape
+        shape = (layers, both, batch * capacity, heads, width)
+        grown = _zeros(shape, self._entries.dtype, self._entries.device)
+        stored, room = (entries.unflatten(2, (batch, -1)) for entries in (self._entries, grown))
+        room[:, :, :, : self._longest] = stored[:, :, :, : self._longest]
+        self._entries, self.capacity = grown, capacity
+        self._first_slots = torch.arange(batch, device=self.lengths.device) * capacity
 
     def step(self, batch: int, tokens: int) -> CacheStep:
         """Places of the next `tokens` tokens of each sequence.
@@ -106,12 +125,16 @@ class KVCache:
         self.lengths += tokens if counts is None else counts
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, tokens: int) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    needed, tokens = math.prod(shape) * dtype.itemsize, shape[2]
+    memory = host_memory() if device.type == "cpu" else None
     try:
+        # Linux grants a CPU more memory than there is, and ends the process where it is used.
+        if memory is not None and needed > memory.free:
+            raise MemoryError
         return torch.zeros(shape, dtype=dtype, device=device)
-    except RuntimeError:  # also what torch raises where a GPU has no memory left
-        needed = bytes_text(math.prod(shape) * dtype.itemsize)
+    except (MemoryError, RuntimeError):  # RuntimeError is also what torch raises where a GPU has no memory left
         raise ConfigError(
-            f"keys and values of {tokens:,} tokens need {needed}, which {device} does not have; "
+            f"keys and values of {tokens:,} tokens need {bytes_text(needed)}, which {device} does not have; "
             "give shorter or fewer prompts, or ask for fewer tokens"
         ) from None

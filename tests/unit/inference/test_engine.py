@@ -11,7 +11,7 @@ import questlm
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec
 from questlm.errors import ArtifactError, ConfigError
 from questlm.export.pack import pack
-from questlm.inference import PackedModel
+from questlm.inference import PackedModel, engine
 from questlm.inference.sampling import Sampler
 from questlm.models import Llama
 
@@ -115,6 +115,20 @@ def test_no_step_is_computed_that_nobody_wants(model: PackedModel, monkeypatch) 
     draw_in_turn(model, monkeypatch, "AB\0A", "A\0BB")
     model.generate_ids(["a", "b"], options(1000))
     assert len(steps) == 3  # the prompts, A A, and B \0
+
+
+def test_a_high_limit_takes_no_memory_for_text_that_ends_early(model: PackedModel, monkeypatch) -> None:
+    a, b = model.encode("AB")
+    draw_in_turn(model, monkeypatch, "AB\0", "B\0A")
+    assert model.generate_ids(["a", "b"], options(2**31)) == [[a, b], [b]]  # their keys and values would take 1 TiB
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_text_goes_on_where_the_cache_has_to_grow(model: PackedModel, monkeypatch, temperature: float) -> None:
+    how, prompts = options(20, temperature=temperature, seed=1, stop_at_end=False), [[7, 8, 9], [5]]
+    expected = model.generate_ids(prompts, how)
+    monkeypatch.setattr(engine, "_FIRST_ROOM", 1)
+    assert model.generate_ids(prompts, how) == expected
 
 
 @pytest.mark.parametrize("prompt", [[257], [-1], "a\ud800"], ids=repr)

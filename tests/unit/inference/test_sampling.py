@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.allocated import peak_bytes
 from questlm.config import GenerationOptions
 from questlm.inference.sampling import Sampler, allowed, choose, penalized
 
@@ -109,6 +110,15 @@ def test_a_sequence_is_drawn_alike_alone_and_beside_others() -> None:
 def test_the_numbers_of_a_seed_do_not_depend_on_how_many_are_wanted() -> None:
     assert tokens(1, 5, seed=7, max_new_tokens=5) == [tokens(1, seed=7)[0][:5]]
     assert tokens(2, 5, seed=2**63 - 1) == [tokens(1, 5, seed=seed)[0] for seed in (2**63 - 1, 0)]
+
+
+def test_numbers_are_drawn_as_they_are_needed() -> None:
+    most = peak_bytes(lambda: tokens(2, 3, seed=1, max_new_tokens=2**31))
+    assert most < 2**20
+    expected = torch.rand(600, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    numbers = sampler(1, seed=7)._uniform
+    assert numbers is not None
+    assert torch.stack([next(numbers)[0] for _ in range(600)]).equal(expected)
 
 
 def test_drawing_reads_nothing_back_to_the_cpu() -> None:

@@ -8,6 +8,7 @@ import torch
 from questlm import Llama, QuantSpec, prepare
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
+from questlm.memory import Memory
 from questlm.models import KVCache
 
 TOKENS = 11
@@ -142,6 +143,34 @@ def test_the_cache_may_be_of_another_dtype_than_the_model(dtype):
         parts = torch.cat([model(part, cache) for part in ids.split([4, 1, 6], dim=1)], dim=1)
     assert parts.dtype is torch.float32
     assert (parts - full).abs().max() <= tolerance * full.abs().max()
+
+
+def test_more_room_keeps_what_is_stored():
+    model, ids, _ = make()
+    cache = KVCache(model.config, batch=2, capacity=6, dtype=torch.float32, device="cpu")
+    counts = torch.tensor([6, 3])
+    with torch.no_grad():
+        model.next_logits(ids[:, :6], cache, counts)
+        cache.reserve(4)
+        assert cache.capacity == 6
+        cache.reserve(8)
+        assert cache.capacity == 8
+        later = [ids.gather(1, (counts + step)[:, None]) for step in range(2)]
+        steps = torch.stack([model.next_logits(tokens, cache) for tokens in later])
+        for row, length in enumerate(counts.tolist()):
+            alone = model(ids[row : row + 1, : length + 2])[0, length:]
+            torch.testing.assert_close(steps[:, row], alone, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ValueError, match="holds 8 tokens, but 9 are needed"):
+            model.next_logits(ids[:, :1], cache)
+
+
+def test_more_than_is_free_is_refused_though_linux_would_grant_it(monkeypatch) -> None:
+    monkeypatch.setattr("questlm.models.cache.host_memory", lambda: Memory(2**20, 2**30))
+    config = ModelConfig(layers=2, hidden=64, heads=4, mlp_hidden=96, vocab_size=50)
+    cache = KVCache(config, batch=1, capacity=512, dtype=torch.float32, device="cpu")
+    with pytest.raises(ConfigError, match=r"keys and values of 2,048 tokens need .*, which cpu does not have"):
+        cache.reserve(2048)
+    assert cache.capacity == 512
 
 
 def test_memory_that_is_not_there_is_asked_for_in_a_sentence() -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "remove_folder",
     "remove_leftovers",
     "sha256_file",
+    "user_path",
 ]
 
 _TEMPORARY_PREFIX = ".tmp-questlm-"  # no other program's, because `remove_leftovers` deletes by this name
@@ -228,6 +229,14 @@ def _lock(path: Path) -> int | None:
 def _unlock(handle: int | None) -> None:
     if handle is not None:
         os.close(handle)
+
+
+def user_path(text: str) -> Path:
+    """The path that a user or a settings file gives; `~` and `~name` stand for a home folder where there is one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
 
 
 def sha256_file(path: Path) -> str:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from questlm.config import Plugin
 from questlm.errors import ConfigError, QuestError, nearest_name, quoted
+from questlm.files import user_path
 
 __all__ = ["Table", "load_plugin", "loaded_plugin"]
 
@@ -127,7 +128,7 @@ def load_plugin(name: str | Path) -> Plugin:
     """
     text = str(name)
     is_file = isinstance(name, Path) or text.endswith(".py") or "/" in text or "\\" in text
-    return _load_file(Path(text).expanduser()) if is_file else _load_module(text)
+    return _load_file(user_path(text)) if is_file else _load_module(text)
 
 
 def loaded_plugin(name: str) -> Plugin | None:
@@ -160,7 +161,8 @@ def _run_file(path: Path, source: bytes) -> None:
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        # Without this file's own `from __future__`, which would turn the plugin's annotations into texts.
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[spec.name]
         raise

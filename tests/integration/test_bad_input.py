@@ -118,7 +118,7 @@ def test_unusable_text(name: str, content: bytes, expected: list[str], place: Pa
     assert all(part in message for part in expected), message
 
 
-@pytest.mark.parametrize("source", ["absent.txt", "absent/", "absent*.txt", "hf:"])
+@pytest.mark.parametrize("source", ["absent.txt", "absent/", "absent*.txt", "~no.such-user/text.txt", "hf:"])
 def test_no_such_source(source: str, refused: Any) -> None:
     assert repr(source) in refused(*TRAIN, "--data", source)
 

@@ -14,7 +14,14 @@ import pytest
 
 from questlm import files
 from questlm.errors import ArtifactError, ConfigError
-from questlm.files import atomic_folder, atomic_write, read_plain_file, remove_folder, remove_leftovers
+from questlm.files import (
+    atomic_folder,
+    atomic_write,
+    read_plain_file,
+    remove_folder,
+    remove_leftovers,
+    user_path,
+)
 from questlm.json_files import read_json
 
 
@@ -239,3 +246,9 @@ def test_a_pipe_or_device_is_refused_at_once(tmp_path):
 def test_a_path_that_is_no_file_is_refused_and_named(tmp_path, name, words):
     with pytest.raises(ArtifactError, match=f"{str(tmp_path)[:20]}.*{words}"):
         read_plain_file(tmp_path / name, 100, ArtifactError)
+
+
+def test_a_path_may_begin_with_a_home_folder_and_need_not_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert user_path("~/text.txt") == Path("/home/someone/text.txt")
+    assert user_path("~no.such-user/text.txt") == Path("~no.such-user/text.txt")

@@ -87,7 +87,11 @@ def test_a_plugin_that_fails_says_where_and_leaves_nothing(
     assert "questlm_plugin_mine" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["absent.py", "no/such/file", "no_such_module_of_mine"])
+def test_annotations_in_a_plugin_are_the_objects_that_they_name(table: Table[int], tmp_path: Path) -> None:
+    load_plugin(written(tmp_path, GOOD + "def double(x: int): ...\nassert double.__annotations__ == {'x': int}\n"))
+
+
+@pytest.mark.parametrize("name", ["absent.py", "~no.such-user/mine.py", "no/such/file", "no_such_module_of_mine"])
 def test_what_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot be (read|used)"):
         load_plugin(name)

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 from questlm.config import DataConfig
 from questlm.data.shards import largest_id
 from questlm.errors import DataError
-from questlm.files import sha256_file
+from questlm.files import sha256_file, user_path
 from questlm.json_files import canonical_json, read_json, validated, write_json
 from questlm.sealed import Manifest, read_manifest, verify_files
 
@@ -53,7 +53,7 @@ def cache_folder(config: DataConfig) -> Path:
     """Return the cache folder: `data.cache_dir`, else `$QUESTLM_CACHE`, else `questlm` in the user's cache folder."""
     given = config.cache_dir or os.environ.get("QUESTLM_CACHE")
     if given:
-        return Path(given).expanduser()
+        return user_path(given)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "questlm"
 

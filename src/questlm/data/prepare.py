@@ -23,7 +23,7 @@ from questlm.data.tokenizer import (
     tokenizer_size,
 )
 from questlm.errors import ConfigError, quoted
-from questlm.files import remove_leftovers
+from questlm.files import remove_leftovers, user_path
 from questlm.vocabulary import usual_end_of_text
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int |
     limit = min((given for given in (config.max_tokens, max_tokens) if given is not None), default=None)
     tokenizer = None
     if config.tokenizer != "train":
-        path = Path(config.tokenizer).expanduser()
+        path = user_path(config.tokenizer)
         tokenizer = load_tokenizer(path)
         require_fit(tokenizer, vocab_size)
         if config.end_of_text is None:

@@ -21,6 +21,7 @@ from questlm.data.readers import (
     split_document,
 )
 from questlm.errors import DataError, MissingDependencyError, cleaned, quoted
+from questlm.files import user_path
 from questlm.json_files import read_json
 from questlm.progress import progress
 from questlm.sealed import MANIFEST_NAME
@@ -122,7 +123,7 @@ class Hub:
 
     @property
     def _folder(self) -> Path:
-        return Path(self.name).expanduser()
+        return user_path(self.name)
 
     def _load(self) -> Any:
         try:
@@ -164,9 +165,9 @@ def locate(config: DataConfig, folder: Path) -> DataConfig:
     paths = {name: value for name in ("source", "val") if (value := getattr(config, name)) is not None}
     located = {name: _located_source(value, folder) for name, value in paths.items()}
     if config.tokenizer != "train":
-        located["tokenizer"] = str(folder / Path(config.tokenizer).expanduser())
+        located["tokenizer"] = str(folder / user_path(config.tokenizer))
     if config.cache_dir is not None:
-        located["cache_dir"] = str(folder / Path(config.cache_dir).expanduser())
+        located["cache_dir"] = str(folder / user_path(config.cache_dir))
     return DataConfig(**config.model_dump() | located)
 
 
@@ -182,13 +183,13 @@ def _located_source(source: str, folder: Path) -> str:
     if source == "stdlib":
         return source
     if not source.startswith("hf:"):
-        path = folder / Path(source).expanduser()
+        path = folder / user_path(source)
         if path.exists() or not glob.has_magic(source):
             return str(path)
         # A pattern: a `[` in the name of the folder is no part of it.
-        return str(Path(glob.escape(str(folder))) / Path(source).expanduser())
+        return str(Path(glob.escape(str(folder))) / user_path(source))
     name, colon, configuration = source.removeprefix("hf:").partition(":")
-    path = folder / Path(name).expanduser()
+    path = folder / user_path(name)
     return f"hf:{path}{colon}{configuration}" if name and path.is_dir() else source
 
 
@@ -233,7 +234,7 @@ def _open(source: str, text_field: str) -> Source:
 
 def _find(source: str) -> tuple[Path, tuple[Path, ...]]:
     """Return the readable files that `source` names, sorted, and their common folder."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(
             f"{quoted(source, 200)} is neither a plain file nor a folder; write what it gives into a file first"

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from questlm.config import Budget, RunConfig
 from questlm.errors import CheckpointError, QuestError
+from questlm.files import user_path
 from questlm.terminal import command_text
 from questlm.training.initial import find_initial
 from questlm.training.origin import initial_located, located
@@ -78,7 +79,7 @@ def _data(folder: RunFolder, saved: RunConfig) -> list[str]:
     here = located(saved.data, folder.started_in(saved)).model_dump()
     moved = {f"data.{name}": here[name] for name, value in saved.data.model_dump().items() if here[name] != value}
     if saved.train.distill is not None and folder.started_in(saved) != Path.cwd():
-        moved["train.distill"] = str(folder.started_in(saved) / Path(saved.train.distill).expanduser())
+        moved["train.distill"] = str(folder.started_in(saved) / user_path(saved.train.distill))
     return [word for name in moved for word in ("--set", f"{name}={json.dumps(moved[name], ensure_ascii=False)}")]
 
 

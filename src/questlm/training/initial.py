@@ -17,7 +17,7 @@ import torch
 from questlm.config import DATA_PATHS, ModelConfig, RunConfig
 from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
-from questlm.files import sha256_file
+from questlm.files import sha256_file, user_path
 from questlm.json_files import read_json
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
 from questlm.sealed import MANIFEST_NAME
@@ -84,7 +84,7 @@ def find_initial(config: RunConfig) -> InitialModel | None:
     """
     if config.init_from is None:
         return None
-    folder = Path(config.init_from).expanduser()
+    folder = user_path(config.init_from)
     if not folder.is_dir():
         raise ConfigError(
             f"init_from {quoted(config.init_from, 200)} is not a folder; give a Hugging Face folder on this machine "
@@ -135,7 +135,7 @@ def choose_tokenizer(config: RunConfig, initial: InitialModel | None) -> Path | 
     """
     if initial is None:
         return None
-    path = initial.tokenizer if config.data.tokenizer == "train" else Path(config.data.tokenizer).expanduser()
+    path = initial.tokenizer if config.data.tokenizer == "train" else user_path(config.data.tokenizer)
     if path is None:
         if holds_text(config.data):
             raise ConfigError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from questlm.config import DATA_PATHS, DataConfig, RunConfig
 from questlm.data import locate, source_exists
 from questlm.errors import CheckpointError
+from questlm.files import user_path
 from questlm.json_files import canonical_json, read_json
 
 __all__ = ["ORIGIN_NAME", "Origin", "continued", "initial_located", "located"]
@@ -92,7 +93,7 @@ def continued(config: RunConfig, saved: RunConfig, folder: Path) -> RunConfig:
 
 
 def _absolute(config: RunConfig, folder: Path) -> dict[str, str | None]:
-    initial = None if config.init_from is None else str(folder / Path(config.init_from).expanduser())
+    initial = None if config.init_from is None else str(folder / user_path(config.init_from))
     return _data_paths(locate(config.data, folder)) | {"init_from": initial}
 
 

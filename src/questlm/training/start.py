@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from questlm.config import RunConfig
+from questlm.files import user_path
 from questlm.parallel import checkpoint_activations, compile_blocks, distribute
 from questlm.quant import Quantizer
 from questlm.training.batches import choose_batches
@@ -124,7 +124,7 @@ def _begin_recipes(state: TrainingState, recipes: Sequence[Recipe]) -> None:
     assert vocab_size is not None
 
     def load_model(path: str) -> FrozenModel:
-        return load_frozen(run.started_in / Path(path).expanduser(), run.device)
+        return load_frozen(run.started_in / user_path(path), run.device)
 
     beginning = Beginning(state.model, run.device, vocab_size, run.data.tokenizer, load_model)
     state.set_recipe_inputs({name: digest for recipe in recipes for name, digest in recipe.begin(beginning).items()})

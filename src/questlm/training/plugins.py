@@ -30,7 +30,7 @@ def record_plugins(config: RunConfig) -> RunConfig:
         table.find(name)
         used += [table.plugins[name]] if name in table.plugins else []
     named_recipes(config.train)
-    plugins = tuple({plugin.name: plugin for plugin in used}.values())
+    plugins = tuple(dict.fromkeys(used))
     return config if config.plugins == plugins else config.model_copy(update={"plugins": plugins})
 
 

@@ -43,6 +43,15 @@ def test_only_plugins_that_the_settings_use_are_recorded(plugin: Path) -> None:
     assert record_plugins(using("quest", plugins=(loaded,))).plugins == ()  # of a run whose method is not used again
 
 
+def test_a_package_and_a_module_of_one_name_are_both_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, module = Plugin(name="mine", kind="package"), Plugin(name="mine", kind="module")
+    for name, plugin in (("offered", package), ("registered", module)):
+        monkeypatch.setitem(METHODS, name, METHODS["quest"])
+        monkeypatch.setitem(METHODS.plugins, name, plugin)
+    spec = QuantSpec(method="offered", overrides={"lm_head": {"method": "registered"}})
+    assert record_plugins(RunConfig(quant=spec)).plugins == (package, module)
+
+
 def test_recorded_plugins_are_written_and_read_again_without_being_loaded(plugin: Path, tmp_path: Path) -> None:
     config = record_plugins(using("quest", plugins=()))
     config = config.model_copy(update={"plugins": (Plugin(name="mine.py", kind="file", sha256="0" * 64),)})

@@ -4,17 +4,20 @@ Optional: without a C compiler the package installs all the same and computes wi
 """
 
 import os
+from pathlib import Path
 
 from setuptools import Extension, setup
 
 kernels = Extension(
     "questlm.ops.cpu._kernels",
-    sources=["src/questlm/ops/cpu/kernels.c"],
-    depends=["src/questlm/ops/cpu/rows.h"],
-    # Vector code for each x86 generation is chosen at run time, so no -march. No -ffast-math: NaN must stay NaN, and
-    # without contraction to fused multiply-adds every machine computes the same bits.
+    sources=sorted(map(str, Path("src/questlm/ops/cpu").rglob("*.c"))),
+    depends=sorted(map(str, Path("src/questlm/ops/cpu").rglob("*.h"))),
+    # Each instruction set has a file, which turns it on for itself, and is chosen at run time, so no -march. No
+    # -ffast-math: NaN must stay NaN, and without contraction to fused multiply-adds every machine computes the same
+    # bits.
     extra_compile_args=[
-        "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread",
+        "-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+        "-fvisibility=hidden", "-pthread",
     ],
     extra_link_args=["-pthread"],
     libraries=["m"],

@@ -35,12 +35,21 @@ def doctor() -> None:
         rows = [(f"{operation}: {name}", reason or "runs") for operation, name, reason in found]
         print_table(f"operations on {device}, fastest first", rows)
     reasons = ((name, unavailable(name)) for name in BACKENDS if name != "auto")
-    print_table("backends", [(name, f"no: {reason}" if reason else "yes") for name, reason in reasons])
+    print_table("backends", [(name, f"no: {reason}" if reason else _yes(name)) for name, reason in reasons])
     extras = []
     for package, extra in _EXTRAS.items():
         missing = find_spec(package) is None
         extras.append((package, f"missing; get it with: pip install 'questlm[{extra}]'" if missing else "yes"))
     print_table("extras", extras)
+
+
+def _yes(backend: str) -> str:
+    if backend != "cpu":
+        return "yes"
+    from questlm.ops.cpu import native
+
+    here = ", ".join(native.instruction_sets())
+    return f"yes, packed weights with {native.instruction_set()} (QUESTLM_CPU chooses among: {here})"
 
 
 def _hardware() -> list[tuple[str, str]]:

@@ -12,7 +12,6 @@ from questlm.artifact.format import matrix_shapes, norm_names
 from questlm.artifact.matrices import matrix_tensors
 from questlm.artifact.read import Artifact
 from questlm.inference.linear import PackedEmbedding, PackedLinear, packed_layer
-from questlm.memory import host_memory, require_memory
 from questlm.models import Llama
 
 __all__ = ["build_model", "resident_bytes"]
@@ -27,14 +26,7 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
 
     Args:
         stay_packed: keep weights packed even where products of unpacked ones are faster.
-
-    Raises:
-        ConfigError: unpacked weights need more memory than this machine has free.
     """
-    if not stay_packed and device.type == "cpu":
-        needed = dtype.itemsize * sum(rows * columns for rows, columns in matrix_shapes(artifact.config.model).values())
-        advice = "load it with weights='packed' (quest generate --weights packed)"
-        require_memory(needed, host_memory(), "the model with unpacked weights", advice)
     config, prepack = artifact.config.model, partial(ops.prepack, device=device, dtype=dtype, stay_packed=stay_packed)
     with torch.device("meta"):
         model = Llama(config)

@@ -45,13 +45,13 @@ def load(
         dtype: float32, or bfloat16 to compute as training under bf16 autocast does.
         cache_dtype: of the keys and values of past tokens, float32 or bfloat16; attention to them is computed in it.
             None: `dtype`.
-        weights: "auto" multiplies as fast as this machine can, which today means weights unpacked to the size of
-            `dtype`; "packed" never holds them larger than they are stored, and generates several times as slowly.
+        weights: "auto" multiplies as fast as this machine can: by native kernels from packed weights on a CPU,
+            elsewhere from weights unpacked to the size of `dtype`. "packed" never holds them larger than they are
+            stored, but for 4 bytes a row, even where that is several times as slow.
 
     Raises:
         ArtifactError: the folder is missing, damaged, hostile, or of another format.
-        ConfigError: `device`, `dtype`, `cache_dtype` or `weights` cannot be used, or unpacked weights need more memory
-            than is free.
+        ConfigError: `device`, `dtype`, `cache_dtype` or `weights` cannot be used.
     """
     if weights not in get_args(Weights):
         raise ConfigError(f"weights = {quoted(weights)}; there are: {', '.join(get_args(Weights))}")

@@ -290,6 +290,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "float8_gradient": (Implementation("float8", _matrices_in_float8), _REFERENCE),
     # (tensors, format, device, dtype, stay packed): the arguments of ops.prepack
     "packed_linear": (
+        _packed("cpu", "questlm.ops.cpu.linear:NativeWeight"),
         _packed("unpacked", "questlm.ops.unpacking:UnpackedWeight"),
         _packed("reference", "questlm.ops.unpacking:TiledWeight"),
     ),

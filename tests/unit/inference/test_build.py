@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from helpers.allocated import peak_bytes
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
 from questlm.export.pack import pack
-from questlm.memory import Memory
 from questlm.models import Llama
 
 SHAPE = ModelConfig(layers=2, hidden=512, heads=4, mlp_hidden=1024, vocab_size=1024)
@@ -33,7 +33,7 @@ def folder(request, tmp_path_factory) -> Path:
 def test_a_packed_model_takes_its_packed_size_and_a_few_mebibytes(folder: Path) -> None:
     model = questlm.load(folder, weights="packed")
     stored = (folder / "model.safetensors").stat().st_size
-    assert 0.95 * stored < model.weight_bytes <= stored
+    assert 0.95 * stored < model.weight_bytes <= 1.03 * stored
     assert peak_bytes(lambda: model.logits(IDS)) < 4 * MIB  # its weights are 22 MiB in float32
 
 
@@ -42,8 +42,19 @@ def test_loading_holds_the_mapped_file_and_one_copy(folder: Path) -> None:
     assert peak_bytes(lambda: questlm.load(folder, weights="packed")) < 2.1 * stored + MIB
 
 
+@pytest.mark.parametrize("weights", ["auto", "packed"])
+def test_native_products_take_packed_weights(folder: Path, weights: Literal["auto", "packed"]) -> None:
+    stored = (folder / "model.safetensors").stat().st_size
+    model = questlm.load(folder, weights=weights)
+    assert model.weight_bytes <= 1.03 * stored
+    assert peak_bytes(lambda: model.logits(IDS)) < 4 * MIB
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fastest_products_take_unpacked_weights(folder: Path, dtype: torch.dtype) -> None:
+def test_without_them_the_fastest_products_take_unpacked_weights(
+    folder: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("questlm.ops.cpu.linear.unavailable", lambda backend: "it was not built")
     model = questlm.load(folder, dtype=dtype)
     matrices = (PARAMETERS - SHAPE.vocab_size * SHAPE.hidden) * dtype.itemsize
     embedding = SHAPE.vocab_size * SHAPE.hidden
@@ -54,15 +65,8 @@ def test_a_tied_head_is_kept_once(tmp_path: Path) -> None:
     shape = SHAPE.model_copy(update={"tied_head": True})
     pack(questlm.prepare(Llama(shape).initialize(0), QuantSpec(embeddings="bf16")), tmp_path / "a")
     model = questlm.load(tmp_path / "a", weights="packed")
-    assert model.weight_bytes <= (tmp_path / "a" / "model.safetensors").stat().st_size
-    assert torch.equal(model.logits(IDS), questlm.load(tmp_path / "a").logits(IDS))
-
-
-def test_too_little_memory_for_unpacked_weights_names_the_other_way(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("questlm.inference.build.host_memory", lambda: Memory(4 * MIB, 16 * MIB))
-    with pytest.raises(ConfigError, match=r"unpacked weights needs about .* are free; load it with weights='packed'"):
-        questlm.load(folder)
-    questlm.load(folder, weights="packed")
+    assert model.weight_bytes <= 1.03 * (tmp_path / "a" / "model.safetensors").stat().st_size
+    torch.testing.assert_close(model.logits(IDS), questlm.load(tmp_path / "a").logits(IDS), rtol=1e-5, atol=1e-5)
 
 
 def test_another_way_to_keep_weights_is_refused(folder: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from questlm import ops
 from questlm.ops import Grid, PackedFormat
+from questlm.ops.cpu.linear import NativeWeight
 from questlm.ops.unpacking import TiledWeight, UnpackedWeight
 
 CPU, FORMAT = torch.device("cpu"), PackedFormat(32, 16, Grid(16, 0.4), Grid(16, 0.4))
@@ -20,10 +21,27 @@ def test_unknown_tensors_and_dtypes_are_refused() -> None:
         ops.prepack(TENSORS, FORMAT, CPU, torch.float16)
 
 
-def test_the_fastest_is_chosen_unless_weights_are_to_stay_packed() -> None:
-    assert isinstance(ops.prepack(TENSORS, FORMAT, CPU), UnpackedWeight)
-    assert isinstance(ops.prepack(TENSORS, FORMAT, CPU, stay_packed=True), TiledWeight)
+def test_the_fastest_is_chosen_that_can_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(ops.prepack(TENSORS, FORMAT, CPU, stay_packed=True), NativeWeight)
     with ops.using_backend("reference"):
         assert isinstance(ops.prepack(TENSORS, FORMAT, CPU), TiledWeight)
-    why = dict(ops.reasons("packed_linear", TENSORS, FORMAT, CPU, torch.bfloat16, True))
-    assert why == {"unpacked": "it keeps 2 bytes a weight, and weights are to stay packed", "reference": None}
+    monkeypatch.setattr("questlm.ops.cpu.linear.unavailable", lambda backend: "it was not built")
+    assert isinstance(ops.prepack(TENSORS, FORMAT, CPU), UnpackedWeight)
+    assert isinstance(ops.prepack(TENSORS, FORMAT, CPU, stay_packed=True), TiledWeight)
+    assert dict(ops.reasons("packed_linear", TENSORS, FORMAT, CPU, torch.bfloat16, True)) == {
+        "cpu": "it was not built",
+        "unpacked": "it keeps 2 bytes a weight, and weights are to stay packed",
+        "reference": None,
+    }
+
+
+def test_sparse_rows_that_are_to_stay_packed_are_not_laid_out_in_full() -> None:
+    grid = Grid(16, 0.4, group=2)
+    tensors = {
+        "codes": torch.zeros(5, 8, dtype=torch.uint8),
+        "kept": torch.full((5, 2), 0x33, dtype=torch.uint8),
+        "step": torch.ones(5, 1),
+    }
+    format = PackedFormat(32, 16, grid, Grid(16, 0.4))
+    assert isinstance(ops.prepack(tensors, format, CPU), NativeWeight)
+    assert isinstance(ops.prepack(tensors, format, CPU, stay_packed=True), TiledWeight)

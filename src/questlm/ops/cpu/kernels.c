@@ -26,15 +26,12 @@
    changes a bit of the result. Build without -ffast-math and with -ffp-contract=off. NaN or infinity anywhere in a row makes the row's step NaN or infinite, as in the
    reference; its codes mean nothing then, but are in range.
 
-   Threads
-   -------
-   Torch's own thread pool does the work: the caller passes the address of GOMP_parallel, the stable entry of the OpenMP
-   runtime that torch has loaded. A pool of our own would compete with torch's threads, which spin for a while after
-   each operation. Where torch has no such runtime, threads are started for the call, which costs 40 us.
-   Nothing here needs torch's or Python's headers; the functions at the end are called through ctypes. */
+   Nothing here needs torch's or Python's headers; the functions at the end are called through ctypes. threads.c says
+   how work is shared out. Products of packed weights are in the folder packed. */
+
+#include "export.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -46,9 +43,7 @@
 /* Between these the squares of a row are floats, and what is lost below them is too small to change the sum. */
 static const double SMALLEST_MEAN = 1e-30, LARGEST_MEAN = 1e30;
 
-enum { ABI_VERSION = 1, SUMS = 16, SUM_CHUNK = 512, MAX_THREADS = 256 };
-
-typedef void (*parallel_fn)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+enum { ABI_VERSION = 2, SUMS = 16, SUM_CHUNK = 512 };
 
 typedef struct job job_t;
 typedef void (*rows_fn)(const job_t *job, int64_t begin, int64_t end, float *buffer);
@@ -220,23 +215,6 @@ static void work(void *data)
     free(buffer);
 }
 
-static void *thread_main(void *data)
-{
-    work(data);
-    return NULL;
-}
-
-static void work_on_new_threads(job_t *job, int threads)
-{
-    pthread_t others[MAX_THREADS];
-    int started = 0;
-    while (started < threads - 1 && started < MAX_THREADS && !pthread_create(others + started, NULL, thread_main, job))
-        started++;
-    work(job);
-    while (started > 0)
-        pthread_join(others[--started], NULL);
-}
-
 static int run(job_t *job, int threads, parallel_fn parallel)
 {
     const int64_t chunk_entries = 16384; /* some 10 us of work */
@@ -244,23 +222,17 @@ static int run(job_t *job, int threads, parallel_fn parallel)
     job->chunk = job->k < chunk_entries ? chunk_entries / (job->k ? job->k : 1) : 1;
     atomic_init(&job->next, 0);
     atomic_init(&job->out_of_memory, 0);
-    /* All of torch's threads or none: a team of another size would make the OpenMP runtime rebuild its pool. */
-    if (threads <= 1 || job->rows * job->k < 4 * chunk_entries)
-        work(job);
-    else if (parallel)
-        parallel(work, job, (unsigned)threads, 0);
-    else
-        work_on_new_threads(job, threads);
+    questlm_run(work, job, job->rows * job->k < 4 * chunk_entries ? 1 : threads, parallel);
     return atomic_load(&job->out_of_memory);
 }
 
 /* ---- What Python calls. Matrices are row-major without gaps. Returns 0, or 1 if memory ran out. ---------------- */
 
-int questlm_abi_version(void) { return ABI_VERSION; }
+EXPORT int questlm_abi_version(void) { return ABI_VERSION; }
 
-void questlm_limit_vector_width(int floats) { widest = floats; }
+EXPORT void questlm_limit_vector_width(int floats) { widest = floats; }
 
-int questlm_quantize(const float *x, int64_t rows, int64_t k, int64_t block, int levels, double step_per_rms,
+EXPORT int questlm_quantize(const float *x, int64_t rows, int64_t k, int64_t block, int levels, double step_per_rms,
                      double mask_bound, uint8_t *codes, float *step, uint8_t *mask, int threads, parallel_fn parallel)
 {
     job_t job = {.x = x, .rows = rows, .k = k, .block = block, .levels = levels, .step_per_rms = (float)step_per_rms,
@@ -269,7 +241,7 @@ int questlm_quantize(const float *x, int64_t rows, int64_t k, int64_t block, int
     return run(&job, threads, parallel);
 }
 
-int questlm_masked_hadamard(const float *gradient, int64_t rows, int64_t k, int64_t block, uint8_t *mask, float *out,
+EXPORT int questlm_masked_hadamard(const float *gradient, int64_t rows, int64_t k, int64_t block, uint8_t *mask, float *out,
                             int threads, parallel_fn parallel)
 {
     job_t job = {.x = gradient, .rows = rows, .k = k, .block = block, .mask = mask, .out = out,

@@ -1,18 +1,37 @@
-"""The compiled kernels: finding the library, and calling it with tensors' memory."""
+"""The compiled kernels: finding the library, choosing its instruction set, and calling it with tensors' memory.
+
+The environment variable QUESTLM_CPU names an instruction set lower than the best that this processor has.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["limit_vector_width", "masked_hadamard", "quantize", "unavailable"]
+from questlm.errors import BackendError, nearest_name, quoted
 
-_ABI_VERSION = 1  # as in kernels.c: a library built from other sources must not be called
+__all__ = [
+    "Packed",
+    "instruction_set",
+    "instruction_sets",
+    "limit_vector_width",
+    "masked_hadamard",
+    "packed_bytes",
+    "packed_linear",
+    "packed_product",
+    "prepack",
+    "quantize",
+    "unavailable",
+    "use_instruction_set",
+]
+
+_ABI_VERSION = 2  # as in kernels.c: a library built from other sources must not be called
 _REBUILD = "with a C compiler (gcc or clang) on the PATH, run: pip install --force-reinstall --no-deps questlm"
 
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
@@ -21,7 +40,53 @@ _ARGUMENTS = {
         _POINTER, _SIZE, _SIZE, _SIZE, _INT, _DOUBLE, _DOUBLE, _POINTER, _POINTER, _POINTER, _INT, _POINTER,
     ],
     "questlm_masked_hadamard": [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _INT, _POINTER],
+    "questlm_packed_bytes": [_INT, _SIZE, _SIZE],
+    "questlm_prepack": [
+        _POINTER, _SIZE, _SIZE, _SIZE, _INT, _INT, ctypes.c_char_p, ctypes.c_char_p, _POINTER, _POINTER, _INT, _POINTER,
+    ],
+    "questlm_packed_product": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
+    "questlm_packed_linear": [_POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
+    "questlm_instruction_set": [_INT],
+    "questlm_supports": [_INT],
+    "questlm_use_instruction_set": [_INT],
 }  # fmt: skip
+_RESULTS = {
+    "questlm_packed_bytes": _SIZE,
+    "questlm_instruction_set": ctypes.c_char_p,
+    "questlm_instruction_set_in_use": ctypes.c_char_p,
+}
+
+
+class Packed(ctypes.Structure):
+    """`packed_t` of packed/layout.h, which says what each field is. It keeps no memory alive."""
+
+    _fields_ = (
+        ("data", _POINTER),
+        ("sums", _POINTER),
+        ("step", _POINTER),
+        ("scales", _POINTER),
+        ("offset", _POINTER),
+        ("bias", _POINTER),
+        ("totals", _POINTER),
+        ("values", _POINTER),
+        ("rows", _SIZE),
+        ("k", _SIZE),
+        ("kind", ctypes.c_int32),
+        ("has_table", ctypes.c_int32),
+        ("by_table", ctypes.c_int32),
+        ("is_wide", ctypes.c_int32),
+        ("in_integers", ctypes.c_int32),
+        ("scale", ctypes.c_int32),
+        ("shift", ctypes.c_int32),
+        ("input_scale", ctypes.c_int32),
+        ("input_shift", ctypes.c_int32),
+        ("rounds_sums", ctypes.c_int32),
+        ("block", ctypes.c_int32),
+        ("input_levels", ctypes.c_int32),
+        ("step_per_rms", ctypes.c_float),
+        ("table", ctypes.c_uint8 * 16),
+        ("input_table", ctypes.c_int8 * 256),
+    )
 
 
 @functools.cache
@@ -46,7 +111,50 @@ def _library() -> ctypes.CDLL:
         raise OSError(f"the native kernels were built from another version of questlm; {_REBUILD}")
     for name, arguments in _ARGUMENTS.items():
         getattr(library, name).argtypes = arguments
+    for name, result in _RESULTS.items():
+        getattr(library, name).restype = result
+    if wanted := os.environ.get("QUESTLM_CPU"):
+        _use(library, wanted, "QUESTLM_CPU = ")
     return library
+
+
+def _sets(library: ctypes.CDLL) -> list[tuple[str, bool]]:
+    """Name of each instruction set that the library knows, from the lowest, and whether this processor has it."""
+    found: list[tuple[str, bool]] = []
+    while name := library.questlm_instruction_set(len(found)):
+        found.append((name.decode(), bool(library.questlm_supports(len(found)))))
+    return found
+
+
+def _use(library: ctypes.CDLL, wanted: str, what: str) -> None:
+    sets = _sets(library)
+    here = [name for name, supported in sets if supported]
+    if wanted not in here:
+        names = [name for name, _ in sets]
+        why = "this processor does not have it" if wanted in names else "there is no such instruction set"
+        hint = "" if wanted in names else nearest_name(wanted, here)
+        raise BackendError(f"{what}{quoted(wanted)}: {why}.{hint} This processor can run: {', '.join(here)}.")
+    library.questlm_use_instruction_set([name for name, _ in sets].index(wanted))
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this processor has and the products of packed weights know, from the lowest."""
+    return [name for name, supported in _sets(_library()) if supported]
+
+
+def instruction_set() -> str:
+    """The instruction set in use."""
+    name: bytes = _library().questlm_instruction_set_in_use()
+    return name.decode()
+
+
+def use_instruction_set(name: str) -> None:
+    """Use one of `instruction_sets()` from now on.
+
+    Raises:
+        BackendError: there is none of this name, or this processor lacks it.
+    """
+    _use(_library(), name, "")
 
 
 @functools.cache
@@ -95,3 +203,66 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> T
     if failed:
         raise MemoryError(f"no memory for a buffer of one row of {k} entries")
     return result
+
+
+def packed_bytes(kind: int, rows: int, k: int) -> int:
+    """Bytes of a matrix (rows, k) in the layout `kind`."""
+    size: int = _library().questlm_packed_bytes(kind, rows, k)
+    return size
+
+
+def prepack(
+    stored: Tensor, k: int, bits: int, kind: int, codes: bytes | None, unpacked: bytes
+) -> tuple[Tensor, Tensor]:
+    """Lay out the rows of an artifact.
+
+    Args:
+        stored: (rows, bytes) uint8, contiguous; or float32 or bfloat16 numbers (rows, k).
+        bits: of a code in `stored`, 1 to 8; 0: ternary, five to a byte.
+        kind: of the layout (packed/layout.h).
+        codes: 256 bytes, what is laid out for each code; None: the code itself.
+        unpacked: 256 bytes, the number that products take for each code.
+
+    Returns:
+        the layout, uint8, and the sum of each row's numbers, (rows) int32.
+    """
+    data = torch.empty(packed_bytes(kind, len(stored), k), dtype=torch.uint8)
+    sums = torch.zeros(len(stored), dtype=torch.int32)
+    failed = _library().questlm_prepack(
+        stored.data_ptr(), stored.stride(0) * stored.element_size(), len(stored), k, bits, kind, codes, unpacked,
+        data.data_ptr(), sums.data_ptr(), torch.get_num_threads(), _parallel(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory for a buffer of one row of {k} entries")
+    return data, sums
+
+
+def packed_linear(weight: Packed, x: Tensor) -> Tensor:
+    """The whole layer of x (tokens, k) float32, contiguous: (tokens, rows) float32."""
+    y = torch.empty((len(x), weight.rows), dtype=torch.float32)
+    failed = _library().questlm_packed_linear(
+        ctypes.byref(weight), x.data_ptr(), len(x), y.data_ptr(), torch.get_num_threads(), _parallel()
+    )
+    if failed:
+        raise MemoryError(f"no memory for a buffer of rows of {weight.k} entries")
+    return y
+
+
+def packed_product(
+    weight: Packed, data: Tensor, step: Tensor | None, offset: Tensor | None, totals: Tensor | None
+) -> Tensor:
+    """The product with codes (tokens, k) uint8, or numbers (tokens, k) float32, contiguous: (tokens, rows) float32.
+
+    Args:
+        step: (tokens, 1) float32, contiguous, or None; offset: (1, 1) float32 or None.
+        totals: (tokens, 1) float32, contiguous, sums of the rows of numbers where the weight has offsets, else None.
+    """
+    y = torch.empty((len(data), weight.rows), dtype=torch.float32)
+    failed = _library().questlm_packed_product(
+        ctypes.byref(weight), data.data_ptr(), None if step is None else step.data_ptr(),
+        None if offset is None else offset.data_ptr(), None if totals is None else totals.data_ptr(), len(data),
+        y.data_ptr(), torch.get_num_threads(), _parallel(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory for a buffer of rows of {weight.k} entries")
+    return y

@@ -1,0 +1,20 @@
+/* The products for x86-64 with AVX-512 and VNNI, without VPOPCNTDQ: Cascade Lake. */
+
+#include "layout.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#endif
+#define SET avx512vnni
+#define COUNTS_WORDS 0
+#include "avx512.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

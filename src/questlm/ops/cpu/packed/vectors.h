@@ -1,0 +1,45 @@
+/* Vectors of BYTES bytes, in the terms of the compiler; the file of each instruction set includes this after it has
+   turned its instructions on. Everything is inlined into that file: a function that the linker may share between
+   files would be compiled for one instruction set and run on a processor without it. */
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+enum { PARTS = 64 / BYTES }; /* vectors to a step */
+
+typedef uint32_t vec __attribute__((vector_size(BYTES)));
+typedef uint8_t bytes_t __attribute__((vector_size(BYTES)));
+typedef uint64_t words_t __attribute__((vector_size(BYTES)));
+typedef float floats_t __attribute__((vector_size(BYTES)));
+
+INLINE vec load(const void *from)
+{
+    vec v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+INLINE void store(void *to, vec v) { memcpy(to, &v, sizeof v); }
+
+INLINE vec splat(uint32_t v) { return v - (vec){0}; }
+
+INLINE vec splat_byte(uint8_t v) { return splat(v * 0x01010101u); }
+
+INLINE vec splat4(const void *from)
+{
+    uint32_t four;
+    memcpy(&four, from, sizeof four);
+    return splat(four);
+}
+
+INLINE floats_t splat_float(float v) { return v - (floats_t){0}; }
+
+INLINE words_t splat_word(uint64_t v) { return v - (words_t){0}; }

@@ -1,0 +1,292 @@
+"""Native products of packed weights, by every instruction set that this processor has, against exact sums."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from questlm import ops
+from questlm.errors import BackendError
+from questlm.grid import packed_width
+from questlm.ops import Grid, PackedFormat
+from questlm.ops.cpu import native
+from questlm.ops.cpu.linear import NativeWeight
+from questlm.ops.reference.matmul import factor, operand_values
+from questlm.ops.unpacking import input_operand, stored_rows
+from questlm.quant import gaussian_grid
+from questlm.quant.grids import fp4_grid, lloydmax_grid
+
+CPU = torch.device("cpu")
+SETS = [] if native.unavailable() else native.instruction_sets()
+
+UNIFORM = {str(levels): Grid(levels, 6.0 / levels) for levels in (2, 3, 4, 7, 8, 15, 16, 32, 64, 128, 255, 256)}
+OFF_CENTRE = {"16 from 8": Grid(16, 0.3, zero=8), "4 from 0": Grid(4, 0.5, zero=0), "255 from 127": Grid(255, 0.02)}
+SPARSE = {f"2:4 of {levels}": Grid(levels, 4.0 / levels, group=2) for levels in (2, 4, 8, 16, 100)}
+TABLES = {"fp4": fp4_grid(), "three": Grid(3, 1.0, table=(-1.0, 0.0, 3.0)), "pair": Grid(2, 1.0, table=(-0.5, 2.0))}
+FLOAT_TABLES = {f"lloydmax {bits}": lloydmax_grid(bits) for bits in (1, 2, 3, 4, 5)} | {
+    "16 from 0.3": Grid(16, 0.4, zero=0.3),
+    "200 from 0.3": Grid(200, 0.03, zero=0.3),
+    "2:4 of 200": Grid(200, 0.03, group=2),
+}
+WEIGHTS = UNIFORM | OFF_CENTRE | SPARSE | TABLES
+INPUTS = UNIFORM | OFF_CENTRE | TABLES
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built() -> Iterator[None]:
+    reason = native.unavailable()
+    assert reason is None, f"{reason} (in a checkout: python setup.py build_ext --inplace)"
+    before = native.instruction_set()
+    yield
+    native.use_instruction_set(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def matrix(out: int, k: int, grid: Grid, seed: int = 0) -> dict[str, Tensor]:
+    """The tensors of a random packed matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"step": torch.rand(out, 1, generator=generator) + 0.5}
+    codes = torch.randint(0, grid.levels, (out, k), generator=generator, dtype=torch.uint8)
+    if not grid.group:
+        return tensors | {"codes": ops.pack(codes, grid.levels)}
+    kept = ops.kept_entries(torch.randn(out, k, generator=generator), grid.group)
+    half, bits = ops.pack_sparse(codes, kept, grid.group)
+    return tensors | {"codes": ops.pack(half, grid.levels), "kept": bits}
+
+
+def rows(tokens: int, k: int, seed: int = 0, size: float = 1.0) -> Tensor:
+    x = torch.randn(tokens, k, generator=torch.Generator().manual_seed(seed))
+    x[::2] *= size
+    return x
+
+
+def exact(x: Tensor, tensors: dict[str, Tensor], format: PackedFormat) -> Tensor:
+    """What integers give: sums rounded once to float32, then multiplied by the two steps, one after the other."""
+    a, b = input_operand(x, tensors, format, torch.float32), stored_rows(tensors, format)
+    assert a.step is not None and b.step is not None
+    dots = factor(a.data, a.grid, torch.float64) @ factor(b.data, b.grid, torch.float64).T
+    return dots.float() * a.step * b.step.T
+
+
+@pytest.mark.parametrize("name", SETS)
+@settings(deadline=None, max_examples=150)
+@given(
+    out=st.integers(1, 140),
+    k=st.integers(1, 40),
+    tokens=st.one_of(st.integers(1, 8), st.integers(1, 65)),
+    weight=st.sampled_from(sorted(WEIGHTS)),
+    act=st.sampled_from(sorted(INPUTS)),
+    size=st.sampled_from((0.0, 2.0**-66, 1.0, 2.0**60)),
+    rotated=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_sums_of_integers_are_exact(
+    name: str, out: int, k: int, tokens: int, weight: str, act: str, size: float, rotated: bool, seed: int
+) -> None:
+    grid, block = WEIGHTS[weight], 1
+    if rotated:
+        k, block = 16 * k, 16
+    elif grid.group:
+        k *= 8
+    tensors, format = matrix(out, k, grid, seed), PackedFormat(k, block, grid, INPUTS[act])
+    x = rows(tokens, k, seed, size)
+    native.use_instruction_set(name)
+    packed = NativeWeight(tensors, format, CPU, torch.float32)
+    assert packed._packed.in_integers
+    assert torch.equal(packed.linear(x), exact(x, tensors, format))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("levels", [2, 3, 8, 16, 256])
+def test_sums_of_long_rows_are_exact(name: str, levels: int) -> None:
+    """The longest rows that 8 bits allow, all at one end of their grids, where sums are largest."""
+    k = 33_000 if levels == 256 else 40_000
+    grid = Grid(levels, 6.0 / levels)
+    tensors = {"codes": ops.pack(torch.full((3, k), levels - 1, dtype=torch.uint8), levels), "step": torch.ones(3, 1)}
+    format = PackedFormat(k, 1, grid, Grid(levels, 1e-3))
+    native.use_instruction_set(name)
+    packed = NativeWeight(tensors, format, CPU, torch.float32)
+    assert packed._packed.in_integers
+    for x in (torch.ones(7, k), -torch.ones(1, k)):
+        assert torch.equal(packed.linear(x), exact(x, tensors, format))
+
+
+def test_rows_too_long_for_integers_are_summed_as_floats() -> None:
+    tensors, format = matrix(2, 40_000, UNIFORM["256"]), PackedFormat(40_000, 1, UNIFORM["256"], UNIFORM["256"])
+    packed, x = NativeWeight(tensors, format, CPU, torch.float32), rows(2, 40_000)
+    assert not packed._packed.in_integers
+    torch.testing.assert_close(packed.linear(x), exact(x, tensors, format), rtol=1e-4, atol=1.0)
+
+
+@pytest.mark.parametrize("name", SETS)
+@settings(deadline=None, max_examples=120)
+@given(
+    out=st.integers(1, 140),
+    k=st.integers(1, 30),
+    tokens=st.one_of(st.integers(1, 8), st.integers(1, 65)),
+    weight=st.sampled_from([*sorted(WEIGHTS | FLOAT_TABLES), "int8", "bf16", "float32", "bf16-2:4"]),
+    act=st.sampled_from([None, "16", "lloydmax 3"]),
+    seed=st.integers(0, 2**20),
+)
+def test_sums_of_floats_are_as_accurate_as_the_reference(
+    name: str, out: int, k: int, tokens: int, weight: str, act: str | None, seed: int
+) -> None:
+    k, grid = 16 * k, (WEIGHTS | FLOAT_TABLES).get(weight)
+    tensors = stored_matrix(out, k, weight, seed) if grid is None else matrix(out, k, grid, seed)
+    block = 1 if weight == "int8" else 16
+    format = PackedFormat(k, block, grid, (INPUTS | FLOAT_TABLES)[act] if act else None)
+    x = rows(tokens, k, seed)
+    native.use_instruction_set(name)
+    found = NativeWeight(tensors, format, CPU, torch.float32).linear(x)
+    a, b = input_operand(x, tensors, format, torch.float32), stored_rows(tensors, format)
+    a64, b64 = operand_values(a).double(), operand_values(b).double()
+    error = (found - a64 @ b64.T).abs()
+    # The bound of a float32 sum of K products, each term rounded; the reference's own error is as large.
+    bound = (a64.abs() @ b64.abs().T) * 2.0**-24 * (k**0.5 + 8)
+    assert bool((error <= bound).all())
+    assert (
+        error.max()
+        <= 2 * (operand_values(a).float() @ operand_values(b).float().T - a64 @ b64.T).abs().max() + bound.max() / 4
+    )
+
+
+def stored_matrix(out: int, k: int, kind: str, seed: int) -> dict[str, Tensor]:
+    weight = rows(out, k, seed)
+    if kind == "int8":
+        return {"codes": torch.randint(-127, 128, (out, k), dtype=torch.int8), "scale": torch.rand(out, 1)}
+    if kind == "bf16-2:4":
+        half, kept = ops.pack_sparse(weight, ops.kept_entries(weight, 1), 1)
+        return {"weight": half.bfloat16(), "kept": kept}
+    return {"weight": weight.bfloat16() if kind == "bf16" else weight}
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("weight", ["2", "3", "4", "8", "16", "256", "fp4", "lloydmax 4", "lloydmax 5", "float32"])
+@pytest.mark.parametrize("act", [None, "2", "16", "256"])
+def test_a_token_has_the_same_output_in_any_batch(name: str, weight: str, act: str | None) -> None:
+    grid = (WEIGHTS | FLOAT_TABLES).get(weight)
+    tensors = matrix(200, 1104, grid) if grid else stored_matrix(200, 1104, weight, 0)
+    native.use_instruction_set(name)
+    format = PackedFormat(1104, 16, grid, INPUTS[act] if act else None)
+    packed, x = NativeWeight(tensors, format, CPU, torch.float32), rows(70, 1104)
+    one_by_one = torch.cat([packed.linear(row) for row in x.split(1)])
+    for size in (2, 3, 5, 70):
+        assert torch.equal(torch.cat([packed.linear(some) for some in x.split(size)]), one_by_one)
+
+
+@pytest.mark.parametrize("act", [None, "2", "16"])
+def test_threads_change_nothing(act: str | None, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    format = PackedFormat(2048, 128, UNIFORM["2"], INPUTS[act] if act else None)
+    packed, x = NativeWeight(matrix(1000, 2048, UNIFORM["2"]), format, CPU, torch.float32), rows(600, 2048)
+    torch.set_num_threads(1)
+    one = packed.linear(x)
+    torch.set_num_threads(2)
+    assert torch.equal(packed.linear(x), one)
+    monkeypatch.setattr(native, "_parallel", lambda: None)
+    assert torch.equal(packed.linear(x), one)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("act", [None, "2", "16", "256"])
+def test_a_row_that_is_not_finite_spoils_its_own_output_alone(name: str, act: str | None) -> None:
+    tensors, format = matrix(40, 64, UNIFORM["8"]), PackedFormat(64, 16, UNIFORM["8"], INPUTS[act] if act else None)
+    x = rows(7, 64)
+    x[1, 3], x[4, 5] = float("nan"), float("inf")
+    native.use_instruction_set(name)
+    packed = NativeWeight(tensors, format, CPU, torch.float32)
+    y = packed.linear(x)
+    assert not y[[1, 4]].isfinite().any()
+    others = [0, 2, 3, 5, 6]
+    assert torch.equal(y[others], packed.linear(x[others]))
+
+
+def test_no_tokens_give_no_outputs() -> None:
+    for act in (None, UNIFORM["16"]):
+        packed = NativeWeight(matrix(5, 32, UNIFORM["4"]), PackedFormat(32, 16, UNIFORM["4"], act), CPU, torch.float32)
+        assert packed.linear(torch.empty(0, 32)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8, "ternary"])
+@pytest.mark.parametrize("act", [None, 4])
+def test_a_weight_takes_no_more_memory_than_its_codes(bits: int, act: int | None) -> None:
+    grid = gaussian_grid(bits)
+    tensors = matrix(2048, 2048, grid)
+    format = PackedFormat(2048, 128, grid, None if act is None else gaussian_grid(act))
+    packed = NativeWeight(tensors, format, CPU, torch.float32)
+    assert packed.nbytes <= 1.03 * sum(tensor.nbytes for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": torch.zeros(5, 15, dtype=torch.uint8)}, r"codes must be torch.uint8 \(5, 16\)"),
+        ({"step": torch.ones(4, 1)}, r"step must be torch.float32 \(5, 1\)"),
+        ({"offset": torch.ones(5, 1, dtype=torch.float64)}, r"offset must be torch.float32 \(5, 1\)"),
+    ],
+)
+def test_what_the_kernels_cannot_read_is_refused(change: dict[str, Tensor], message: str) -> None:
+    format = PackedFormat(32, 16, UNIFORM["16"], UNIFORM["16"])
+    with pytest.raises(ValueError, match=message):
+        NativeWeight(matrix(5, 32, UNIFORM["16"]) | change, format, CPU, torch.float32)
+    with pytest.raises(ValueError, match="block size 64 is not a power of two that divides"):
+        NativeWeight(matrix(5, 32, UNIFORM["16"]), PackedFormat(32, 64, UNIFORM["16"], None), CPU, torch.float32)
+
+
+def test_codes_beyond_their_grid_read_no_memory_of_others() -> None:
+    """An artifact is checked when it is read; here any bytes must do no harm."""
+    for levels, grid in (
+        (3, UNIFORM["3"]),
+        (7, UNIFORM["7"]),
+        (15, TABLES["fp4"]),
+        (200, FLOAT_TABLES["200 from 0.3"]),
+    ):
+        codes = torch.full((20, packed_width(40, levels)), 255, dtype=torch.uint8)
+        for act in (None, UNIFORM["16"]):
+            weight = NativeWeight(
+                {"codes": codes, "step": torch.ones(20, 1)}, PackedFormat(40, 1, grid, act), CPU, torch.float32
+            )
+            assert weight.linear(rows(3, 40)).shape == (3, 20)
+
+
+def in_use_with(variable: str) -> subprocess.CompletedProcess[str]:
+    code = "from questlm.ops.cpu import native; print(native.instruction_set())"
+    environment = os.environ | {"QUESTLM_CPU": variable}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("name", [SETS[0], SETS[-1]] if SETS else [])
+def test_the_environment_chooses_an_instruction_set(name: str) -> None:
+    assert in_use_with(name).stdout.strip() == name
+
+
+def test_an_unknown_instruction_set_is_an_error() -> None:
+    answer = in_use_with("skalar")
+    assert answer.returncode != 0
+    assert "QUESTLM_CPU = 'skalar': there is no such instruction set" in answer.stderr
+    assert "scalar" in answer.stderr.splitlines()[-1]
+    with pytest.raises(BackendError, match="there is no such instruction set"):
+        native.use_instruction_set("avx1024")
+
+
+def test_an_instruction_set_that_the_processor_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_sets", lambda library: [("scalar", True), ("later", False)])
+    with pytest.raises(
+        BackendError, match=r"'later': this processor does not have it\. This processor can run: scalar\."
+    ):
+        native.use_instruction_set("later")

@@ -197,6 +197,8 @@ def _codes_in_float8(device: torch.device, grid: Grid, dtype: torch.dtype) -> st
 
 def _codes_in_int8(device: torch.device, grid: Grid, dtype: torch.dtype) -> str | None:
     reason = no_nvidia(device, 8, "int8 products in Triton")
+    if reason is None and grid.levels <= _FLOAT8_LEVELS:
+        return f"up to {_FLOAT8_LEVELS} levels are multiplied in float8, or in bfloat16 where a GPU has no such product"
     if reason is None and grid.levels % 2:
         return f"an odd number of levels ({grid.levels}) is not half above whole numbers"
     return reason or _only_bfloat16(dtype)

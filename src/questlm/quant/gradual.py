@@ -23,14 +23,17 @@ def set_quantization_strength(model: nn.Module, done: float) -> None:
 
     Layers without a gradual schedule do not change. All others mix until the last one is fully quantised, so that
     torch.compile makes two graphs and not one for each layer.
+
+    Raises:
+        RuntimeError: inside `questlm.quant.dense` or `cached_weights`, whose end would undo it.
     """
     modules = (module for module in model.modules() if isinstance(module, FakeQuantLinear))
-    layers = [(layer, layer.strength) for layer in modules if layer.strength is not None]
-    for index, (layer, strength) in enumerate(layers):
+    layers = [layer for layer in modules if layer.strength is not None]
+    for index, layer in enumerate(layers):
         share = gradual_share(layer.spec)
         if done >= share and layer.mode is not Mode.FADING_IN:
             continue  # finished before; do not write to the device again
         ramp = share / 2
         start = ramp * index / max(len(layers) - 1, 1)
-        layer.mode = Mode.FADING_IN if done < share else Mode.QUANTIZED
-        strength.fill_(min(max((done - start) / ramp, 0.0), 1.0) if done < share else 1.0)
+        strength = min(max((done - start) / ramp, 0.0), 1.0) if done < share else 1.0
+        layer.set_strength(strength, fading=done < share)

@@ -9,7 +9,7 @@ from torch import nn
 from questlm import QuantSpec, prepare
 from questlm.errors import ConfigError
 from questlm.export.pack import pack
-from questlm.quant import dense, quantized_layers, set_quantization_strength
+from questlm.quant import cached_weights, dense, quantized_layers, set_quantization_strength
 
 X = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
 
@@ -66,6 +66,22 @@ def test_a_loaded_model_goes_on_fading():
     set_quantization_strength(prepared, 0.2)
     again.load_state_dict(prepared.state_dict())
     assert torch.equal(again(X), prepared(X))
+
+
+@pytest.mark.parametrize("block", [dense, cached_weights])
+def test_strength_is_not_changed_inside_a_block_that_would_undo_it(block):
+    prepared, faded = model(), model()
+    set_quantization_strength(faded, 0.2)
+    with block(prepared):
+        for change in (lambda: set_quantization_strength(prepared, 0.2), lambda: load(prepared, faded)):
+            with pytest.raises(RuntimeError, match="outside"):
+                change()
+    load(prepared, faded)
+    assert torch.equal(prepared(X), faded(X))
+
+
+def load(into: nn.Module, source: nn.Module) -> None:
+    into.load_state_dict(source.state_dict())
 
 
 def test_a_model_that_is_still_fading_is_not_packed(tmp_path):

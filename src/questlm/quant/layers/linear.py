@@ -27,6 +27,8 @@ from questlm.quant.quantizers import Quantizer, refuse_transforms
 
 __all__ = ["FakeQuantLinear"]
 
+_NO_SCHEDULE = "this layer was prepared without a gradual schedule; set quant.gradual"
+
 
 class FakeQuantLinear(nn.Linear):
     """An `nn.Linear` whose input and weight are quantised by `spec`. It shares the parameters of the layer it replaces.
@@ -141,7 +143,7 @@ class FakeQuantLinear(nn.Linear):
     @mode.setter
     def mode(self, mode: LayerMode) -> None:
         if mode is Mode.FADING_IN and self.strength is None:
-            raise ConfigError("this layer was prepared without a gradual schedule; set quant.gradual")
+            raise ConfigError(_NO_SCHEDULE)
         if isinstance(mode, CachedWeight) and not self.rounds_weight:
             raise RuntimeError("only a weight that is rounded without learned parameters can be cached")
         if Mode.DENSE in (mode, self._mode) and any(_replaces_gradient(each) for each in (mode, self._mode)):
@@ -150,6 +152,26 @@ class FakeQuantLinear(nn.Linear):
                 "that is gathered as codes has no weight; run it outside, before the model is sharded"
             )
         self._mode = mode
+
+    def set_strength(self, strength: float, fading: bool) -> None:
+        """Set the share to which quantisation is faded in, and whether passes still mix (`questlm.quant.gradual`).
+
+        Raises:
+            ConfigError: the layer was prepared without a gradual schedule.
+            RuntimeError: inside `dense` or `cached_weights`, whose end would undo it.
+        """
+        if self.strength is None:
+            raise ConfigError(_NO_SCHEDULE)
+        self._set_fading(fading)
+        self.strength.fill_(strength)
+
+    def _set_fading(self, fading: bool) -> None:
+        if self._mode not in (Mode.QUANTIZED, Mode.FADING_IN):
+            raise RuntimeError(
+                "fading in cannot change inside dense or cached_weights, whose end sets the mode from before; set the "
+                "strength, or load the state, outside of it"
+            )
+        self.mode = Mode.FADING_IN if fading else Mode.QUANTIZED
 
     @property
     def cached_weight(self) -> CachedWeight | None:
@@ -215,7 +237,7 @@ class FakeQuantLinear(nn.Linear):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if self.strength is not None and not self.strength.is_meta:
-            self.mode = Mode.FADING_IN if bool(self.strength < 1) else Mode.QUANTIZED
+            self._set_fading(bool(self.strength < 1))
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.cached_weight is not None:

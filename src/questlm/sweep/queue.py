@@ -24,6 +24,7 @@ from questlm.sweep.grid import PlannedRun
 from questlm.sweep.runs import (
     arguments_left,
     estimated_speed,
+    forget_progress,
     is_being_trained,
     is_finished,
     last_words,
@@ -157,6 +158,7 @@ class Sweep:
         if is_finished(item.planned, self.out):  # by a process that outlived the sweep that began it
             item.state, item.progress = "finished", result(item.planned, self.out)
             return
+        forget_progress(item.planned, self.out)
         command = [*_TRAIN, *arguments_left(item.planned, self.out)]
         with log_file(item.planned, self.out).open("ab") as log:
             item.process = subprocess.Popen(

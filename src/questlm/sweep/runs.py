@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError
-from questlm.records import RECORD_NAME, RunProgress, RunRecord
+from questlm.records import PROGRESS_NAME, RECORD_NAME, RunProgress, RunRecord
 from questlm.sweep.grid import PlannedRun
 from questlm.training import RunFolder
 from questlm.training.batches import keep_batches
@@ -19,6 +20,7 @@ from questlm.training.same_settings import require_same_config
 __all__ = [
     "arguments_left",
     "estimated_speed",
+    "forget_progress",
     "is_being_trained",
     "is_finished",
     "last_words",
@@ -92,6 +94,12 @@ def read_progress(planned: PlannedRun, out: Path) -> RunProgress | None:
         return RunProgress.load(out / planned.name)
     except CheckpointError:
         return None
+
+
+def forget_progress(planned: PlannedRun, out: Path) -> None:
+    """Delete the progress file that a killed process may have left of a run, which nobody trains now."""
+    with suppress(OSError):
+        (out / planned.name / PROGRESS_NAME).unlink(missing_ok=True)
 
 
 def log_file(planned: PlannedRun, out: Path) -> Path:

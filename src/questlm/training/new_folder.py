@@ -100,6 +100,8 @@ def _unusual(folder: RunFolder) -> set[str]:
 
 
 def _require_nothing_saved(folder: RunFolder) -> None:
+    """Refuse a locked folder with anything but what a run begins with; what killed processes left is deleted."""
+    folder.remove_leftovers()
     if _is_saved(folder) or _unusual(folder) - _LOGS:
         raise ConfigError(
             f"the run folder {folder.path} exists already; continue that run with "

@@ -6,14 +6,14 @@ While the run trains there is `progress.json` too (`questlm.records.RunProgress`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from questlm.config import DATA_PATHS, DataConfig, RunConfig, load_config
 from questlm.errors import CheckpointError
 from questlm.files import file_lock, remove_leftovers
-from questlm.records import RunRecord
+from questlm.records import PROGRESS_NAME, RunRecord
 from questlm.training.checkpoint import latest_checkpoint, verify_checkpoint
 from questlm.training.origin import Origin, located
 from questlm.training.same_settings import require_same_config
@@ -84,9 +84,11 @@ class RunFolder:
             yield
 
     def remove_leftovers(self) -> None:
-        """Delete what killed processes left half-written. Only for a process that has locked the run."""
+        """Delete what killed processes left half-written or out of date. Only for a process that has locked the run."""
         remove_leftovers(self.path)  # where an artifact may be being packed meanwhile
         remove_leftovers(self.checkpoints, alone=True)
+        with suppress(OSError):
+            (self.path / PROGRESS_NAME).unlink(missing_ok=True)
 
     def is_finished(self) -> bool:
         """Whether the run has the final metrics of its newest checkpoint, which is verified.

@@ -191,6 +191,29 @@ def test_progress_is_read_from_the_file_that_training_renews(tiny_runs: PlanRuns
     assert read_progress(planned, tmp_path) is None
 
 
+def test_what_a_killed_process_told_of_its_progress_is_not_that_of_the_next(
+    tiny_runs: PlanRuns, stand_in, tmp_path: Path
+) -> None:
+    planned, out, looks = tiny_runs()[0], tmp_path / "out", 0
+    stand_in.plan(planned, sleeps=True)
+    folder = out / planned.name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(planned.config))
+    RunProgress(0.75, 2.0, 100.0, 60.0).save(folder)
+    shown = []
+
+    def watch(sweep: Sweep) -> None:
+        nonlocal looks
+        looks += 1
+        shown.append(sweep.items[0].progress)
+        if looks > 3 and (folder / "ready").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        _sweep([planned], out).run(watch)
+    assert set(shown) == {None}
+
+
 def test_the_time_left_that_a_run_tells_is_believed(tiny_runs: PlanRuns, tmp_path: Path) -> None:
     (planned, _) = tiny_runs(bits=[16])
     sweep = _sweep([planned], tmp_path)

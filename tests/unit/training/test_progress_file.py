@@ -47,6 +47,16 @@ def test_it_is_renewed_no_more_often_than_a_line_of_progress(
     assert seen == [RunProgress(0.0)] * 12
 
 
+def test_a_resumed_run_first_removes_what_a_killed_one_left_of_it(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_file, "SECONDS_BETWEEN_LINES", 0.0)
+    train(tiny, tmp_path / "run")
+    RunProgress(0.5).save(tmp_path / "run")  # a kill leaves it
+    resume(tmp_path / "run")
+    assert not (tmp_path / "run" / "progress.json").exists()
+
+
 def test_what_a_killed_run_left_of_it_does_not_keep_the_run_from_beginning_again(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,5 +67,6 @@ def test_what_a_killed_run_left_of_it_does_not_keep_the_run_from_beginning_again
         patch.setattr(Trainer, "_step", killed)
         train(tiny, tmp_path / "run")
     RunProgress(0.5).save(tmp_path / "run")  # a kill leaves it, an exception does not
+    (tmp_path / "run" / ".tmp-questlm-0123456789abcdef").touch()  # a kill while it is being written
     assert train(tiny, tmp_path / "run").steps == 12
     assert not (tmp_path / "run" / "progress.json").exists()

@@ -166,6 +166,7 @@ def _continued_settings(config: RunConfig | None, saved: RunConfig, folder: RunF
         if config.init_from is not None:  # likewise
             config = adopt_shape(config, saved.model, folder.path)
         config = keep_batches(config, saved)
+        config = config.model_copy(update={"plugins": saved.plugins})  # recorded then, and required to be loaded now
     chosen = continued(config or saved, saved, started_in)
     alike = chosen.model_copy(update={"budget": saved.budget})
     require_same_config(saved.model_dump(mode="json"), alike, folder.config_file, DATA_PATHS)

@@ -11,6 +11,7 @@ from questlm.config import Plugin, QuantSpec, RunConfig, load_config, to_yaml
 from questlm.errors import CheckpointError, ConfigError
 from questlm.plugins import load_plugin
 from questlm.quant import METHODS
+from questlm.training import resume, train
 from questlm.training.plugins import record_plugins, require_plugins
 
 SOURCE = """
@@ -83,3 +84,24 @@ def test_a_plugin_that_has_changed_is_refused_and_the_same_is_not(plugin: Path) 
     with pytest.raises(CheckpointError, match=r"SHA-256 000000000000.*but the one given differs"):
         require_plugins(config, Path("run"))
     require_plugins(record_plugins(config), Path("run"))
+
+
+def test_a_run_of_a_plugin_is_resumed_with_the_settings_that_it_was_begun_with(
+    plugin: Path, tiny_settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    load_plugin(plugin)
+    config = tiny_settings(quant={"method": "mine"}, budget={"tokens": 256})
+    record = train(config, tmp_path / "run")
+    assert config.plugins == ()  # the run fills them in when it begins
+    assert resume(tmp_path / "run", config) == record
+
+
+def test_settings_of_another_plugin_do_not_resume_a_run(
+    plugin: Path, tiny_settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_settings(budget={"tokens": 256})
+    train(config, tmp_path / "run")
+    other = config.model_copy(update={"plugins": (load_plugin(plugin),)})
+    resume(tmp_path / "run", other)  # which its method does not use
+    with pytest.raises(CheckpointError, match=r"quant\.method"):
+        resume(tmp_path / "run", tiny_settings(quant={"method": "mine"}, budget={"tokens": 256}))

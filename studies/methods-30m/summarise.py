@@ -9,7 +9,7 @@ are more than `FAR` nats from the best of their group, because their runs vary m
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from statistics import fmean, variance
 
 from scipy.special import stdtrit
 
-from questlm.files import atomic_write
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from tables import read_losses, replace_part  # noqa: E402
+
 FAR = 0.25
 GROUPS = {
     "16 bit": ("bf16",),
@@ -50,19 +51,10 @@ def main() -> None:
     groups = {title: rows(losses, endings) for title, endings in GROUPS.items()}
     pooled = pooled_variance(groups.values())
     text = "\n".join(table(title, found, losses["bf16"], pooled) for title, found in groups.items() if found)
-    _replace_table(HERE / "README.md", "table", text)
-    _replace_table(HERE.parents[1] / "README.md", "losses by bits", losses_by_bits(losses))
+    replace_part(HERE / "README.md", "table", text)
+    replace_part(HERE.parents[1] / "README.md", "losses by bits", losses_by_bits(losses))
     print(f"standard deviation of a difference: {pooled[0] ** 0.5:.4f} nats, from {pooled[1]} pairs of seeds")
     draw(groups, fmean(losses["bf16"].values()))
-
-
-def read_losses(folder: Path) -> dict[str, dict[int, float]]:
-    """Final validation loss in nats a token: name -> seed -> loss."""
-    found: dict[str, dict[int, float]] = {}
-    for path in sorted(folder.glob("*/record.json")):
-        name, _, seed = path.parent.name.rpartition("-s")
-        found.setdefault(name, {})[int(seed)] = json.loads(path.read_text(encoding="utf-8"))["final"]["loss"]
-    return found
 
 
 def rows(losses: dict[str, dict[int, float]], endings: tuple[str, ...]) -> list[Row]:
@@ -134,12 +126,6 @@ def losses_by_bits(losses: dict[str, dict[int, float]]) -> str:
             f"| {lowest} |"
         )
     return "\n".join(lines)
-
-
-def _replace_table(path: Path, name: str, table: str) -> None:
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = path.read_text(encoding="utf-8")
-    atomic_write(path, f"{text.split(begin)[0]}{begin}\n{table}\n{end}{text.split(end)[1]}")
 
 
 def draw(groups: dict[str, list[Row]], dense: float) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from questlm import prepare
+from questlm.config import load_config
 from questlm.config.yaml_text import read_yaml
 from questlm.models import Llama
 from questlm.sweep import plan_runs, read_grid
@@ -60,6 +61,25 @@ def test_the_table_of_the_30m_study_shows_its_records() -> None:
         assert f"| {sum(values) / len(values):.4f} | {by_seed_text} |" in shown
 
 
+def test_the_tables_of_the_fair_baseline_show_its_records() -> None:
+    script, folder = _script("fair-baseline/summarise.py"), ROOT / "studies" / "fair-baseline"
+    losses = script.read(sorted((folder / "runs").glob("*/record.json")))
+    shown = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- gaps -->\n{script.gaps(losses)}\n<!-- end of gaps -->" in shown
+    assert f"<!-- all runs -->\n{script.all_runs(losses)}\n<!-- end of all runs -->" in shown
+
+
+def test_the_table_of_the_demo_recipe_shows_its_records_and_the_preset_takes_the_best() -> None:
+    script, folder = _script("demo-recipe/summarise.py"), ROOT / "studies" / "demo-recipe"
+    shown = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- nano -->\n{script.table()}\n<!-- end of nano -->" in shown
+    best = script.table().splitlines()[3].split("|")[1].strip()
+    config = _script("runner.py").settings(folder / "study.yaml", f"{best}-s0", Path(), [])
+    default = load_config("nano").train
+    for name in ("optimizer", "lr", "batch_size", "schedule", "final_lr"):
+        assert getattr(config.train, name) == getattr(default, name)
+
+
 def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
     script, folder = _script("methods-30m/summarise.py"), ROOT / "studies" / "methods-30m"
     table = script.losses_by_bits(script.read_losses(folder / "runs"))
@@ -68,10 +88,11 @@ def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
     assert f"<!-- losses by bits -->\n{table}\n<!-- end of losses by bits -->" in shown
 
 
-def test_every_run_of_the_30m_study_can_be_made() -> None:
-    runner, file = _script("runner.py"), ROOT / "studies" / "methods-30m" / "study.yaml"
+@pytest.mark.parametrize(("study", "runs"), [("methods-30m", 61), ("fair-baseline", 112), ("demo-recipe", 40)])
+def test_every_run_of_a_study_can_be_made(study: str, runs: int) -> None:
+    runner, file = _script("runner.py"), ROOT / "studies" / study / "study.yaml"
     names = list(read_yaml(file, "study")["runs"])
-    assert len(names) == 61
+    assert len(names) == runs
     small = ["model.layers=1", "model.vocab_size=512"]
     for name in names:
         config = runner.settings(file, f"{name}-s0", Path("corpus"), small)

@@ -43,7 +43,7 @@ __all__ = ["Artifact", "load_artifact", "require_known_ids"]
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_CONFIG_VALUES = 50_000  # `training` left out; pydantic takes 2 kB for each value that is wrong
 _MAX_MESSAGE = 300
-_MEMORY_OVER_FILE = 3.0  # a model that runs: its tensors, laid out again, and what is bf16 also as float32
+_MEMORY_OVER_FILE = 2.0  # its tensors as the file is mapped, and copied; layers take these or ask for more themselves
 
 
 @dataclass(frozen=True)

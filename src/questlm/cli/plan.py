@@ -16,7 +16,8 @@ from questlm.terminal import cell, command_text, say
 
 if TYPE_CHECKING:
     from questlm.scaling import LawFit
-    from questlm.scaling.plan import Choice, Limits, Plan
+    from questlm.scaling.limits import Limits
+    from questlm.scaling.plan import Choice, Plan
 
 __all__ = ["plan"]
 
@@ -64,7 +65,8 @@ def plan(
     from questlm.files import atomic_write
     from questlm.look import check_picture
     from questlm.scaling.hardware import find_gpu
-    from questlm.scaling.plan import Limits, make_plan, matching, plannable
+    from questlm.scaling.limits import Limits
+    from questlm.scaling.plan import make_plan, matching, plannable
     from questlm.scaling.plan_config import run_config
 
     load_plugins(plugin)

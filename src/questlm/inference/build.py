@@ -9,9 +9,10 @@ from torch import nn
 
 from questlm import ops
 from questlm.artifact.format import matrix_shapes, norm_names
-from questlm.artifact.matrices import matrix_tensors
+from questlm.artifact.matrices import matrix_tensors, packed_matrix
 from questlm.artifact.read import Artifact
 from questlm.inference.linear import PackedEmbedding, PackedLinear, packed_layer
+from questlm.memory import host_memory, require_memory
 from questlm.models import Llama
 
 __all__ = ["build_model", "resident_bytes"]
@@ -26,7 +27,13 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
 
     Args:
         stay_packed: keep weights packed even where products of unpacked ones are faster.
+
+    Raises:
+        ConfigError: unpacked weights need more memory than this machine has free.
     """
+    if not stay_packed and device.type == "cpu" and (needed := _unpacked_bytes(artifact, device, dtype)):
+        advice = "load it with weights='packed' (quest generate --weights packed)"
+        require_memory(needed, host_memory(), "the model with unpacked weights", advice)
     config, prepack = artifact.config.model, partial(ops.prepack, device=device, dtype=dtype, stay_packed=stay_packed)
     with torch.device("meta"):
         model = Llama(config)
@@ -42,6 +49,17 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
     if config.tied_head:
         model.set_submodule("lm_head", packed_layer(embedding, config.hidden, formats["embed"], prepack))
     return model.to(device).eval()
+
+
+def _unpacked_bytes(artifact: Artifact, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of all matrices that `ops.prepack` would unpack."""
+    config, total = artifact.config, 0
+    for name, (rows, columns) in matrix_shapes(config.model).items():
+        if name != "embed" or config.model.tied_head:  # else only its rows are looked up
+            case = packed_matrix(matrix_tensors(artifact.tensors, name), config.weight_format(name), columns)
+            if ops.choose("packed_linear", *case, device, dtype, False) == "unpacked":
+                total += rows * columns * dtype.itemsize
+    return total
 
 
 def resident_bytes(model: nn.Module) -> int:

@@ -51,7 +51,8 @@ def load(
 
     Raises:
         ArtifactError: the folder is missing, damaged, hostile, or of another format.
-        ConfigError: `device`, `dtype`, `cache_dtype` or `weights` cannot be used.
+        ConfigError: `device`, `dtype`, `cache_dtype` or `weights` cannot be used, or unpacked weights need more memory
+            than is free.
     """
     if weights not in get_args(Weights):
         raise ConfigError(f"weights = {quoted(weights)}; there are: {', '.join(get_args(Weights))}")

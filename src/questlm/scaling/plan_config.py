@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from questlm.config import RunConfig, load_config
-from questlm.scaling.plan import Choice, Limits
+from questlm.scaling.limits import Limits
+from questlm.scaling.plan import Choice
 from questlm.scaling.shapes import training_settings
 
 __all__ = ["run_config"]

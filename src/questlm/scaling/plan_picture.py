@@ -16,8 +16,9 @@ import numpy as np
 
 from questlm.look import LIGHT, check_picture, log_axis, picture
 from questlm.readable import bytes_text, count_text
+from questlm.scaling.limits import Limits
 from questlm.scaling.looks import Look, looks, marker_style
-from questlm.scaling.plan import Choice, Limits, Plan, best_shapes
+from questlm.scaling.plan import Choice, Plan, best_shapes
 from questlm.scaling.result import LawFit
 from questlm.scaling.runs import bits_of
 

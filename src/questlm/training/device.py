@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from questlm.config import TrainConfig
-from questlm.errors import ConfigError, quoted
+from questlm.errors import ConfigError, TrainingError, quoted
 from questlm.memory import Memory, peak_resident_memory
 from questlm.parallel import Processes
 
-__all__ = ["autocast", "device_name", "free_memory", "peak_memory", "pick_device", "should_compile"]
+__all__ = [
+    "autocast",
+    "device_name",
+    "free_memory",
+    "peak_memory",
+    "pick_device",
+    "reporting_failed_gpu",
+    "should_compile",
+]
 
 _ALONE = Processes()
 
@@ -85,3 +94,19 @@ def free_memory(device: torch.device) -> Memory:
     free, total = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return Memory(free + unused, total, "GPU memory")
+
+
+@contextmanager
+def reporting_failed_gpu(device: torch.device, advice: str) -> Iterator[None]:
+    """Raise a TrainingError that ends in `advice` where a kernel fails: this process cannot use the GPU any more.
+
+    Raises:
+        TrainingError: the GPU reported an error.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as problem:
+        reason = str(problem).splitlines()[0]
+        raise TrainingError(
+            f"the GPU ({device}) reported an error, after which this process cannot use it: {reason}; {advice}"
+        ) from problem

@@ -22,7 +22,7 @@ from questlm.training.checkpoint import latest_checkpoint
 from questlm.training.clock import share_done
 from questlm.training.context import RunContext
 from questlm.training.counters import Counters
-from questlm.training.device import pick_device
+from questlm.training.device import pick_device, reporting_failed_gpu
 from questlm.training.extension import require_same_budget
 from questlm.training.initial import InitialModel, adopt_initial, adopt_shape, choose_tokenizer, find_initial
 from questlm.training.loggers import require_loggers
@@ -50,7 +50,8 @@ def train(config: RunConfig, out: str | Path, longest: float | None = None) -> R
         ConfigError, DataError: bad settings or data, an unknown method or recipe, a model that does not fit the
             memory, or a budget that takes too long; nothing is written then.
         CheckpointError: the model to begin from is damaged; likewise.
-        TrainingError: a non-finite loss, quantisation not in effect, or another process that ended.
+        TrainingError: a non-finite loss, quantisation not in effect, an error of the GPU, or another process that
+            ended.
         Interrupted: SIGINT or SIGTERM; the run is saved.
     """
     config = record_plugins(config)
@@ -117,7 +118,11 @@ def _connected(train: TrainConfig, out: Path) -> Iterator[Processes]:
     processes = Processes.from_environment()
     device = pick_device(train.device, processes)
     advice = f"continue from the last checkpoint with: {command_text('train', '--resume', out)}"
-    with reporting_lost_peers(processes, advice), connect(processes, device, train.timeout) as connected:
+    with (
+        reporting_failed_gpu(device, advice),
+        reporting_lost_peers(processes, advice),
+        connect(processes, device, train.timeout) as connected,
+    ):
         yield connected
 
 

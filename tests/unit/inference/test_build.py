@@ -13,6 +13,7 @@ from helpers.allocated import peak_bytes
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
 from questlm.export.pack import pack
+from questlm.memory import Memory
 from questlm.models import Llama
 
 SHAPE = ModelConfig(layers=2, hidden=512, heads=4, mlp_hidden=1024, vocab_size=1024)
@@ -67,6 +68,15 @@ def test_a_tied_head_is_kept_once(tmp_path: Path) -> None:
     model = questlm.load(tmp_path / "a", weights="packed")
     assert model.weight_bytes <= 1.03 * (tmp_path / "a" / "model.safetensors").stat().st_size
     torch.testing.assert_close(model.logits(IDS), questlm.load(tmp_path / "a").logits(IDS), rtol=1e-5, atol=1e-5)
+
+
+def test_too_little_memory_for_unpacked_weights_names_the_other_way(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("questlm.inference.build.host_memory", lambda: Memory(4 * MIB, 16 * MIB))
+    questlm.load(folder)  # packed weights are multiplied as they are
+    monkeypatch.setattr("questlm.ops.cpu.linear.unavailable", lambda backend: "it was not built")
+    with pytest.raises(ConfigError, match=r"unpacked weights needs about .* are free; load it with weights='packed'"):
+        questlm.load(folder)
+    questlm.load(folder, weights="packed")
 
 
 def test_another_way_to_keep_weights_is_refused(folder: Path) -> None:

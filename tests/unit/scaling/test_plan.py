@@ -15,7 +15,8 @@ from questlm.config import QuantSpec, load_config
 from questlm.errors import ConfigError
 from questlm.scaling import Estimate, LawFit
 from questlm.scaling.hardware import find_gpu
-from questlm.scaling.plan import Limits, best_shapes, make_plan, matching, plannable, spec_of_group
+from questlm.scaling.limits import Limits
+from questlm.scaling.plan import best_shapes, make_plan, matching, plannable, spec_of_group
 from questlm.scaling.plan_picture import draw_plan
 from questlm.scaling.shapes import shapes, training_flops, training_settings
 from questlm.scaling.size import packed_bytes

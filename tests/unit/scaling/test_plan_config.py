@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from questlm.config import load_config, to_yaml
 from questlm.scaling import LawFit
-from questlm.scaling.plan import Limits, make_plan
+from questlm.scaling.limits import Limits
+from questlm.scaling.plan import make_plan
 from questlm.scaling.plan_config import run_config
 
 

@@ -16,8 +16,9 @@ from questlm.records import RunRecord
 from questlm.report.gather import gather
 from questlm.report.page import Law, page
 from questlm.scaling import LawFit, fit_law
+from questlm.scaling.limits import Limits
 from questlm.scaling.looks import looks
-from questlm.scaling.plan import Limits, make_plan
+from questlm.scaling.plan import make_plan
 from questlm.scaling.runs import published_runs, read_runs
 
 __all__ = ["Laws", "Records", "Rows"]

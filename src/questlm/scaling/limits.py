@@ -1,0 +1,108 @@
+"""What a plan has to keep to, and which models do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from questlm.config import DataConfig
+from questlm.errors import ConfigError
+from questlm.scaling.hardware import Gpu
+
+__all__ = ["Candidates", "Limits"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan has to keep to. Exactly one of the four amounts of training is set.
+
+    Attributes:
+        memory: bytes of the packed model, embeddings included.
+        latency: seconds a generated token, at batch 1: the weights read once at `bandwidth` bytes a second.
+        tokens, tokens_per_parameter, flops, gpu_hours: how much training.
+        gpu: on what, for `gpu_hours`.
+        vocab_size, embeddings, tied_head: of the models.
+        extrapolate: follow the law also to fewer tokens a parameter than were fitted, where there is a choice.
+    """
+
+    memory: float | None = None
+    latency: float | None = None
+    bandwidth: float | None = None
+    tokens: float | None = None
+    tokens_per_parameter: float | None = None
+    flops: float | None = None
+    gpu_hours: float | None = None
+    gpu: Gpu | None = None
+    vocab_size: int = DataConfig.model_fields["vocab_size"].default
+    embeddings: Literal["bf16", "int8"] = "bf16"
+    tied_head: bool = False
+    extrapolate: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigError for limits that do not make a question."""
+        amounts = {
+            "--tokens": self.tokens,
+            "--tokens-per-param": self.tokens_per_parameter,
+            "--flops": self.flops,
+            "--gpu-hours": self.gpu_hours,
+        }
+        given = [name for name, value in amounts.items() if value is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                f"say how much training there is, in one way: --tokens, --tokens-per-param, --flops or --gpu-hours "
+                f"({' and '.join(given) or 'none'} given)"
+            )
+        if self.memory is None and self.latency is None and given[0] in ("--tokens", "--tokens-per-param"):
+            raise ConfigError(f"with {given[0]} alone the largest model is the best; say --memory or --latency as well")
+        if self.latency is not None and self.bandwidth is None:
+            raise ConfigError(
+                "--latency needs the memory bandwidth of the machine: --bandwidth 50GB/s, or --gpu with a known one"
+            )
+        if self.gpu_hours is not None and self.gpu is None:
+            raise ConfigError("--gpu-hours needs to know of what: --gpu h100")
+        if self.latency is None and (self.bandwidth is not None and self.gpu is None):
+            raise ConfigError("--bandwidth is for --latency; leave it out, or say how long a token may take")
+        if self.gpu is not None and self.gpu_hours is None and self.latency is None:
+            raise ConfigError("--gpu is for --gpu-hours or --latency; leave it out, or say one of these")
+
+    def training_tokens(self, candidates: Candidates, precision: str) -> Array:
+        """What each of the candidates, in this precision, is trained on."""
+        if self.tokens is not None:
+            return np.full(len(candidates.parameters), float(self.tokens))
+        if self.tokens_per_parameter is not None:
+            return self.tokens_per_parameter * candidates.parameters
+        if self.flops is not None:
+            return self.flops / candidates.flops
+        assert self.gpu_hours is not None and self.gpu is not None
+        return self.gpu_hours * 3600 * self.gpu.tokens_per_second(candidates.flops, precision)
+
+    def admitted(self, candidates: Candidates) -> NDArray[np.bool_]:
+        """Which packed models keep to memory and latency."""
+        admitted = np.ones(len(candidates.bytes), dtype=bool)
+        if self.memory is not None:
+            admitted &= candidates.bytes <= self.memory
+        if self.latency is not None:
+            assert self.bandwidth is not None
+            admitted &= candidates.read <= self.latency * self.bandwidth
+        return admitted
+
+
+class Candidates(NamedTuple):
+    """Every shape in one precision, as arrays (shapes,).
+
+    Attributes:
+        parameters: N, non-embedding.
+        bytes: of the packed model.
+        read: bytes for each generated token: all but the table of embeddings, of which it is a row.
+        flops: operations a training token.
+    """
+
+    parameters: Array
+    bytes: Array
+    read: Array
+    flops: Array

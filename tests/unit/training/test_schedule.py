@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from questlm.config import TrainConfig
 from questlm.errors import ConfigError
-from questlm.training.schedule import learning_rate
+from questlm.training.schedule import SCHEDULES, learning_rate
 
 TRAIN = TrainConfig(lr=1e-3)
 
@@ -29,3 +31,7 @@ def test_the_linear_schedule_stays_at_its_peak_and_then_falls_along_a_line(progr
 def test_a_fall_that_begins_before_the_warm_up_ends_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"warmup 0\.3 and decay 0\.8 are more than the whole budget"):
         TrainConfig(schedule="linear", warmup=0.3, decay=0.8)
+
+
+def test_the_settings_name_every_schedule() -> None:
+    assert set(get_args(TrainConfig.model_fields["schedule"].annotation)) == SCHEDULES.keys()

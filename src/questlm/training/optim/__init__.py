@@ -1,7 +1,7 @@
 """Optimizers by name, over groups of a model's parameters.
 
-To add one, write a `torch.optim.Optimizer` with the methods of `Part` in a file of its own, and put a function that
-makes its parts into OPTIMIZERS.
+To add one, write a `torch.optim.Optimizer` with the methods of `Part` (`base.py`) in a file of its own, put a function
+that makes its parts into OPTIMIZERS, and add its name to `TrainConfig.optimizer` in `questlm/config/schema.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import nn
 from questlm.config import TrainConfig
 from questlm.parallel import Processes
 from questlm.training.optim.adamw import AdamW
+from questlm.training.optim.base import Optimizers, Part
 from questlm.training.optim.groups import Group, parameter_groups
 from questlm.training.optim.muon import Muon
-from questlm.training.optim.optimizers import Optimizers, Part
 
 __all__ = ["OPTIMIZERS", "AdamW", "Muon", "Optimizers", "Part", "make_optimizer"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from questlm import QuantSpec, prepare
 from questlm.config import ModelConfig, TrainConfig
 from questlm.models import Llama
-from questlm.training.optim import Muon, make_optimizer
+from questlm.training.optim import OPTIMIZERS, Muon, make_optimizer
 from questlm.training.optim.muon import orthogonalize
 
 
@@ -129,3 +131,7 @@ def test_what_quantisers_learn_is_a_group_of_its_own():
     optimizer.set_learning_rate(5e-4)
     groups = [(tuple(g["params"][0].shape), g["lr"], g["weight_decay"]) for g in optimizer.groups]
     assert groups == [((32, 32), 5e-4, 0.1), ((32,), 5e-4, 0.0), ((1, 1), pytest.approx(5e-5), 0.5)]
+
+
+def test_the_settings_name_every_optimizer() -> None:
+    assert set(get_args(TrainConfig.model_fields["optimizer"].annotation)) == OPTIMIZERS.keys()

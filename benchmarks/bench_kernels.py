@@ -84,8 +84,8 @@ def cases(rows: int, hidden: int, wide: int, device: torch.device) -> Iterator[C
     def norm(x: Tensor, delta: Tensor | None = None) -> Any:
         return ops.norm_encode(x, delta, gain, EPS, grid, BLOCK, BOUND, half, True)
 
-    def norm_backward(gradient: Tensor, mask: Tensor, unit: Tensor, rstd: Tensor, stream: Tensor) -> Any:
-        return ops.norm_encode_backward(gradient, mask, unit, rstd, gain, BLOCK, stream, single, half)
+    def norm_backward(gradient: Tensor, mask: Tensor, unit: Tensor, rstd: Tensor, residual: Tensor) -> Any:
+        return ops.norm_encode_backward(gradient, mask, unit, rstd, gain, BLOCK, residual, single, half)
 
     def norm_gradients() -> tuple[Tensor, ...]:
         rstd = torch.rand(rows, 1, device=device) + 0.5

@@ -1,4 +1,4 @@
-"""Compiles every kernel for a GPU that is not there: python compile_kernels.py BACKEND ARCH WARP FORM. Run by
+"""Compiles every kernel for a GPU that is not there: python compile_kernels.py BACKEND ARCH WARP CODE_DTYPE. Run by
 `test_launch`, in a process of its own, because Triton's interpreter is on in that of the tests.
 """
 
@@ -38,13 +38,13 @@ class AbsentGpu:
         return self.target
 
 
-def start_each(form: str) -> None:
+def start_each(code_dtype: str) -> None:
     """Call each kernel once, as a training step on rows of 640 does."""
-    rows, k, levels = 64, 640, 256 if form == "int8" else 16
+    rows, k, levels = 64, 640, 256 if code_dtype == "int8" else 16
     x = torch.zeros(rows, k, dtype=torch.bfloat16)
     mask = torch.zeros(rows, k // 8, dtype=torch.uint8)
     unit, gain, rstd = x, torch.ones(k), torch.ones(rows, 1)
-    grid = (128, levels, 0.1, 1.0, form)
+    grid = (128, levels, 0.1, 1.0, code_dtype)
     data, step, _ = quantize(x, *grid)
     quantize_many([x.float()] * 2, *grid)
     masked_hadamard(x, mask, 128, torch.bfloat16)
@@ -53,7 +53,7 @@ def start_each(form: str) -> None:
     norm_quantize_backward(x, mask, unit, rstd, gain, 128, x, torch.bfloat16, torch.bfloat16)
     swiglu_quantize(x, x, torch.bfloat16, *grid)
     swiglu_quantize_backward(x, mask, x, x, 128)
-    if form == "int8":
+    if code_dtype == "int8":
         sums = torch.zeros(rows, dtype=torch.int32)
         int8_matmul(data, data, step, step, sums, sums, torch.bfloat16)
 
@@ -62,9 +62,9 @@ if __name__ == "__main__":
     # Our own warnings are errors. Triton's about itself, such as of Python 3.13's syntax trees, are not, because they
     # would leave kernels uncompiled.
     warnings.filterwarnings("error", module=r"(questlm|__main__)(\.|$)")
-    backend, arch, warp, form = sys.argv[1:]
+    backend, arch, warp, code_dtype = sys.argv[1:]
     driver.set_active(AbsentGpu(GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))))
     compiled: list[str] = []
     triton.knobs.runtime.jit_post_compile_hook = lambda **event: compiled.append(event["fn"].name)
-    compile_ahead(lambda: start_each(form))
+    compile_ahead(lambda: start_each(code_dtype))
     print(json.dumps(sorted(compiled)))

@@ -56,9 +56,9 @@ def number_arguments(grid: Grid) -> tuple[int, float]:
     return grid.levels, grid.step_per_scale
 
 
-def levels_of(data: Tensor, grid: Grid, form: str) -> Tensor:
-    """The levels, in steps and float64, that codes in `form` stand for."""
-    return data.double() + {"uint8": -(grid.levels - 1) / 2, "int8": 0.5, "float8": 0.0}[form]
+def levels_of(data: Tensor, grid: Grid, code_dtype: str) -> Tensor:
+    """The levels, in steps and float64, that codes in `code_dtype` stand for."""
+    return data.double() + {"uint8": -(grid.levels - 1) / 2, "int8": 0.5, "float8": 0.0}[code_dtype]
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -79,7 +79,7 @@ def check_no_worse(found: Tensor, reference: Tensor, exact: Tensor, more: float 
 
 
 def check_codes(
-    found: tuple[Tensor, ...], rotated: Tensor, grid: Grid, bound: float | None, form: str, slack: float = 0.0
+    found: tuple[Tensor, ...], rotated: Tensor, grid: Grid, bound: float | None, code_dtype: str, slack: float = 0.0
 ) -> None:
     """Codes, step and mask bits that a kernel made, beside those of rotated rows in float64.
 
@@ -90,7 +90,7 @@ def check_codes(
     _, exact_step, exact_mask = reference_quantize(rotated, grid, 1, bound)
     assert data.shape == rotated.shape and step.shape == (len(rotated), 1) and step.dtype is torch.float32
     torch.testing.assert_close(step.double(), exact_step, rtol=2e-6 + slack / 4, atol=0)
-    levels, position = levels_of(data, grid, form), rotated / exact_step.clamp_min(1e-300)
+    levels, position = levels_of(data, grid, code_dtype), rotated / exact_step.clamp_min(1e-300)
     largest, near = (grid.levels - 1) / 2, _EDGE + slack / number_arguments(grid)[1]
     # The nearest level, or where two are nearly as near, either.
     assert torch.equal((levels + largest).round(), levels + largest) and levels.abs().max() <= largest
@@ -104,12 +104,12 @@ def check_codes(
     assert torch.all(alike | ((position.abs() - bound).abs() <= near))
 
 
-def check_quantize(x: Tensor, grid: Grid, block: int, bound: float | None, form: str = "uint8") -> None:
+def check_quantize(x: Tensor, grid: Grid, block: int, bound: float | None, code_dtype: str = "uint8") -> None:
     from questlm.ops.triton import operators
 
-    found = operators.quantize(x, block, *number_arguments(grid), bound, form)
-    assert found[0].dtype is {"uint8": torch.uint8, "int8": torch.int8, "float8": torch.float8_e4m3fn}[form]
-    check_codes(found, hadamard(x.double(), block), grid, bound, form)
+    found = operators.quantize(x, block, *number_arguments(grid), bound, code_dtype)
+    assert found[0].dtype is {"uint8": torch.uint8, "int8": torch.int8, "float8": torch.float8_e4m3fn}[code_dtype]
+    check_codes(found, hadamard(x.double(), block), grid, bound, code_dtype)
 
 
 def check_range(device: str, dtype: torch.dtype) -> None:
@@ -166,25 +166,25 @@ def check_norm(
     """
     from questlm.ops.triton import operators
 
-    stream_dtype, delta_dtype, dtype = dtypes
-    x, gain = draw(count, k, device, stream_dtype), torch.rand(k, device=device) + 0.5
+    residual_dtype, delta_dtype, dtype = dtypes
+    x, gain = draw(count, k, device, residual_dtype), torch.rand(k, device=device) + 0.5
     delta = None if delta_dtype is None else draw(count, k, device, delta_dtype)
     bound = bound_of(grid) if masked else None
     arguments = (EPS, dtype, block, *number_arguments(grid), bound, "uint8")
     found = operators.norm_quantize(x, delta, gain, *arguments, True)
-    stream, data, step, mask, unit, rstd = found
-    exact_stream, reference_stream = x.double(), x
+    residual, data, step, mask, unit, rstd = found
+    exact_residual, reference_residual = x.double(), x
     if delta is None:
-        assert stream.numel() == 0
+        assert residual.numel() == 0
     else:
-        exact_stream, reference_stream = exact_stream + delta.double(), x + delta
-        check_no_worse(stream, reference_stream, exact_stream, spare(device, stream_dtype))
-        exact_stream, reference_stream = stream.double(), stream  # what is normed is what is stored
-    exact, exact_unit, exact_rstd = reference_fused.norm(exact_stream, gain.double(), EPS, torch.float64)
+        exact_residual, reference_residual = exact_residual + delta.double(), x + delta
+        check_no_worse(residual, reference_residual, exact_residual, spare(device, residual_dtype))
+        exact_residual, reference_residual = residual.double(), residual  # what is normed is what is stored
+    exact, exact_unit, exact_rstd = reference_fused.norm(exact_residual, gain.double(), EPS, torch.float64)
     # Entries that were rounded to sixteen bits before they were rotated.
     slack = 0.0 if dtype is torch.float32 else 0.04
     check_codes((data, step, mask), hadamard(exact, block), grid, bound, "uint8", slack)
-    normed, reference_unit, _ = reference_fused.norm(reference_stream, gain, EPS, dtype)
+    normed, reference_unit, _ = reference_fused.norm(reference_residual, gain, EPS, dtype)
     check_no_worse(unit, reference_unit, exact_unit, spare(device, dtype))
     torch.testing.assert_close(rstd.double(), exact_rstd, rtol=2e-6, atol=0)
     # Whole codes, too, must be about as near. A few in thousands stand on an edge; so much is spared.
@@ -196,15 +196,15 @@ def check_norm(
     without = operators.norm_quantize(
         x, delta, gain, *arguments, False
     )  # another kernel, which may sum in another order
-    assert torch.equal(without[0], stream) and not without[4].numel()
+    assert torch.equal(without[0], residual) and not without[4].numel()
     torch.testing.assert_close(without[2], step, rtol=1e-4, atol=0)  # an entry in 16 bits may round to its other side
     assert (without[1] != data).sum() <= 1 + 1e-3 * data.numel()
 
     gradient = torch.randn(count, k, device=device).to(dtype)
-    along = torch.randn(count, k, device=device).to(stream_dtype) if masked else None
+    along = torch.randn(count, k, device=device).to(residual_dtype) if masked else None
     bits = mask if masked else None
     dx, ddelta, dgain = operators.norm_quantize_backward(
-        gradient, bits, unit, rstd, gain, block, along, stream_dtype, delta_dtype
+        gradient, bits, unit, rstd, gain, block, along, residual_dtype, delta_dtype
     )
     exact_dx, exact_dgain = reference_fused.norm_backward(
         gradient.double(), bits, unit.double(), rstd.double(), gain.double(), block
@@ -212,7 +212,7 @@ def check_norm(
     reference_dx, reference_dgain = reference_fused.norm_backward(gradient, bits, unit, rstd, gain, block)
     if along is not None:
         exact_dx, reference_dx = exact_dx + along.double(), reference_dx + along
-    check_no_worse(dx, reference_dx.to(stream_dtype), exact_dx, spare(device, stream_dtype))
+    check_no_worse(dx, reference_dx.to(residual_dtype), exact_dx, spare(device, residual_dtype))
     if delta_dtype is None:
         assert ddelta.numel() == 0
     else:

@@ -19,9 +19,7 @@ def _warner(module: str, category: type[Warning] = UserWarning, stacklevel: int 
 
 
 @pytest.mark.parametrize("category", [UserWarning, RuntimeWarning, DeprecationWarning, FutureWarning])
-@pytest.mark.parametrize(
-    "module", ["questlm", "questlm.ops.product", "tests.unit.test_x", "helpers.oracle", "__main__"]
-)
+@pytest.mark.parametrize("module", ["questlm", "questlm.ops.matmul", "tests.unit.test_x", "helpers.oracle", "__main__"])
 def test_a_warning_of_ours_is_an_error(module: str, category: type[Warning]) -> None:
     with pytest.raises(category, match="changed"):
         _warner(module, category)()

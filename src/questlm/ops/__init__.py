@@ -16,7 +16,7 @@ from questlm.ops.dispatch import BACKENDS, IMPLEMENTATIONS, choose, compile_ahea
 from questlm.ops.encode import (
     Encoded,
     Normed,
-    codes_in_form,
+    codes_as,
     encode,
     encode_many,
     masked_hadamard,
@@ -29,10 +29,10 @@ from questlm.ops.encode import (
     swiglu_encode_backward,
 )
 from questlm.ops.machine import unavailable
+from questlm.ops.matmul import operand_gradient, scaled_matmul
 from questlm.ops.modules import ResidualNorm, SwiGLU
 from questlm.ops.packed import PackedFormat, PackedWeight, packed_linear, prepack
 from questlm.ops.precision import as_dtype, autocast_dtype, compute_dtype, without_autocast
-from questlm.ops.product import operand_gradient, scaled_matmul
 from questlm.ops.reference import packing as _packing
 from questlm.ops.reference import quantize as _quantize
 from questlm.ops.reference.matmul import Operand, factor, operand_values
@@ -57,7 +57,7 @@ __all__ = [
     "as_dtype",
     "autocast_dtype",
     "choose",
-    "codes_in_form",
+    "codes_as",
     "compile_ahead",
     "compute_dtype",
     "dequantize",

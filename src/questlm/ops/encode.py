@@ -1,8 +1,9 @@
 """Rows as factors of a quantised product, also straight from the norm or the activation before it.
 
-`encode` writes codes in the form that multiplies fastest where they are; the operand says which. What is fused here
-(RMSNorm or SwiGLU with the quantisation behind it, forward and backward) is one kernel on a GPU and the composition of
-its parts on every other backend. No gradients of their own: `questlm.quant` has the autograd functions.
+`encode` writes codes in the dtype that the device multiplies fastest: uint8, int8 or float8 (`Operand` says what a
+number means in each). What is fused here (RMSNorm or SwiGLU with the quantisation behind it, forward and backward) is
+one kernel on a GPU and the composition of its parts on every other backend. These functions have no gradients:
+`questlm.quant` has the autograd functions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from questlm.ops.reference.matmul import Operand
 __all__ = [
     "Encoded",
     "Normed",
-    "codes_in_form",
+    "codes_as",
     "encode",
     "encode_many",
     "masked_hadamard",
@@ -46,12 +47,12 @@ class Encoded(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """A factor made from RMSNorm(r), r = x + delta; `stream` is r, or None where there is no delta.
+    """A factor made from RMSNorm(r), r = x + delta; `residual` is r, or None where there is no delta.
 
     What the backward pass needs: `unit`, r / rms (rows, K), and `rstd`, 1 / rms (rows, 1).
     """
 
-    stream: Tensor | None
+    residual: Tensor | None
     encoded: Encoded
     unit: Tensor
     rstd: Tensor
@@ -70,8 +71,8 @@ def encode(x: Tensor, grid: Grid, block_size: int, mask_bound: float | None, dty
     if chosen == "triton":
         from questlm.ops.triton import operators as triton
 
-        form = choose("code_dtype", x.device, grid, dtype)
-        return _encoded(triton.quantize(x, block_size, *_numbers(grid), mask_bound, form), grid, mask_bound)
+        code_dtype = choose("code_dtype", x.device, grid, dtype)
+        return _encoded(triton.quantize(x, block_size, *_numbers(grid), mask_bound, code_dtype), grid, mask_bound)
     if chosen == "cpu":
         from questlm.ops import cpu
 
@@ -89,9 +90,9 @@ def encode_many(
         return [encode(x, grid, block_size, mask_bound, dtype) for x in xs]
     from questlm.ops.triton.many import quantize_many
 
-    form = choose("code_dtype", xs[0].device, grid, dtype)
+    code_dtype = choose("code_dtype", xs[0].device, grid, dtype)
     with torch.cuda.device_of(xs[0]):
-        parts = quantize_many([x.contiguous() for x in xs], block_size, *_numbers(grid), mask_bound, form)
+        parts = quantize_many([x.contiguous() for x in xs], block_size, *_numbers(grid), mask_bound, code_dtype)
     sizes = [len(x) for x in xs]
     data, step = (part.split(sizes) for part in parts[:2])
     mask = parts[2].split(sizes) if mask_bound is not None else [parts[2]] * len(xs)
@@ -99,22 +100,22 @@ def encode_many(
 
 
 def operand_of(data: Tensor, step: Tensor, grid: Grid) -> Operand:
-    """The operand of codes on `grid`, in whichever form `encode` wrote them, which their dtype says."""
+    """Return the operand of codes on `grid` as `encode` wrote them: uint8, int8 or float8, (rows, K)."""
     if data.dtype is torch.uint8:
         return Operand(data, grid, step)
     return Operand(data, None, step, 0.5 * step if data.dtype is torch.int8 else None)
 
 
 def plain_codes(data: Tensor, grid: Grid) -> Tensor:
-    """uint8 codes on `grid` of codes in any form."""
+    """Return uint8 codes 0 .. levels - 1 on `grid` for codes (rows, K) in any dtype that `encode` writes."""
     if data.dtype is torch.uint8:
         return data
     half = 0.5 if data.dtype is torch.int8 else 0.0
     return (data.float() + half + grid.zero_point).to(torch.uint8)
 
 
-def codes_in_form(codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-    """Inverse of `plain_codes`: in the form that has this dtype."""
+def codes_as(codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    """Return uint8 codes in `dtype`: uint8, int8 or float8, as `encode` would write them. Inverse of `plain_codes`."""
     if dtype is torch.uint8:
         return codes
     half = 0.5 if dtype is torch.int8 else 0.0
@@ -134,25 +135,25 @@ def norm_encode(
     if choose("norm_quantize", x, block_size, grid, dtype) == "fused":
         from questlm.ops.triton import operators as triton
 
-        form = choose("code_dtype", x.device, grid, dtype)
-        stream, *codes, unit, rstd = triton.norm_quantize(
-            x, delta, gain, eps, dtype, block_size, *_numbers(grid), mask_bound, form, trains
+        code_dtype = choose("code_dtype", x.device, grid, dtype)
+        residual, *codes, unit, rstd = triton.norm_quantize(
+            x, delta, gain, eps, dtype, block_size, *_numbers(grid), mask_bound, code_dtype, trains
         )
-        return Normed(None if delta is None else stream, _encoded(codes, grid, mask_bound), unit, rstd)
-    stream = None if delta is None else x + delta
-    normed, unit, rstd = _fused.norm(x if stream is None else stream, gain, eps, dtype)
-    return Normed(stream, encode(normed, grid, block_size, mask_bound, dtype), unit, rstd)
+        return Normed(None if delta is None else residual, _encoded(codes, grid, mask_bound), unit, rstd)
+    residual = None if delta is None else x + delta
+    normed, unit, rstd = _fused.norm(x if residual is None else residual, gain, eps, dtype)
+    return Normed(residual, encode(normed, grid, block_size, mask_bound, dtype), unit, rstd)
 
 
 def norm_encode_backward(
     gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
-    stream: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
+    residual: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Gradients of x, (rows, K) of `dtype`, of delta, and of the gain, (K,), from that of the rotated rows.
 
     Args:
         gradient: (rows, K), with respect to the values that codes stand for.
-        stream: (rows, K), the gradient with respect to r, or None.
+        residual: (rows, K), the gradient with respect to r, or None.
         delta_dtype: of the gradient of delta, which is that of x; None: there is no delta.
     """
     if choose("norm_quantize_backward", gradient, block_size) == "fused":
@@ -160,11 +161,11 @@ def norm_encode_backward(
 
         other = None if delta_dtype is dtype else delta_dtype
         dx, ddelta, dgain = triton.norm_quantize_backward(
-            gradient, mask, unit, rstd, gain, block_size, stream, dtype, other
+            gradient, mask, unit, rstd, gain, block_size, residual, dtype, other
         )
         return dx, None if delta_dtype is None else dx if other is None else ddelta, dgain
     dx, dgain = _fused.norm_backward(gradient, mask, unit, rstd, gain, block_size)
-    dx = dx if stream is None else dx + stream
+    dx = dx if residual is None else dx + residual
     return as_dtype(dx, dtype), None if delta_dtype is None else as_dtype(dx, delta_dtype), dgain
 
 
@@ -175,8 +176,8 @@ def swiglu_encode(
     if choose("swiglu_quantize", gate, block_size, grid, dtype) == "fused":
         from questlm.ops.triton import operators as triton
 
-        form = choose("code_dtype", gate.device, grid, dtype)
-        codes = triton.swiglu_quantize(gate, up, dtype, block_size, *_numbers(grid), mask_bound, form)
+        code_dtype = choose("code_dtype", gate.device, grid, dtype)
+        codes = triton.swiglu_quantize(gate, up, dtype, block_size, *_numbers(grid), mask_bound, code_dtype)
         return _encoded(codes, grid, mask_bound)
     return encode(_fused.swiglu(gate, up, dtype), grid, block_size, mask_bound, dtype)
 

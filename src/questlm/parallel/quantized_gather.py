@@ -174,7 +174,7 @@ class _WeightCodes:
         else:
             data = cached.operand.data
         with _preserve_version(data):  # as FSDP does where it fills tensors again
-            data.copy_(ops.codes_in_form(codes, grid, data.dtype))
+            data.copy_(ops.codes_as(codes, grid, data.dtype))
         self.layer.mode = CachedWeight(ops.operand_of(data, step, grid), None, self.dtype, None)
 
     def _encoded(self, rows: Tensor, mask_bound: float | None) -> Encoded:

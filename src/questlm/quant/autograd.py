@@ -202,7 +202,7 @@ class _NormEncode(torch.autograd.Function):
             )
         ctx.save_for_backward(normed.encoded.mask, normed.unit, normed.rstd, gain)
         ctx.block_size, ctx.dtypes = block_size, (x.dtype, None if delta is None else delta.dtype)
-        residual = x.view_as(x) if normed.stream is None else normed.stream
+        residual = x.view_as(x) if normed.residual is None else normed.residual
         return residual, *_outputs(ctx, normed.encoded.operand, x.shape, dtype)
 
     @staticmethod

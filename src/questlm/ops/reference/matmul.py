@@ -27,8 +27,8 @@ class Operand(NamedTuple):
     """A factor of a product: rows of codes, or of plain values.
 
     Attributes:
-        data: (rows, K): codes, or where `grid` is None values, in the form that multiplies fastest: rotated numbers,
-            float8 levels, or int8 numbers half below the levels (with half a step as offset).
+        data: (rows, K): uint8 codes of `grid`; or, where `grid` is None, numbers that are multiplied as they are:
+            rotated values, levels in float8, or levels less one half in int8 (with half a step as offset).
         grid: what codes mean, or None.
         step: (rows, 1), what each row's levels are multiplied by; None: 1.
         offset: (rows, 1) or (1, 1), added to each entry of a row; None: 0.

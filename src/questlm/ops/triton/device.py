@@ -149,20 +149,20 @@ def levels_of(steps, LEVELS: tl.constexpr):
 def write_codes(
     y, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index, inside,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
-    LEVELS: tl.constexpr, FORM: tl.constexpr, HAS_MASK: tl.constexpr,
+    LEVELS: tl.constexpr, CODE_DTYPE: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
     """Round pieces y (P, T), times `factor`, to a grid in proportion to each row's rms; write codes, steps, mask bits.
 
     The rms is taken here, of the rotated pieces, as it is that of the row: so nothing before the rotation has to be
-    there in two layouts. FORM is that of the codes: `questlm.ops.Operand` says what each means.
+    there in two layouts. `questlm.ops.Operand` says what codes mean in each CODE_DTYPE.
     """
     rms = row_rms(y, inside, NB, R, P, T) * factor
     step = step_per_rms * rms
     steps = y * (factor / tl.maximum(step, _TINY))[:, None]
     level = levels_of(steps, LEVELS)
-    if FORM == "float8":  # a level is itself a value of float8
+    if CODE_DTYPE == "float8":  # a level is itself a value of float8
         data = level.to(tl.float8e4nv)
-    elif FORM == "int8":  # whole numbers half below the levels
+    elif CODE_DTYPE == "int8":  # whole numbers half below the levels
         data = (level - 0.5).to(tl.int8)
     else:
         data = (level + (LEVELS - 1) / 2).to(tl.uint8)

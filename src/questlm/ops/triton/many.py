@@ -18,7 +18,7 @@ from torch import Tensor
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, write_codes
 from questlm.ops.triton.launch import start_kernel
 from questlm.ops.triton.masked_hadamard import LAUNCH as _MASKED
-from questlm.ops.triton.quantize import FORMS
+from questlm.ops.triton.quantize import CODE_DTYPES
 from questlm.ops.triton.quantize import LAUNCH as _QUANTIZE
 from questlm.ops.triton.tiles import Tiles, matrix
 
@@ -61,7 +61,7 @@ def _pick(which, p0, p1, p2, p3, p4, p5, p6, p7):
 def _quantize_many(
     p0, p1, p2, p3, p4, p5, p6, p7, table_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr,
     tiles, step_per_rms, bound, factor,
-    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, CODE_DTYPE: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
     entries = tl.arange(0, T)
@@ -75,7 +75,7 @@ def _quantize_many(
             x = rotate(x, h, EXACT)
         write_codes(
             x, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index + first_row * NB, inside,
-            NB, R, P, T, LEVELS, FORM, HAS_MASK,
+            NB, R, P, T, LEVELS, CODE_DTYPE, HAS_MASK,
         )  # fmt: skip
 
 
@@ -99,12 +99,12 @@ def _masked_hadamard_many(
 
 
 def quantize_many(
-    xs: Sequence[Tensor], block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str
+    xs: Sequence[Tensor], block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, code_dtype: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `quantize` gives for the rows of all `xs`, one below the other; contiguous, of one width and dtype."""
     rows, k, first = sum(len(x) for x in xs), xs[0].shape[1], xs[0]
     tiles = _QUANTIZE.tiles(k, block_size)
-    data = first.new_empty((rows, k), dtype=FORMS[form])
+    data = first.new_empty((rows, k), dtype=CODE_DTYPES[code_dtype])
     step = first.new_empty((rows, 1), dtype=torch.float32)
     mask = first.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     row = 0
@@ -116,7 +116,7 @@ def quantize_many(
             _quantize_many, _QUANTIZE.grid(count * tiles.R, tiles, first.device),
             *_eight(group), table, matrix(tiles.T, block_size, first.device),
             data[row:stop], step[row:stop], mask[row:stop], count, step_per_rms, mask_bound or 0.0, block_size**-0.5,
-            *tiles, levels, form, block_size > 1, first.dtype is torch.bfloat16, mask_bound is not None,
+            *tiles, levels, code_dtype, block_size > 1, first.dtype is torch.bfloat16, mask_bound is not None,
             **_QUANTIZE.options(tiles),
         )  # fmt: skip
         row = stop

@@ -1,8 +1,8 @@
 """RMSNorm and quantisation in one pass, with the residual stream, and both of their gradients in one.
 
-Forward: r = x + delta (what a sublayer adds to the stream), u = r / sqrt(mean r^2 + eps), h = u * gain rounded to the
+Forward: r = x + delta (what a sublayer adds to the residual), u = r / sqrt(mean r^2 + eps), h = u * gain rounded to the
 dtype that the layer computes in, then codes, step and mask of h. Backward, from the gradients g of the rotated h and dr
-of the stream: dh = IHT(M * g), and with w = dh * gain
+of the residual: dh = IHT(M * g), and with w = dh * gain
 
     dx = ddelta = dr + (w - u mean(u w)) / sqrt(mean r^2 + eps),    dgain = sum over rows of dh * u.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, row_sums, write_codes
 from questlm.ops.triton.launch import start_kernel
-from questlm.ops.triton.quantize import FORMS
+from questlm.ops.triton.quantize import CODE_DTYPES
 from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["norm_quantize", "norm_quantize_backward"]
@@ -32,9 +32,9 @@ _BACKWARD = Launch(entries=4096, programs=2, num_warps=4, num_stages=3)
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm_quantize(
-    x_ptr, delta_ptr, gain_ptr, matrix_ptr, stream_ptr, data_ptr, step_ptr, mask_ptr, unit_ptr, rstd_ptr,
+    x_ptr, delta_ptr, gain_ptr, matrix_ptr, residual_ptr, data_ptr, step_ptr, mask_ptr, unit_ptr, rstd_ptr,
     rows, eps, step_per_rms, bound, factor,
-    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, CODE_DTYPE: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DELTA: tl.constexpr, TRAINS: tl.constexpr,
 ):  # fmt: skip
     entries = tl.arange(0, T)
@@ -46,9 +46,9 @@ def _norm_quantize(
         x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
         if HAS_DELTA:
             x += tl.load(delta_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
-            stream = x.to(stream_ptr.dtype.element_ty)
-            tl.store(stream_ptr + offsets, stream, mask=inside[:, None])
-            x = stream.to(tl.float32)  # what is normed is what is stored
+            residual = x.to(residual_ptr.dtype.element_ty)
+            tl.store(residual_ptr + offsets, residual, mask=inside[:, None])
+            x = residual.to(tl.float32)  # what is normed is what is stored
         rstd = 1.0 / tl.sqrt(row_sums(tl.sum(x * x, axis=1), NB, R, P) / (NB * T) + eps)
         unit = x * rstd[:, None]
         y = unit * gain
@@ -58,7 +58,7 @@ def _norm_quantize(
             y = rotate(y, h, EXACT)
         write_codes(
             y, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index, inside,
-            NB, R, P, T, LEVELS, FORM, HAS_MASK,
+            NB, R, P, T, LEVELS, CODE_DTYPE, HAS_MASK,
         )  # fmt: skip
         if TRAINS:
             tl.store(unit_ptr + offsets, unit.to(unit_ptr.dtype.element_ty), mask=inside[:, None])
@@ -67,10 +67,10 @@ def _norm_quantize(
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm_quantize_backward(
-    gradient_ptr, mask_ptr, unit_ptr, rstd_ptr, gain_ptr, matrix_ptr, stream_ptr, dx_ptr, ddelta_ptr, dgain_ptr,
+    gradient_ptr, mask_ptr, unit_ptr, rstd_ptr, gain_ptr, matrix_ptr, residual_ptr, dx_ptr, ddelta_ptr, dgain_ptr,
     rows, factor,
     NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
-    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_STREAM: tl.constexpr,
+    ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     HAS_DELTA: tl.constexpr,
 ):  # fmt: skip
     entries = tl.arange(0, T)
@@ -92,8 +92,8 @@ def _norm_quantize_backward(
         dh *= gain
         along = row_sums(tl.sum(unit * dh, axis=1), NB, R, P) / (NB * T)
         dx = (dh - unit * along[:, None]) * rstd[:, None]
-        if HAS_STREAM:
-            dx += tl.load(stream_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            dx += tl.load(residual_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside[:, None])
         if HAS_DELTA:
             tl.store(ddelta_ptr + offsets, dx.to(ddelta_ptr.dtype.element_ty), mask=inside[:, None])
@@ -103,7 +103,7 @@ def _norm_quantize_backward(
 
 def norm_quantize(
     x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype,
-    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str, trains: bool,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, code_dtype: str, trains: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """r = x + delta, codes, step and mask of RMSNorm(r) as `quantize` gives them, u of `dtype` and 1 / rms (rows, 1).
 
@@ -113,9 +113,9 @@ def norm_quantize(
     rows, k = x.shape
     launch = _FORWARD if delta is None else _FORWARD_RESIDUAL
     tiles = launch.tiles(k, block_size)
-    dtype_of_stream = x.dtype if delta is None else torch.promote_types(x.dtype, delta.dtype)
-    stream = x.new_empty((rows, k) if delta is not None else (0,), dtype=dtype_of_stream)
-    data = x.new_empty((rows, k), dtype=FORMS[form])
+    dtype_of_residual = x.dtype if delta is None else torch.promote_types(x.dtype, delta.dtype)
+    residual = x.new_empty((rows, k) if delta is not None else (0,), dtype=dtype_of_residual)
+    data = x.new_empty((rows, k), dtype=CODE_DTYPES[code_dtype])
     step = x.new_empty((rows, 1), dtype=torch.float32)
     mask = x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     unit = x.new_empty((rows, k) if trains else (0,), dtype=dtype)
@@ -124,23 +124,23 @@ def norm_quantize(
         start_kernel(
             _norm_quantize, launch.grid(rows, tiles, x.device),
             x, x if delta is None else delta.contiguous(), gain, matrix(tiles.T, block_size, x.device),
-            stream, data, step, mask, unit, rstd,
-            rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5, *tiles, levels, form,
+            residual, data, step, mask, unit, rstd,
+            rows, eps, step_per_rms, mask_bound or 0.0, block_size**-0.5, *tiles, levels, code_dtype,
             block_size > 1, dtype is torch.bfloat16, mask_bound is not None, delta is not None, trains,
             **launch.options(tiles),
         )  # fmt: skip
-    return stream, data, step, mask, unit, rstd
+    return residual, data, step, mask, unit, rstd
 
 
 def norm_quantize_backward(
     gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
-    stream: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
+    residual: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dx (rows, K) of `dtype`, the same of `delta_dtype` (empty for None), and dgain (K,) float32.
 
     Args:
         gradient: (rows, K), of the rotated rows.
-        stream: (rows, K), the gradient of r along the residual stream, or None.
+        residual: (rows, K), the gradient of r along the residual stream, or None.
     """
     gradient = gradient.contiguous()
     rows, k = gradient.shape
@@ -155,9 +155,9 @@ def norm_quantize_backward(
         _norm_quantize_backward, grid,
         gradient, gradient if mask is None else mask.contiguous(),
         unit.contiguous(), rstd.contiguous(), gain.contiguous(),
-        matrix(tiles.T, block_size, gradient.device), gradient if stream is None else stream.contiguous(),
+        matrix(tiles.T, block_size, gradient.device), gradient if residual is None else residual.contiguous(),
         dx, ddelta, partial, rows, block_size**-0.5, *tiles,
-        block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, stream is not None, delta_dtype is not None,
-        **_BACKWARD.options(tiles),
+        block_size > 1, gradient.dtype is torch.bfloat16, mask is not None, residual is not None,
+        delta_dtype is not None, **_BACKWARD.options(tiles),
     )  # fmt: skip
     return dx, ddelta, partial.sum(0)

@@ -11,7 +11,7 @@ from questlm.ops.triton.int8_matmul import int8_matmul as _int8_matmul
 from questlm.ops.triton.masked_hadamard import masked_hadamard as _masked_hadamard
 from questlm.ops.triton.norm_quantize import norm_quantize as _norm_quantize
 from questlm.ops.triton.norm_quantize import norm_quantize_backward as _norm_quantize_backward
-from questlm.ops.triton.quantize import FORMS
+from questlm.ops.triton.quantize import CODE_DTYPES
 from questlm.ops.triton.quantize import quantize as _quantize
 from questlm.ops.triton.swiglu_quantize import swiglu_quantize as _swiglu_quantize
 from questlm.ops.triton.swiglu_quantize import swiglu_quantize_backward as _swiglu_quantize_backward
@@ -27,19 +27,19 @@ __all__ = [
 ]
 
 
-def _codes_like(x: Tensor, mask_bound: float | None, form: str) -> tuple[Tensor, Tensor, Tensor]:
+def _codes_like(x: Tensor, mask_bound: float | None, code_dtype: str) -> tuple[Tensor, Tensor, Tensor]:
     rows, k = x.shape
     return (
-        x.new_empty((rows, k), dtype=FORMS[form]),
+        x.new_empty((rows, k), dtype=CODE_DTYPES[code_dtype]),
         x.new_empty((rows, 1), dtype=torch.float32),
         x.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8),
     )
 
 
 def _fake_quantize(
-    x: Tensor, block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str
+    x: Tensor, block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, code_dtype: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _codes_like(x, mask_bound, form)
+    return _codes_like(x, mask_bound, code_dtype)
 
 
 def _fake_masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int, dtype: torch.dtype) -> Tensor:
@@ -48,17 +48,19 @@ def _fake_masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int
 
 def _fake_norm_quantize(
     x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype,
-    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str, trains: bool,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, code_dtype: str, trains: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     unit = x.new_empty(x.shape if trains else (0,), dtype=dtype)
     rstd = x.new_empty((len(x), 1) if trains else (0,), dtype=torch.float32)
-    stream = x.new_empty(0) if delta is None else x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, delta.dtype))
-    return stream, *_codes_like(x, mask_bound, form), unit, rstd
+    residual = (
+        x.new_empty(0) if delta is None else x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, delta.dtype))
+    )
+    return residual, *_codes_like(x, mask_bound, code_dtype), unit, rstd
 
 
 def _fake_norm_quantize_backward(
     gradient: Tensor, mask: Tensor | None, unit: Tensor, rstd: Tensor, gain: Tensor, block_size: int,
-    stream: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
+    residual: Tensor | None, dtype: torch.dtype, delta_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     ddelta = gradient.new_empty(gradient.shape if delta_dtype is not None else (0,), dtype=delta_dtype or dtype)
     return gradient.new_empty(gradient.shape, dtype=dtype), ddelta, gain.new_empty(gain.shape, dtype=torch.float32)
@@ -66,9 +68,9 @@ def _fake_norm_quantize_backward(
 
 def _fake_swiglu_quantize(
     gate: Tensor, up: Tensor, dtype: torch.dtype,
-    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, code_dtype: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _codes_like(gate, mask_bound, form)
+    return _codes_like(gate, mask_bound, code_dtype)
 
 
 def _fake_swiglu_quantize_backward(
@@ -85,7 +87,7 @@ def _fake_int8_matmul(
 
 _DEVICE = "cpu" if interpreted() else "cuda"
 _QUANTIZED = "(Tensor, Tensor, Tensor)"
-_GRID = "int block_size, int levels, float step_per_rms, float? mask_bound, str form"
+_GRID = "int block_size, int levels, float step_per_rms, float? mask_bound, str code_dtype"
 
 quantize = register(
     "questlm::triton_quantize", f"(Tensor x, {_GRID}) -> {_QUANTIZED}", _DEVICE, _quantize, _fake_quantize
@@ -114,7 +116,7 @@ norm_quantize = register(
 )
 norm_quantize_backward = register(
     "questlm::triton_norm_quantize_backward",
-    "(Tensor gradient, Tensor? mask, Tensor unit, Tensor rstd, Tensor gain, int block_size, Tensor? stream,"
+    "(Tensor gradient, Tensor? mask, Tensor unit, Tensor rstd, Tensor gain, int block_size, Tensor? residual,"
     " ScalarType dtype, ScalarType? delta_dtype) -> (Tensor, Tensor, Tensor)",
     _DEVICE,
     _norm_quantize_backward,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from questlm.ops.triton.device import load_mask, offsets_of, pieces, rotate, rounded, sigmoid, write_codes
 from questlm.ops.triton.launch import start_kernel
-from questlm.ops.triton.quantize import FORMS
+from questlm.ops.triton.quantize import CODE_DTYPES
 from questlm.ops.triton.tiles import Launch, matrix
 
 __all__ = ["swiglu_quantize", "swiglu_quantize_backward"]
@@ -30,7 +30,7 @@ _BACKWARD = Launch(entries=8192, programs=4, num_warps=4, num_stages=2)
 @triton.jit(do_not_specialize=["rows"])
 def _swiglu_quantize(
     gate_ptr, up_ptr, matrix_ptr, data_ptr, step_ptr, mask_ptr, rows, step_per_rms, bound, factor,
-    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, FORM: tl.constexpr,
+    NB: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, CODE_DTYPE: tl.constexpr,
     ROTATES: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
     entries = tl.arange(0, T)
@@ -47,7 +47,7 @@ def _swiglu_quantize(
             y = rotate(y, h, EXACT)
         write_codes(
             y, factor, step_per_rms, bound, data_ptr, step_ptr, mask_ptr, index, inside,
-            NB, R, P, T, LEVELS, FORM, HAS_MASK,
+            NB, R, P, T, LEVELS, CODE_DTYPE, HAS_MASK,
         )  # fmt: skip
 
 
@@ -79,13 +79,13 @@ def _swiglu_quantize_backward(
 
 def swiglu_quantize(
     gate: Tensor, up: Tensor, dtype: torch.dtype,
-    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, form: str,
+    block_size: int, levels: int, step_per_rms: float, mask_bound: float | None, code_dtype: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Codes, step and mask of silu(gate) * up as `quantize` gives them; gate and up are (rows, K)."""
     gate, up = gate.contiguous(), up.contiguous()
     rows, k = gate.shape
     tiles = _FORWARD.tiles(k, block_size)
-    data = gate.new_empty((rows, k), dtype=FORMS[form])
+    data = gate.new_empty((rows, k), dtype=CODE_DTYPES[code_dtype])
     step = gate.new_empty((rows, 1), dtype=torch.float32)
     mask = gate.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     if rows:
@@ -93,7 +93,7 @@ def swiglu_quantize(
             _swiglu_quantize, _FORWARD.grid(rows, tiles, gate.device),
             gate, up, matrix(tiles.T, block_size, gate.device), data, step, mask,
             rows, step_per_rms, mask_bound or 0.0, block_size**-0.5,
-            *tiles, levels, form, block_size > 1, dtype is torch.bfloat16, mask_bound is not None,
+            *tiles, levels, code_dtype, block_size > 1, dtype is torch.bfloat16, mask_bound is not None,
             **_FORWARD.options(tiles),
         )  # fmt: skip
     return data, step, mask

@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 
 
 def _encoded(rows: int, k: int, bits: int) -> tuple[ops.Operand, ops.Operand]:
-    """Random rows in the form of int8, and the same as plain codes."""
+    """Random rows as int8 codes, and the same as uint8 codes."""
     from questlm.ops.triton import operators
 
     grid = gaussian_grid(bits)
@@ -41,7 +41,7 @@ def test_operands_in_int8_stand_for_the_same_values() -> None:
     torch.testing.assert_close(ops.operand_values(x), ops.operand_values(plain))
     assert plain.grid is not None
     assert torch.equal(ops.plain_codes(x.data, plain.grid), plain.data)
-    assert torch.equal(ops.codes_in_form(plain.data, plain.grid, torch.int8), x.data)
+    assert torch.equal(ops.codes_as(plain.data, plain.grid, torch.int8), x.data)
 
 
 def test_one_factor_in_int8_and_one_in_another_form() -> None:
@@ -55,5 +55,5 @@ def test_one_factor_in_int8_and_one_in_another_form() -> None:
 def test_float8_levels_and_codes_are_one(levels: int) -> None:
     grid = Grid(levels, 1.0)
     codes = torch.arange(levels, dtype=torch.uint8).view(1, -1)
-    form = ops.codes_in_form(codes, grid, torch.float8_e4m3fn)
-    assert torch.equal(ops.plain_codes(form, grid), codes)
+    written = ops.codes_as(codes, grid, torch.float8_e4m3fn)
+    assert torch.equal(ops.plain_codes(written, grid), codes)

@@ -48,11 +48,11 @@ pytestmark = pytest.mark.skipif(not interpreted(), reason="there is a GPU, and t
 WIDTHS = (16, 48, 80, 128, 256, 640, 1792, 2816)
 BLOCKS = (1, 16, 32, 128, 256)
 SHAPES = [(k, block) for k in WIDTHS for block in BLOCKS if k % block == 0]
-FORMS = [
-    (bits, form)
+CODE_DTYPES = [
+    (bits, code_dtype)
     for bits in BITS
-    for form in ("uint8", "float8", "int8")
-    if not (form == "float8" and bits in (5, 6, 7, 8)) and not (form == "int8" and bits == "ternary")
+    for code_dtype in ("uint8", "float8", "int8")
+    if not (code_dtype == "float8" and bits in (5, 6, 7, 8)) and not (code_dtype == "int8" and bits == "ternary")
 ]
 few = settings(deadline=None, max_examples=12)
 
@@ -70,12 +70,12 @@ def test_quantize_in_every_shape(k: int, block: int) -> None:
         check_quantize(draw(count, k, "cpu"), grid, block, bound_of(grid))
 
 
-@pytest.mark.parametrize(("bits", "form"), FORMS)
+@pytest.mark.parametrize(("bits", "code_dtype"), CODE_DTYPES)
 @pytest.mark.parametrize("block", [1, 64])
-def test_quantize_to_every_number_of_levels_in_every_form(bits: int | str, form: str, block: int) -> None:
+def test_quantize_to_every_number_of_levels_in_every_dtype(bits: int | str, code_dtype: str, block: int) -> None:
     grid = gaussian_grid(bits)
-    check_quantize(draw(5, 320, "cpu"), grid, block, bound_of(grid), form)
-    check_quantize(draw(2, 64, "cpu"), grid, block, None, form)
+    check_quantize(draw(5, 320, "cpu"), grid, block, bound_of(grid), code_dtype)
+    check_quantize(draw(2, 64, "cpu"), grid, block, None, code_dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -170,7 +170,7 @@ def test_norm_quantize_to_every_number_of_levels(bits: int | str, dtype: torch.d
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("adds", [True, False])
-def test_norm_quantize_of_a_stream_in_sixteen_bits(dtype: torch.dtype, adds: bool) -> None:
+def test_norm_quantize_of_a_residual_in_sixteen_bits(dtype: torch.dtype, adds: bool) -> None:
     check_norm(9, 256, 64, "cpu", (dtype, dtype if adds else None, dtype), gaussian_grid(4), masked=adds)
 
 
@@ -221,7 +221,7 @@ def test_inputs_need_not_be_contiguous() -> None:
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("part", ["gradient", "stream", "gain"])
+@pytest.mark.parametrize("part", ["gradient", "residual", "gain"])
 def test_tensors_of_a_backward_pass_need_not_be_contiguous(part: str) -> None:
     tensors = {
         "gradient": torch.randn(5, 64),
@@ -229,13 +229,13 @@ def test_tensors_of_a_backward_pass_need_not_be_contiguous(part: str) -> None:
         "unit": torch.randn(5, 64),
         "rstd": torch.rand(5, 1),
         "gain": torch.rand(64),
-        "stream": torch.randn(5, 64),
+        "residual": torch.randn(5, 64),
     }
 
-    def norm(gradient: Tensor, mask: Tensor, unit: Tensor, rstd: Tensor, gain: Tensor, stream: Tensor) -> list:
+    def norm(gradient: Tensor, mask: Tensor, unit: Tensor, rstd: Tensor, gain: Tensor, residual: Tensor) -> list:
         return [
-            *operators.norm_quantize_backward(gradient, mask, unit, rstd, gain, 16, stream, torch.float32, None),
-            operators.swiglu_quantize_backward(gradient, mask, unit, stream, 16),
+            *operators.norm_quantize_backward(gradient, mask, unit, rstd, gain, 16, residual, torch.float32, None),
+            operators.swiglu_quantize_backward(gradient, mask, unit, residual, 16),
         ]
 
     expected = norm(**tensors)

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from questlm.look import COLORS, LIGHT, picture
+from questlm.plotting import COLORS, LIGHT, picture
 
 
 def plot_roofline(result: dict[str, Any], preset: str | None, path: Path) -> None:

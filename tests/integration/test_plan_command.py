@@ -84,7 +84,7 @@ def test_json_and_a_law_of_ones_own(monkeypatch, tmp_path, capsys):
         (("--memory", "1GB", "--tokens", "1B", "--out", "nowhere/plan.yaml"), "nowhere/plan.yaml"),
         (("--memory", "1MB", "--tokens", "1B", "--embeddings", "int4"), "not one of bf16 and int8"),
         (("--memory", "1GB", "--tokens", "1B", "--from-fit", "nowhere.json"), "nowhere.json"),
-        (("--memory", "1GB", "--tokens", "1B", "--picture", "x.bmp"), "end it in .png, .svg, .pdf"),
+        (("--memory", "1GB", "--tokens", "1B", "--picture", "x.bmp"), "end its name in .png, .svg, .pdf"),
     ],
 )
 def test_refusals(words, sentence, monkeypatch, capsys):

@@ -38,7 +38,7 @@ def fit(
 
         quest fit rows.json --compare
     """
-    from questlm.look import check_picture
+    from questlm.plotting import check_picture
     from questlm.progress import progress
     from questlm.scaling import fit_law, read_runs
     from questlm.scaling.law_picture import draw_fit

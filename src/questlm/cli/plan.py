@@ -63,7 +63,7 @@ def plan(
     """
     from questlm.config import to_yaml
     from questlm.files import atomic_write
-    from questlm.look import check_picture
+    from questlm.plotting import check_picture
     from questlm.scaling.hardware import find_gpu
     from questlm.scaling.limits import Limits
     from questlm.scaling.plan import make_plan, matching, plannable

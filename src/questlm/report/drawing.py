@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from questlm.look import LIGHT
+from questlm.plotting import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

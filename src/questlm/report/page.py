@@ -27,7 +27,7 @@ from questlm.report.statistics import Cell, cells
 from questlm.report.stylesheet import SCRIPT, STYLESHEET
 from questlm.report.tables import law_rows, method_tables, runs_table
 from questlm.scaling import LawFit
-from questlm.scaling.looks import Look
+from questlm.scaling.group_styles import GroupStyle
 
 __all__ = ["Drawn", "Law", "page"]
 
@@ -55,7 +55,7 @@ def page(
     gathered: Gathered,
     law: Law,
     drawn: Mapping[str, Drawn],
-    looks: Mapping[str, Look],
+    styles: Mapping[str, GroupStyle],
     notes: Sequence[str],
     folder: str,
 ) -> str:
@@ -89,7 +89,7 @@ def page(
         sections={name: text for name, text in sections.items() if name != "diagnostics" or diagnostics},
         drawn=drawn,
         diagnostics=diagnostics,
-        looks=looks,
+        styles=styles,
         folder=folder,
         facts=_facts(gathered),
         remarks=notes,
@@ -97,9 +97,9 @@ def page(
         law_runs="" if fit is None else plural(fit.n_runs, "run"),
         law_rms="" if fit is None else f"{100 * fit.rms_log_residual:.2f}",
         law_warnings=[] if fit is None else [clean(warning, 400) for warning in fit.warnings],
-        law_rows=[] if fit is None else law_rows(fit, looks),
+        law_rows=[] if fit is None else law_rows(fit, styles),
         methods_text=_methods_text(results),
-        method_tables=method_tables(results, looks),
+        method_tables=method_tables(results, styles),
         runs=runs_table(gathered.entries),
     )
 

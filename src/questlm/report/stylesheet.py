@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from questlm.look import DARK, LIGHT
+from questlm.plotting import DARK, LIGHT
 
 __all__ = ["SCRIPT", "STYLESHEET"]
 

@@ -14,14 +14,14 @@ from markupsafe import Markup
 
 from questlm.errors import ConfigError, QuestError
 from questlm.files import atomic_write, remove_leftovers
-from questlm.look import require_matplotlib, style
+from questlm.plotting import require_matplotlib, style
 from questlm.progress import progress
 from questlm.report import pictures
 from questlm.report.drawing import Picture, inline_svg, png_file, svg_file
 from questlm.report.gather import Gathered, clean, gather
 from questlm.report.page import Drawn, Law, page
 from questlm.scaling import LawFit, fit_law
-from questlm.scaling.looks import Look, looks
+from questlm.scaling.group_styles import GroupStyle, group_styles
 
 __all__ = ["Report", "write_report"]
 
@@ -70,7 +70,7 @@ def write_report(paths: Sequence[Path], out: Path, fit: Path | None = None, show
     with progress("reading runs", None, show_progress) as update:
         gathered = gather(paths, update)
     law = Law(saved, file=clean(fit)) if saved is not None else _fit(gathered, show_progress)
-    shown = looks(Counter(entry.run.group for entry in gathered.entries))
+    shown = group_styles(Counter(entry.run.group for entry in gathered.entries))
     notes = list(gathered.notes)
     folder = out.with_name(f"{out.stem}_files")
     with style():
@@ -113,7 +113,7 @@ def _fit(gathered: Gathered, show_progress: bool) -> Law:
         return Law(None, clean(problem, 400).rstrip("."))
 
 
-def _pictures(gathered: Gathered, law: Law, shown: Mapping[str, Look], notes: list[str]) -> list[Picture]:
+def _pictures(gathered: Gathered, law: Law, shown: Mapping[str, GroupStyle], notes: list[str]) -> list[Picture]:
     entries = gathered.entries
     found = [pictures.curves(entries, shown), pictures.frontier(entries, shown)]
     if law.fit is not None:

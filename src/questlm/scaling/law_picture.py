@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from questlm.look import LIGHT, check_picture, linear_ticks, log_axis, picture
+from questlm.plotting import LIGHT, check_picture, linear_ticks, log_axis, picture
 from questlm.readable import count_text
-from questlm.scaling.looks import Look, looks, marker_style
+from questlm.scaling.group_styles import GroupStyle, group_styles, marker_style
 from questlm.scaling.result import LawFit, Residual
 from questlm.scaling.runs import BASELINE
 
@@ -28,14 +28,14 @@ _HIGHEST_EFFICIENCY = 3.0  # intervals end here in the picture
 
 
 def draw_fit(fit: LawFit, path: Path) -> None:
-    """Write the picture of a law and the runs it was fitted to; its form follows from the name.
+    """Write the picture of a law and the runs it was fitted to: a .png, .svg or .pdf file.
 
     Raises:
-        ConfigError: a name of no known form.
+        ConfigError: the name ends in none of .png, .svg and .pdf.
         MissingDependencyError: matplotlib is not installed.
     """
     check_picture(path)
-    shown = looks(fit.groups)
+    shown = group_styles(fit.groups)
     with picture(path, 13, max(4.4, 0.34 * len(fit.groups) + 1.6)) as figure:
         curve, residuals, bars = figure.subplots(1, 3, width_ratios=[1.25, 1.25, 1])
         draw_curve(curve, fit, fit.residuals, shown)
@@ -43,16 +43,16 @@ def draw_fit(fit: LawFit, path: Path) -> None:
         _draw_efficiencies(bars, fit, shown)
 
 
-def draw_curve(axis: Axes, fit: LawFit, runs: Sequence[Residual], shown: Mapping[str, Look]) -> None:
+def draw_curve(axis: Axes, fit: LawFit, runs: Sequence[Residual], shown: Mapping[str, GroupStyle]) -> None:
     """The law's curve over effective parameters, and the runs; the points of group number i have the gid "law-i"."""
     sizes = [run.parameters * fit.efficiency(run.group) for run in runs]
     grid = np.geomspace(min(sizes) / 1.4, max(sizes) * 1.4, 100)
     axis.plot(grid, fit.A / grid**fit.alpha + fit.E, color=LIGHT["muted"], linewidth=1.2, zorder=1)
-    for rank, (group, look) in enumerate(shown.items()):
+    for rank, (group, style) in enumerate(shown.items()):
         own = [run for run in runs if run.group == group]
         x = [run.parameters * fit.efficiency(group) for run in own]
         y = [run.loss - fit.B / run.tokens**fit.beta for run in own]
-        axis.plot(x, y, gid=f"law-{rank}", zorder=2, **marker_style(look))
+        axis.plot(x, y, gid=f"law-{rank}", zorder=2, **marker_style(style))
     axis.set_title(f"A / (N eff)ᵅ + E,  α = {fit.alpha:.3g},  E = {fit.E:.3g}")
     axis.set_xlabel("effective parameters, N eff")
     axis.set_ylabel("loss − B / Dᵝ, nats a token")
@@ -60,13 +60,13 @@ def draw_curve(axis: Axes, fit: LawFit, runs: Sequence[Residual], shown: Mapping
     linear_ticks(axis)
 
 
-def draw_residuals(axis: Axes, runs: Sequence[Residual], shown: Mapping[str, Look]) -> None:
+def draw_residuals(axis: Axes, runs: Sequence[Residual], shown: Mapping[str, GroupStyle]) -> None:
     """The log residuals over tokens a parameter; the points of group number i have the gid "residual-i"."""
     axis.axhline(0, color=LIGHT["muted"], linewidth=1.2, zorder=1)
-    for rank, (group, look) in enumerate(shown.items()):
+    for rank, (group, style) in enumerate(shown.items()):
         own = [run for run in runs if run.group == group]
         x = [run.tokens / run.parameters for run in own]
-        axis.plot(x, [100 * run.log_residual for run in own], gid=f"residual-{rank}", zorder=2, **marker_style(look))
+        axis.plot(x, [100 * run.log_residual for run in own], gid=f"residual-{rank}", zorder=2, **marker_style(style))
     rms = float(np.sqrt(np.mean([run.log_residual**2 for run in runs])))
     axis.set_title(f"Residuals: rms {100 * rms:.2f} % of the loss")
     axis.set_xlabel("tokens a parameter, D / N")
@@ -76,7 +76,7 @@ def draw_residuals(axis: Axes, runs: Sequence[Residual], shown: Mapping[str, Loo
     axis.set_ylim(-most, most)
 
 
-def _draw_efficiencies(axis: Axes, fit: LawFit, shown: Mapping[str, Look]) -> None:
+def _draw_efficiencies(axis: Axes, fit: LawFit, shown: Mapping[str, GroupStyle]) -> None:
     groups = sorted(shown, key=lambda group: (group != BASELINE, -fit.efficiency(group)))
     for place, group in enumerate(groups):
         value = 1.0

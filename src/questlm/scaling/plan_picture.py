@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from questlm.look import LIGHT, check_picture, log_axis, picture
+from questlm.plotting import LIGHT, check_picture, log_axis, picture
 from questlm.readable import bytes_text, count_text
+from questlm.scaling.group_styles import GroupStyle, group_styles, marker_style
 from questlm.scaling.limits import Limits
-from questlm.scaling.looks import Look, looks, marker_style
 from questlm.scaling.plan import Choice, Plan, best_shapes
 from questlm.scaling.result import LawFit
 from questlm.scaling.runs import bits_of
@@ -52,7 +52,7 @@ def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
     check_picture(path)
     groups = [choice.group for choice in sorted(plan.choices, key=_bits)]
     memory = limits.memory or float(plan.best.bytes)
-    shown = looks(dict.fromkeys(groups, 1))
+    shown = group_styles(dict.fromkeys(groups, 1))
     with picture(path, 11, 4.8) as figure:
         left, right = figure.subplots(1, 2)
         _draw_over_data(left, fit, replace(limits, memory=memory), groups, shown)
@@ -65,15 +65,17 @@ def _bits(choice: Choice) -> tuple[float, float]:
     return bits_of(choice.quant.weight_bits), bits_of(choice.quant.act_bits)
 
 
-def _line(look: Look) -> dict[str, Any]:
-    return marker_style(look) | {"color": look.color, "linestyle": "-", "markersize": 4.5}
+def _line(style: GroupStyle) -> dict[str, Any]:
+    return marker_style(style) | {"color": style.color, "linestyle": "-", "markersize": 4.5}
 
 
 def _by_group(fit: LawFit, limits: Limits, groups: Sequence[str]) -> dict[str, Choice]:
     return {choice.group: choice for choice in best_shapes(fit, limits, groups)}
 
 
-def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], shown: dict[str, Look]) -> None:
+def _draw_over_data(
+    axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], shown: dict[str, GroupStyle]
+) -> None:
     points = over_data(fit, limits, groups)
     for group in groups:
         line = [
@@ -91,7 +93,13 @@ def _draw_over_data(axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[st
 
 
 def _draw_frontier(
-    axes: Axes, fit: LawFit, limits: Limits, groups: Sequence[str], shown: dict[str, Look], memory: float, plan: Plan
+    axes: Axes,
+    fit: LawFit,
+    limits: Limits,
+    groups: Sequence[str],
+    shown: dict[str, GroupStyle],
+    memory: float,
+    plan: Plan,
 ) -> None:
     points = frontier(fit, limits, groups, memory)
     for group in groups:

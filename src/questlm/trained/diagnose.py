@@ -18,7 +18,7 @@ from questlm.diagnostics.pictures import draw
 from questlm.errors import CheckpointError, ConfigError, DataError
 from questlm.files import atomic_folder
 from questlm.json_files import write_json
-from questlm.look import require_matplotlib
+from questlm.plotting import require_matplotlib
 from questlm.quant import find_method
 from questlm.records import package_versions
 from questlm.training import RunFolder, load_run

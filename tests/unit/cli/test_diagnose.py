@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from questlm import look
+from questlm import plotting
 from questlm.config import QuantSpec, RunConfig
 from questlm.diagnostics import pictures
 from questlm.trained.diagnose import diagnosed_spec
@@ -135,7 +135,7 @@ def test_a_folder_that_is_no_run(quest: Quest) -> None:
 
 
 def test_a_missing_matplotlib_names_the_command(run: Path, quest: Quest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "find_spec", lambda name: None)
+    monkeypatch.setattr(plotting, "find_spec", lambda name: None)
     code, _, err = quest(run, "--out", "new")
     assert code == 2
     assert "pip install 'questlm[plots]'" in err

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from questlm import look
+from questlm import plotting
 from questlm.scaling import LawFit, law_picture, variants
 
 Quest = Callable[..., tuple[int, str, str]]
@@ -79,7 +79,7 @@ def synthetic_law(tmp_path_factory: pytest.TempPathFactory) -> LawFit:
         (("none.json",), "none.json does not exist"),
         ((), "Missing argument"),
         (("rows.json", "--json", "no/law.json"), "the folder no does not exist; make it first"),
-        (("rows.json", "--picture", "law.bmp"), "of no known form; end it in .png, .svg, .pdf"),
+        (("rows.json", "--picture", "law.bmp"), "has no known file type; end its name in .png, .svg, .pdf"),
         (("short.json",), "none of the 2 runs is a BF16 one"),
         (("nan.json",), "row 1 of nan.json has loss = nan"),
         (("negative.json",), "row 27 of negative.json has D = -5"),
@@ -115,7 +115,7 @@ def test_matplotlib_is_asked_for_before_anything_is_computed(
     quest: Quest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(_rows()))
-    monkeypatch.setattr(look, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    monkeypatch.setattr(plotting, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     code, _, err = quest("rows.json", "--picture", "law.png")
     assert code == 2
     assert "questlm[plots]" in err

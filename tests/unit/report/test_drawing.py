@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from questlm.look import LIGHT, style
+from questlm.plotting import LIGHT, style
 from questlm.report.drawing import Drawing, inline_svg, png_file, svg_file
 
 

@@ -11,7 +11,7 @@ from questlm.diagnostics.pictures.alignment import alignment
 from questlm.diagnostics.pictures.error import error
 from questlm.diagnostics.pictures.masks import mask_share, persistence
 from questlm.diagnostics.pictures.normality import normality, worst
-from questlm.look import require_matplotlib, style
+from questlm.plotting import require_matplotlib, style
 from questlm.progress import progress
 
 if TYPE_CHECKING:

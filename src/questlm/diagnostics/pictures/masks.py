@@ -20,7 +20,7 @@ from questlm.diagnostics.pictures.shared import (
     titled_figure,
     whole_ticks,
 )
-from questlm.look import LIGHT
+from questlm.plotting import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from questlm.diagnostics.layers import block_of, group_by, kind_of
-from questlm.look import LIGHT
+from questlm.plotting import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from questlm.look import LIGHT, log_axis
+from questlm.plotting import LIGHT, log_axis
 from questlm.readable import count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry, Point
 from questlm.report.pictures.shared import panels, plural
 from questlm.report.statistics import shorten
-from questlm.scaling.looks import Look, legend
+from questlm.scaling.group_styles import GroupStyle, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _MOST_RUNS, _MOST_POINTS, _MOST_PANELS = 60, 120, 9
 _BEGINNING = 0.08  # share of a run's tokens whose losses, far above the rest, may leave the picture
 
 
-def curves(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | None:
+def curves(entries: Sequence[Entry], styles: Mapping[str, GroupStyle]) -> Picture | None:
     """The picture, or None where no run recorded a curve."""
     recorded = [entry for entry in entries if len(entry.curve) + len(entry.validations) > 1]
     if not recorded:
@@ -32,7 +32,7 @@ def curves(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | Non
     drawn = _choose(recorded)
     lines = {id(entry): (shorten(entry.curve, _MOST_POINTS), _validations(entry)) for entry in drawn}
     sizes = sorted({entry.run.parameters for entry in drawn})
-    used = {group: look for group, look in looks.items() if any(entry.run.group == group for entry in drawn)}
+    used = {group: style for group, style in styles.items() if any(entry.run.group == group for entry in drawn)}
 
     def draw(narrow: bool) -> Drawing:
         figure, axes = panels(len(sizes), narrow, 3, 2.9)
@@ -85,25 +85,25 @@ def _validations(entry: Entry) -> list[Point]:
     return shorten(during, _MOST_POINTS) + final
 
 
-def _line(axis: Axes, entry: Entry, look: Look, training: Sequence[Point], validations: Sequence[Point]) -> None:
+def _line(axis: Axes, entry: Entry, style: GroupStyle, training: Sequence[Point], validations: Sequence[Point]) -> None:
     if training:
         width, alpha = (0.9, 0.45) if len(validations) > 1 else (1.4, 0.9)
-        axis.plot(*zip(*training, strict=True), color=look.color, linewidth=width, alpha=alpha)
+        axis.plot(*zip(*training, strict=True), color=style.color, linewidth=width, alpha=alpha)
     if len(validations) > 1:
-        style = "-" if entry.finished else (0, (1.2, 1.4))
-        axis.plot(*zip(*validations, strict=True), color=look.color, linewidth=1.6, linestyle=style)
+        dash = "-" if entry.finished else (0, (1.2, 1.4))
+        axis.plot(*zip(*validations, strict=True), color=style.color, linewidth=1.6, linestyle=dash)
 
 
 def _ends(
-    axis: Axes, entries: Sequence[Entry], looks: Mapping[str, Look], gid: str, tips: dict[str, list[str]]
+    axis: Axes, entries: Sequence[Entry], styles: Mapping[str, GroupStyle], gid: str, tips: dict[str, list[str]]
 ) -> None:
     """Where each run ended, or, drawn as a cross, has come to."""
     for number, entry in enumerate(entries):
-        look = looks[entry.run.group]
+        style = styles[entry.run.group]
         name = f"{gid}-{number}"
         axis.plot(
-            [entry.run.tokens], [entry.run.loss], gid=name, marker=look.marker if entry.finished else "x",
-            color=look.color, markerfacecolor=look.color if look.filled else "none", linestyle="none", zorder=3,
+            [entry.run.tokens], [entry.run.loss], gid=name, marker=style.marker if entry.finished else "x",
+            color=style.color, markerfacecolor=style.color if style.filled else "none", linestyle="none", zorder=3,
         )  # fmt: skip
         state = f"loss {entry.run.loss:.4f}" if entry.finished else f"unfinished, last loss {entry.run.loss:.4f}"
         tips[name] = [f"{entry.name}: {state}"]

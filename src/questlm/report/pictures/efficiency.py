@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from questlm.look import LIGHT
+from questlm.plotting import LIGHT
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.pictures.shared import panels, value_text
 from questlm.scaling import LawFit
-from questlm.scaling.looks import Look, widths
+from questlm.scaling.group_styles import GroupStyle, widths
 from questlm.scaling.runs import bits_of
 
 __all__ = ["efficiency"]
@@ -17,7 +17,7 @@ __all__ = ["efficiency"]
 _HIGHEST_BAR = 3.0  # intervals may end this many times beyond the longest bar; past it they leave the picture
 
 
-def efficiency(fit: LawFit, looks: Mapping[str, Look]) -> Picture | None:
+def efficiency(fit: LawFit, styles: Mapping[str, GroupStyle]) -> Picture | None:
     """The picture of the fitted groups, or None where only BF16 was fitted."""
     rows = []
     for group, estimate in fit.eff.items():
@@ -34,7 +34,7 @@ def efficiency(fit: LawFit, looks: Mapping[str, Look]) -> Picture | None:
     def draw(narrow: bool) -> Drawing:
         figure, (axis,) = panels(1, narrow, 1, 0.85 + 0.29 * len(rows))
         for place, (group, _, value, low, high) in enumerate(rows):
-            color = looks[group].color if group in looks else LIGHT["accent"]
+            color = styles[group].color if group in styles else LIGHT["accent"]
             axis.barh(place, value, height=0.62, color=color, alpha=0.85)
             end = min(high, _HIGHEST_BAR * longest)
             axis.plot([low, end], [place, place], color=LIGHT["ink"], linewidth=1.1)

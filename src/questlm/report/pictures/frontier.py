@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from questlm.look import LIGHT, linear_ticks, log_axis
+from questlm.plotting import LIGHT, linear_ticks, log_axis
 from questlm.readable import bytes_text, count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import panels, plural, value_text
 from questlm.report.statistics import block_bytes, budgets, pareto_front, ratio_text
-from questlm.scaling.looks import Look, legend, marker_style
+from questlm.scaling.group_styles import GroupStyle, legend, marker_style
 
 __all__ = ["frontier", "sizes_in_bytes"]
 
@@ -29,7 +29,7 @@ def sizes_in_bytes(entries: Sequence[Entry]) -> tuple[dict[int, int], bool]:
     return {id(entry): block_bytes(entry.run) for entry in entries}, False
 
 
-def frontier(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | None:
+def frontier(entries: Sequence[Entry], styles: Mapping[str, GroupStyle]) -> Picture | None:
     """The picture of the finished runs, or None of fewer than two."""
     finished = [entry for entry in entries if entry.finished]
     if len(finished) < 2:
@@ -42,7 +42,7 @@ def frontier(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | N
         ratio: [cluster[i] for i in pareto_front([(size[id(entry)], entry.run.loss) for entry in cluster])]
         for ratio, cluster in clusters.items()
     }
-    used = {group: look for group, look in looks.items() if any(entry.run.group == group for entry in finished)}
+    used = {group: style for group, style in styles.items() if any(entry.run.group == group for entry in finished)}
 
     def draw(narrow: bool) -> Drawing:
         from matplotlib.lines import Line2D
@@ -53,10 +53,10 @@ def frontier(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | N
         for number, (axis, (ratio, cluster)) in enumerate(zip(axes, clusters.items(), strict=True)):
             front = [(size[id(entry)] / 1e6, entry.run.loss) for entry in fronts[ratio]]
             axis.plot(*zip(*front, strict=True), color=LIGHT["front"], linewidth=6, alpha=0.4, solid_capstyle="round")
-            for rank, (group, look) in enumerate(used.items()):
+            for rank, (group, style) in enumerate(used.items()):
                 inside = sorted((e for e in cluster if e.run.group == group), key=lambda e: size[id(e)])
                 if inside:
-                    tips |= _group(axis, f"size-{number}-{rank}", inside, size, look)
+                    tips |= _group(axis, f"size-{number}-{rank}", inside, size, style)
             if narrow or number % columns == 0:
                 axis.set_ylabel("loss (nats/token)")
             axis.set_xlabel("MB" + (" packed" if whole else " of blocks"))
@@ -83,14 +83,16 @@ def frontier(entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | N
     )
 
 
-def _group(axis: Any, gid: str, entries: Sequence[Entry], size: Mapping[int, int], look: Look) -> dict[str, list[str]]:
+def _group(
+    axis: Any, gid: str, entries: Sequence[Entry], size: Mapping[int, int], style: GroupStyle
+) -> dict[str, list[str]]:
     """The points of a group, and a line through the best of each size."""
     best: dict[int, float] = {}
     for entry in entries:
         best[size[id(entry)]] = min(entry.run.loss, best.get(size[id(entry)], entry.run.loss))
-    axis.plot([x / 1e6 for x in best], list(best.values()), color=look.color, linestyle=look.dash, linewidth=1.2)
+    axis.plot([x / 1e6 for x in best], list(best.values()), color=style.color, linestyle=style.dash, linewidth=1.2)
     points = [(size[id(entry)] / 1e6, entry.run.loss) for entry in entries]
-    axis.plot(*zip(*points, strict=True), gid=gid, **marker_style(look))
+    axis.plot(*zip(*points, strict=True), gid=gid, **marker_style(style))
     return {gid: [f"{e.name}: {e.run.group}, {bytes_text(size[id(e)])}, loss {e.run.loss:.4f}" for e in entries]}
 
 

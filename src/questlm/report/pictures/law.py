@@ -11,19 +11,19 @@ from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import panels, plural
 from questlm.scaling import LawFit
+from questlm.scaling.group_styles import GroupStyle, legend
 from questlm.scaling.law_picture import draw_curve, draw_residuals
-from questlm.scaling.looks import Look, legend
 from questlm.scaling.result import Residual
 
 __all__ = ["law"]
 
 
-def law(fit: LawFit, entries: Sequence[Entry], looks: Mapping[str, Look]) -> Picture | None:
+def law(fit: LawFit, entries: Sequence[Entry], styles: Mapping[str, GroupStyle]) -> Picture | None:
     """The picture of the finished runs whose group was fitted, or None where there is none."""
     runs, foreign = _predicted(fit, [entry for entry in entries if entry.finished])
     if not runs:
         return None
-    used = {group: look for group, look in looks.items() if any(run.group == group for run in runs)}
+    used = {group: style for group, style in styles.items() if any(run.group == group for run in runs)}
 
     def draw(narrow: bool) -> Drawing:
         figure, (left, right) = panels(2, narrow, 2, 3.3)

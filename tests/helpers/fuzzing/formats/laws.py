@@ -16,8 +16,8 @@ from questlm.records import RunRecord
 from questlm.report.gather import gather
 from questlm.report.page import Law, page
 from questlm.scaling import LawFit, fit_law
+from questlm.scaling.group_styles import group_styles
 from questlm.scaling.limits import Limits
-from questlm.scaling.looks import looks
 from questlm.scaling.plan import make_plan
 from questlm.scaling.runs import published_runs, read_runs
 
@@ -108,7 +108,7 @@ class Records(FolderFormat):
 
     def read(self) -> None:
         gathered = gather([self.folder.path / "runs"])
-        shown = looks(Counter(entry.run.group for entry in gathered.entries))
+        shown = group_styles(Counter(entry.run.group for entry in gathered.entries))
         text = page(gathered, Law(None, "none is fitted"), {}, shown, gathered.notes, "files")
         require(b"run-0" in text.encode(), "an undamaged run is missing from the report")
         require("\x1b" not in text and "\u202e" not in text, "a page with characters that do not print")

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from questlm.look import style
+from questlm.plotting import style
 from questlm.report import pictures
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import value_text
 from questlm.scaling import Estimate, LawFit, Run
-from questlm.scaling.looks import looks
+from questlm.scaling.group_styles import group_styles
 
 RUN = Run(10**6, 10**8, 4, 4, "int4", "quest", 3.0, 0)
 
@@ -48,7 +48,7 @@ def law(high: float = 0.75) -> LawFit:
 
 def test_a_thousand_long_curves_are_thinned_and_the_caption_says_so() -> None:
     entries = [entry(points=300, size=10**6 * (1 + n % 20)) for n in range(1000)]
-    picture = pictures.curves(entries, looks(Counter(e.run.group for e in entries)))
+    picture = pictures.curves(entries, group_styles(Counter(e.run.group for e in entries)))
     assert picture is not None
     assert len(picture.rows) <= 60 * 121
     assert "Of 1,000 recorded curves these 60 are drawn" in picture.caption
@@ -56,7 +56,7 @@ def test_a_thousand_long_curves_are_thinned_and_the_caption_says_so() -> None:
 
 
 def test_without_curves_there_is_no_picture_of_them() -> None:
-    assert pictures.curves([entry()], looks({RUN.group: 1})) is None
+    assert pictures.curves([entry()], group_styles({RUN.group: 1})) is None
 
 
 def test_the_frontier_names_its_ends_and_counts_its_groups() -> None:
@@ -65,7 +65,7 @@ def test_the_frontier_names_its_ends_and_counts_its_groups() -> None:
         entry(4, 10**7, 2.5, packed=10**7),
         entry(16, 10**6, 2.9, packed=10**8),
     ]
-    picture = pictures.frontier(entries, looks(Counter(e.run.group for e in entries)))
+    picture = pictures.frontier(entries, group_styles(Counter(e.run.group for e in entries)))
     assert picture is not None
     assert [row[-1] for row in picture.rows] == [True, True, False]
     assert picture.caption.startswith(
@@ -77,7 +77,7 @@ def test_the_frontier_names_its_ends_and_counts_its_groups() -> None:
 
 def test_where_one_size_is_not_known_none_counts_embeddings() -> None:
     entries = [entry(4, packed=10**6), entry(16)]
-    picture = pictures.frontier(entries, looks(Counter(e.run.group for e in entries)))
+    picture = pictures.frontier(entries, group_styles(Counter(e.run.group for e in entries)))
     assert picture is not None
     assert [(row[4], row[5]) for row in picture.rows] == [(500_000, False), (2_000_000, False)]
     assert "not counted" in picture.caption
@@ -85,7 +85,7 @@ def test_where_one_size_is_not_known_none_counts_embeddings() -> None:
 
 def test_fewer_than_two_finished_runs_have_no_frontier() -> None:
     entries = [entry(), replace(entry(16), finished=False)]
-    assert pictures.frontier(entries, looks(Counter(e.run.group for e in entries))) is None
+    assert pictures.frontier(entries, group_styles(Counter(e.run.group for e in entries))) is None
 
 
 def test_efficiency_is_by_bit_and_an_open_interval_is_said_to_be_open() -> None:
@@ -106,7 +106,7 @@ def test_the_law_is_held_against_the_runs_of_its_groups() -> None:
     fit = law()
     exact = fit.predict(10**6, 10**8, "quest/w4a4/int4")
     entries = [entry(4, loss=exact), entry(2, loss=1.05 * fit.predict(10**6, 10**8, "quest/w2a2/int2")), entry(1)]
-    picture = pictures.law(fit, entries, looks(Counter(e.run.group for e in entries)))
+    picture = pictures.law(fit, entries, group_styles(Counter(e.run.group for e in entries)))
     assert picture is not None
     residuals = [row[-1] for row in picture.rows]
     assert residuals == [pytest.approx(0, abs=1e-12), pytest.approx(-math.log(1.05))]

@@ -1,8 +1,9 @@
-"""How every picture looks: colours, lines and text, light and dark, and how a picture becomes a file.
+"""The colours and the matplotlib style of every picture, two kinds of axes, and how a picture becomes a file.
 
-Every role has one colour a theme. Pictures are drawn with the light ones; in a page each is replaced by the CSS
-variable of its role, so that one drawing serves both themes. On their own background texts have a contrast of at least
-4.5 and marks of at least 3 (WCAG AA). What needs telling apart differs by marker or dashes too, not by colour alone.
+Every role has one colour in each of the two themes, light and dark. Pictures are drawn in the light colours; in a page
+each is replaced by the CSS variable of its role, so that one drawing serves both themes. On their own background texts
+have a contrast of at least 4.5 and marks of at least 3 (WCAG AA). What needs telling apart differs by marker or dashes
+too, not by colour alone.
 
 matplotlib, the extra `plots`, is imported when something is drawn. Nothing here uses pyplot, so no window system,
 global state or chosen backend is involved.
@@ -29,7 +30,7 @@ __all__ = [
     "COLORS", "DARK", "LIGHT", "check_picture", "linear_ticks", "log_axis", "picture", "require_matplotlib", "style",
 ]  # fmt: skip
 
-_FORMS = (".png", ".svg", ".pdf")
+_FILE_TYPES = (".png", ".svg", ".pdf")
 _DPI = 150
 
 LIGHT = {
@@ -130,11 +131,11 @@ def check_picture(path: Path) -> None:
     """Refuse early, before anything is computed.
 
     Raises:
-        ConfigError: a name of no known form.
+        ConfigError: the name ends in none of .png, .svg and .pdf.
         MissingDependencyError: matplotlib is not installed.
     """
-    if path.suffix.lower() not in _FORMS:
-        raise ConfigError(f"--picture {path} is of no known form; end it in {', '.join(_FORMS)}")
+    if path.suffix.lower() not in _FILE_TYPES:
+        raise ConfigError(f"--picture {path} has no known file type; end its name in {', '.join(_FILE_TYPES)}")
     require_matplotlib("--picture")
 
 
@@ -148,7 +149,7 @@ def style() -> Any:
 
 @contextmanager
 def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure (inches) to draw on, written to `path` in the form of its name afterwards."""
+    """A figure (inches) to draw on, written to `path` afterwards, as the file type that its name ends in."""
     from matplotlib.figure import Figure
 
     with style():

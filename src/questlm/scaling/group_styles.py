@@ -1,4 +1,4 @@
-"""What the runs of each group look like in every picture: colour by the width of weights, marker and dashes by rank.
+"""How every picture draws the runs of each group: colour by the width of weights, marker and dashes by rank.
 
 No two widths share both colour and marker, so that nobody has to tell colours apart.
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from questlm.look import LIGHT
+from questlm.plotting import LIGHT
 from questlm.scaling.runs import BASELINE, bits_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Look", "legend", "looks", "marker_style", "widths"]
+__all__ = ["GroupStyle", "group_styles", "legend", "marker_style", "widths"]
 
 _MARKERS = "osD^vP*X<>ph"
 _DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.8)), (0, (5, 2, 1.2, 2)))
 
 
-class Look(NamedTuple):
-    """What the runs of a group look like; `role` names its colour in `questlm.look`."""
+class GroupStyle(NamedTuple):
+    """How the runs of a group are drawn; `role` names the colour in `questlm.plotting.LIGHT` and `DARK`."""
 
     role: str
     color: str
@@ -31,7 +31,10 @@ class Look(NamedTuple):
 
 
 def widths(group: str) -> tuple[int | str, int | str] | None:
-    """Bits of weights and of activations from a group's name (method/wXaY/format); None: it does not say."""
+    """Return the bits of weights and activations (1 to 8, 16 or 'ternary') that the name of a group says; else None.
+
+    Names are method/wXaY/format, where t stands for ternary, or "bf16".
+    """
     if group == BASELINE:
         return 16, 16
     parts = group.rsplit("/", 2)
@@ -40,8 +43,8 @@ def widths(group: str) -> tuple[int | str, int | str] | None:
     return (read[0], read[1]) if found and read[0] is not None and read[1] is not None else None
 
 
-def looks(counts: Mapping[str, int]) -> dict[str, Look]:
-    """The look of each group, in order of bits.
+def group_styles(counts: Mapping[str, int]) -> dict[str, GroupStyle]:
+    """Return the style of each group, in order of bits.
 
     Of groups with equal bits the one with most runs comes first, and gets the full line.
 
@@ -50,7 +53,7 @@ def looks(counts: Mapping[str, int]) -> dict[str, Look]:
     """
     known = {group: widths(group) for group in counts}
     ordered = sorted(counts, key=lambda group: (*_rank(group, known[group]), -counts[group], group))
-    result: dict[str, Look] = {}
+    result: dict[str, GroupStyle] = {}
     alike: dict[str, int] = {}
     for number, group in enumerate(ordered):
         found = known[group]
@@ -58,28 +61,28 @@ def looks(counts: Mapping[str, int]) -> dict[str, Look]:
         variant = alike.setdefault(width, -1) + 1
         alike[width] = variant
         marker, dash = _MARKERS[number % len(_MARKERS)], _DASHES[variant % len(_DASHES)]
-        result[group] = Look(width, LIGHT[width], marker, dash, variant % 2 == 0)
+        result[group] = GroupStyle(width, LIGHT[width], marker, dash, variant % 2 == 0)
     return result
 
 
-def marker_style(look: Look) -> dict[str, Any]:
-    """Of the points of a group, for `Axes.plot`."""
+def marker_style(style: GroupStyle) -> dict[str, Any]:
+    """Return the keywords of `Axes.plot` that draw the points of a group."""
     return {
-        "marker": look.marker,
-        "markerfacecolor": look.color if look.filled else "none",
-        "markeredgecolor": look.color,
+        "marker": style.marker,
+        "markerfacecolor": style.color if style.filled else "none",
+        "markeredgecolor": style.color,
         "linestyle": "none",
     }
 
 
-def legend(figure: Figure, looks: Mapping[str, Look], narrow: bool, more: Iterable[Any] = ()) -> None:
-    """Below the figure, which grows by as much: what each group looks like, then `more`."""
+def legend(figure: Figure, styles: Mapping[str, GroupStyle], narrow: bool, more: Iterable[Any] = ()) -> None:
+    """Add a legend below the axes, and make the figure higher by its height: each group, then the artists in `more`."""
     from matplotlib.lines import Line2D
 
     handles: list[Any] = []
-    for group, look in looks.items():
-        style = marker_style(look) | {"linestyle": look.dash}
-        handles.append(Line2D([], [], color=look.color, label=group, **style))
+    for group, style in styles.items():
+        drawn = marker_style(style) | {"linestyle": style.dash}
+        handles.append(Line2D([], [], color=style.color, label=group, **drawn))
     handles += more
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), (46 if narrow else 130) // (longest + 6)))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from questlm import look
+from questlm import plotting
 from questlm.errors import ConfigError, MissingDependencyError
-from questlm.look import DARK, LIGHT, check_picture, picture, require_matplotlib
+from questlm.plotting import DARK, LIGHT, check_picture, picture, require_matplotlib
 
 THEMES = {"light": LIGHT, "dark": DARK}
 
@@ -51,13 +51,13 @@ def test_both_themes_have_every_role_and_no_color_has_two_in_the_light_one() -> 
 
 
 def test_without_matplotlib_the_message_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "find_spec", lambda name: None)
+    monkeypatch.setattr(plotting, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"drawing a report.*pip install 'questlm\[plots\]'"):
         require_matplotlib("drawing a report")
 
 
 def test_a_picture_of_no_known_form_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"law\.bmp is of no known form; end it in \.png, \.svg, \.pdf"):
+    with pytest.raises(ConfigError, match=r"law\.bmp has no known file type; end its name in \.png, \.svg, \.pdf"):
         check_picture(Path("law.bmp"))
 
 

@@ -7,12 +7,11 @@ from collections import Counter
 import pytest
 
 from questlm.scaling import Run
-from questlm.scaling.looks import Look, widths
-from questlm.scaling.looks import looks as looks_of
+from questlm.scaling.group_styles import GroupStyle, group_styles, widths
 
 
-def looks(runs: list[Run]) -> dict[str, Look]:
-    return looks_of(Counter(run.group for run in runs))
+def styles(runs: list[Run]) -> dict[str, GroupStyle]:
+    return group_styles(Counter(run.group for run in runs))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ def test_widths_are_read_from_the_name_of_a_group(group: str, expected: tuple[in
 
 
 def test_a_group_whose_name_says_nothing_has_a_look_too() -> None:
-    assert looks_of({"odd": 1})["odd"].role == "front"
+    assert group_styles({"odd": 1})["odd"].role == "front"
 
 
 def _run(bits: int | str, act: int | str = 4, method: str = "quest") -> Run:
@@ -36,12 +35,14 @@ def _run(bits: int | str, act: int | str = 4, method: str = "quest") -> Run:
 
 def test_groups_differ_in_marker_and_widths_in_color() -> None:
     every = [16, 8, 7, 6, 5, 4, 3, 2, "ternary", 1]
-    found = looks([_run(bits, bits) for bits in every])
+    found = styles([_run(bits, bits) for bits in every])
     assert next(iter(found)) == "bf16"
-    assert len({look.marker for look in found.values()}) == len({look.color for look in found.values()}) == len(every)
+    assert (
+        len({style.marker for style in found.values()}) == len({style.color for style in found.values()}) == len(every)
+    )
 
 
 def test_of_equal_bits_the_most_frequent_group_has_the_full_line() -> None:
-    found = looks([_run(4, 4, "lsq"), _run(4), _run(4)])
+    found = styles([_run(4, 4, "lsq"), _run(4), _run(4)])
     assert list(found) == ["quest/w4a4/int4", "lsq/w4a4/int4"]
     assert found["quest/w4a4/int4"].dash == "-" != found["lsq/w4a4/int4"].dash

@@ -132,7 +132,11 @@ def load_plugin(name: str | Path) -> Plugin:
 
 
 def loaded_plugin(name: str) -> Plugin | None:
-    """The loaded plugin of a name, as runs record it: a file's without its folder, or a module's."""
+    """Return the plugin that is loaded under `name`, or None.
+
+    Args:
+        name: as runs record it: the name of a file without its folder, or of a module.
+    """
     return _loaded.get(name)
 
 

@@ -180,7 +180,7 @@ class WeightFormat(Section):
 
     @property
     def linear(self) -> LinearFormat:
-        """Block size and grids as a `questlm.ops.LinearFormat`."""
+        """Block size and grids as a `questlm.grid.LinearFormat`; a weight that is not codes has no grid there."""
         weight = None if isinstance(self.weight, str) else self.weight.grid
         return LinearFormat(self.block_size, weight, self.act.grid if self.act else None)
 

@@ -26,7 +26,7 @@ def demo(
     seconds: Annotated[float, typer.Option(help="Seconds of training.")] = 150,
     bits: Annotated[int, typer.Option(help="Bits of weights and activations, 1 to 8.")] = 4,
 ) -> None:
-    """Train a small model on this machine's own Python library, pack it, check the packed form, and let it write.
+    """Train a small model on this machine's own Python library, pack it, check the packed model, and let it write.
 
     Needs no GPU and no network. Example:
 

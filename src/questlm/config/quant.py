@@ -20,10 +20,10 @@ Format = Literal["int", "ternary", "fp4", "lloydmax", "int-2:4", "bf16-2:4"]
 
 def _with_bits_of_format(values: Any) -> Any:
     """Settings with the bits that follow from their format, unless bits are given."""
-    form = values.get("format") if isinstance(values, dict) else None
-    if form == "ternary":
+    format = values.get("format") if isinstance(values, dict) else None
+    if format == "ternary":
         return {"weight_bits": "ternary", "act_bits": "ternary"} | values
-    return {"weight_bits": 16} | values if form == "bf16-2:4" else values
+    return {"weight_bits": 16} | values if format == "bf16-2:4" else values
 
 
 class LayerOverride(Section):
@@ -135,6 +135,6 @@ class QuantSpec(Section):
             return "bf16"
         width = {"ternary": "t"}
         weight, act = (width.get(str(b), str(b)) for b in (self.weight_bits, self.act_bits))
-        form = "" if self.format in ("int", "ternary") else f"-{self.format.replace(':', '')}"
-        form += f"-a{self.act_format}" if self.act_format and self.act_format != self.format else ""
-        return f"{self.method}{form}-w{weight}a{act}{'-mixed' if self.overrides else ''}"
+        suffix = "" if self.format in ("int", "ternary") else f"-{self.format.replace(':', '')}"
+        suffix += f"-a{self.act_format}" if self.act_format and self.act_format != self.format else ""
+        return f"{self.method}{suffix}-w{weight}a{act}{'-mixed' if self.overrides else ''}"

@@ -141,7 +141,11 @@ def largest_id(path: Path) -> tuple[int, int]:
 def check_vocabulary(
     paths: Sequence[Path], vocab_size: int, scan: Callable[[Path], tuple[int, int]] = largest_id
 ) -> None:
-    """Raise DataError where a shard has an id outside a vocabulary of `vocab_size`. `scan` may store its results."""
+    """Raise DataError where a shard has an id outside a vocabulary of `vocab_size`.
+
+    Args:
+        scan: returns the largest id of a shard and its position; one that remembers results makes this fast.
+    """
     for path in paths:
         largest, position = scan(path)
         if largest >= vocab_size:

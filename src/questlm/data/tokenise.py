@@ -56,7 +56,7 @@ class Documents:
         return sum(self.text_bytes) + self.partial_bytes
 
     def add(self, tokens: int, text_bytes: int, ends_document: bool) -> None:
-        """Count one piece."""
+        """Count a piece of `tokens` tokens and `text_bytes` UTF-8 bytes, which may end its document."""
         self.pieces.append(tokens)
         self.partial_tokens += tokens
         self.partial_bytes += text_bytes

@@ -23,7 +23,11 @@ METHODS = ("quest-noht", "quest")
 def relative_error(
     x: Tensor, method: str, bits: Bits, role: Literal["weight", "activation"], block_size: int = 128
 ) -> float | None:
-    """Return ||x_q - x_h||^2 / ||x_h||^2 of `x` (rows, K); None where `x` is all zeros."""
+    """Return the relative squared error ||x_q - x_h||^2 / ||x_h||^2 of quantising `x` (rows, K).
+
+    x_h is `x` after the method's Hadamard transform, if it has one, and x_q is x_h quantised. None where `x` is all
+    zeros.
+    """
     exact = rotate(x, method, block_size).double()
     rounded = fake_quantize(x, method=method, bits=bits, role=role, block_size=block_size).double()
     total = float(exact.square().sum())

@@ -218,20 +218,20 @@ def masked_hadamard_many(gradients: Sequence[Tensor], masks: Sequence[Tensor | N
 
     On a GPU in few launches, where the masks are those that `encode_many` made.
     """
-    whole = _joined(masks)
-    if choose("masked_hadamard_many", gradients, whole, block_size) == "one by one":
+    joined = _joined(masks)
+    if choose("masked_hadamard_many", gradients, joined, block_size) == "one by one":
         for gradient, mask in zip(gradients, masks, strict=True):
             gradient.copy_(masked_hadamard(gradient, mask, block_size, gradient.dtype))
         return
     from questlm.ops.triton.many import masked_hadamard_many as kernel
 
-    assert whole is not None
+    assert joined is not None
     with torch.cuda.device_of(gradients[0]):
-        kernel(gradients, whole, block_size)
+        kernel(gradients, joined, block_size)
 
 
 def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
-    """The matrix whose rows, one part after the other, `masks` are; None if they are not all of one."""
+    """Return the matrix whose rows are those of all `masks`, in this order, or None if there is no such matrix."""
     first = masks[0]
     base = None if first is None else first._base
     if base is None or any(mask is None or mask._base is not base for mask in masks):

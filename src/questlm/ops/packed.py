@@ -85,7 +85,7 @@ class PackedWeight(ABC):
     @property
     @abstractmethod
     def tensors(self) -> list[Tensor]:
-        """All that it keeps in memory."""
+        """All tensors that it keeps in memory."""
 
     @property
     def nbytes(self) -> int:

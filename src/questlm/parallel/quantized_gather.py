@@ -169,8 +169,8 @@ class _WeightCodes:
             self.layer.cached_weight,
         )
         if cached is None:
-            form = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # has this device's layout
-            data = torch.empty(codes.shape, dtype=form.data.dtype, device=codes.device)
+            example = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # in this device's dtype
+            data = torch.empty(codes.shape, dtype=example.data.dtype, device=codes.device)
         else:
             data = cached.operand.data
         with _preserve_version(data):  # as FSDP does where it fills tensors again

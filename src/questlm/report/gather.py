@@ -122,7 +122,7 @@ def _repeats(entries: Sequence[Entry]) -> list[str]:
 
 
 def clean(value: object, longest: int = _LONGEST_TEXT) -> str:
-    """A text of unknown origin as one short printable line. Not escaped: whoever shows it does that."""
+    """Return `value` as one printable line of at most `longest` characters. The page escapes it for HTML, not this."""
     text = "".join(character if character.isprintable() else "\ufffd" for character in str(value)[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

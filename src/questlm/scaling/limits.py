@@ -19,14 +19,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan has to keep to. Exactly one of the four amounts of training is set.
+    """What a plan has to keep to; None: no limit. Exactly one of the four amounts of training is set.
 
     Attributes:
         memory: bytes of the packed model, embeddings included.
-        latency: seconds a generated token, at batch 1: the weights read once at `bandwidth` bytes a second.
-        tokens, tokens_per_parameter, flops, gpu_hours: how much training.
-        gpu: on what, for `gpu_hours`.
-        vocab_size, embeddings, tied_head: of the models.
+        latency: seconds per generated token at batch 1, taken as the time to read all weights once.
+        bandwidth: bytes per second at which they are read.
+        tokens, tokens_per_parameter, flops, gpu_hours: the amount of training, in one of these units.
+        gpu: the kind that `gpu_hours` are of.
+        vocab_size, embeddings, tied_head: of every model that is considered.
         extrapolate: follow the law also to fewer tokens a parameter than were fitted, where there is a choice.
     """
 
@@ -44,7 +45,7 @@ class Limits:
     extrapolate: bool = False
 
     def check(self) -> None:
-        """Raises ConfigError for limits that do not make a question."""
+        """Raise ConfigError for limits that contradict each other or leave the plan open."""
         amounts = {
             "--tokens": self.tokens,
             "--tokens-per-param": self.tokens_per_parameter,
@@ -71,7 +72,7 @@ class Limits:
             raise ConfigError("--gpu is for --gpu-hours or --latency; leave it out, or say one of these")
 
     def training_tokens(self, candidates: Candidates, precision: str) -> Array:
-        """What each of the candidates, in this precision, is trained on."""
+        """Return how many tokens each of the candidates, in this precision, is trained on: (candidates,) float64."""
         if self.tokens is not None:
             return np.full(len(candidates.parameters), float(self.tokens))
         if self.tokens_per_parameter is not None:
@@ -82,7 +83,7 @@ class Limits:
         return self.gpu_hours * 3600 * self.gpu.tokens_per_second(candidates.flops, precision)
 
     def admitted(self, candidates: Candidates) -> NDArray[np.bool_]:
-        """Which packed models keep to memory and latency."""
+        """Return which candidates keep to memory and latency when they are packed: (candidates,) bool."""
         admitted = np.ones(len(candidates.bytes), dtype=bool)
         if self.memory is not None:
             admitted &= candidates.bytes <= self.memory

@@ -71,7 +71,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Choices, the best first, and what has to be said of them."""
+    """What `make_plan` found.
+
+    Attributes:
+        choices: models to train, the one of least predicted loss first.
+        notes: sentences that warn of what the choice rests on.
+    """
 
     choices: list[Choice]
     notes: list[str]
@@ -142,17 +147,17 @@ def spec_of_group(group: str, embeddings: str) -> QuantSpec:
     Raises:
         ConfigError: none that is known here.
     """
-    if group == BASELINE:  # whose matrices are stored in the form of the embeddings
+    if group == BASELINE:  # whose matrices are stored in the dtype of the embeddings
         return QuantSpec(weight_bits=16, act_bits=16, embeddings="bf16")
     try:
-        method, bits, form = group.split("/")
+        method, bits, format = group.split("/")
         weight, act = (16 if b == "16" else "ternary" if b == "t" else int(b) for b in bits[1:].split("a"))
     except ValueError:
         raise ConfigError(f"{quoted(group)} is not a group like 'quest/w4a4/int4'") from None
-    grid = next((name for name in ("int", "lloydmax") if form == f"{name}{weight if weight != 16 else act}"), form)
+    grid = next((name for name in ("int", "lloydmax") if format == f"{name}{weight if weight != 16 else act}"), format)
     settings: dict[str, Any] = {
         "method": method, "weight_bits": weight, "act_bits": act, "embeddings": embeddings,
-        "format": "int-2:4" if form == "int4-2:4" else grid,
+        "format": "int-2:4" if format == "int4-2:4" else grid,
     }  # fmt: skip
     return QuantSpec(**settings)
 

@@ -43,11 +43,11 @@ def frontier(fit: LawFit, limits: Limits, groups: Sequence[str], around: float) 
 
 
 def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
-    """Write the picture; its form follows from the name (.svg, .png, .pdf).
+    """Write the picture as a .png, .svg or .pdf file.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        ConfigError: a name of another form.
+        ConfigError: the name ends in none of these.
     """
     check_picture(path)
     groups = [choice.group for choice in sorted(plan.choices, key=_bits)]

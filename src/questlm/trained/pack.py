@@ -36,8 +36,8 @@ def pack(
         tokenizer: content of a tokenizer.json. A run brings its own, and `end_of_text` and `training` too.
         end_of_text: name of its token that ends a document; None: one of a usual name, if it has one.
         training: JSON to record: validation loss, data, sequence length.
-        embeddings: form of embedding and head; None: the form they were trained in, or bf16 if that was float (the
-            artifact then differs from the model by that rounding).
+        embeddings: dtype in which embedding and head are stored; None: the one that they were trained in, or bf16 if
+            that was float (the artifact then differs from the model by that rounding).
 
     Returns:
         Sizes of what was written.

@@ -97,7 +97,15 @@ def prepare_data(config: RunConfig, tokenizer: Path | None = None) -> tuple[Prep
 def prepare_data_again(
     config: RunConfig, saved: RunConfig, started_in: Path, folder: RunFolder
 ) -> tuple[PreparedData, RunConfig]:
-    """As `prepare_data`, from wherever the run was started; CheckpointError if the data are others than then."""
+    """Prepare the data of a run again, to resume it, and return what `prepare_data` returns.
+
+    Args:
+        config, saved: settings as they are now, and as the run folder has them.
+        started_in: the folder that relative paths in the settings start from.
+
+    Raises:
+        CheckpointError: the run was trained on other tokens.
+    """
     tokenizer = folder.tokenizer_file if _has_own_tokenizer(config, saved, folder) else None
     reachable = config.model_copy(update={"data": located(config.data, started_in)})
     data, resolved = prepare_data(reachable, tokenizer)

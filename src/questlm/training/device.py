@@ -83,7 +83,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: most ever allocated on the GPU, or most resident memory of this process."""
+    """Return the most bytes that were ever allocated on the GPU; on a CPU, the peak resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident_memory()

@@ -225,7 +225,7 @@ def _weight_files(folder: Path) -> list[Path]:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
     if pickled:
         raise ConfigError(
-            f"{folder} has its weights in {pickled[0]}, a form that can run code when read, so it is not opened; "
+            f"{folder} has its weights in {pickled[0]}, a format that can run code when read, so it is not opened; "
             f"convert it to {_WEIGHTS} (save_pretrained of transformers)"
         )
     raise CheckpointError(f"{folder} holds neither {_WEIGHTS} nor {_INDEX}; it is no whole Hugging Face folder")

@@ -24,12 +24,12 @@ class LossWatcher:
         self._pending: list[Tensor] = []
 
     def add(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Note the loss and the gradient norm of a step, both still on the device."""
+        """Keep the loss and the gradient norm of a step, both still on the device."""
         self._pending.append(loss)
         self.gradient_norm = gradient_norm
 
     def fetch(self) -> None:
-        """Move the noted losses, averaged over all processes, into the counters.
+        """Move the losses kept since the last call, averaged over all processes, into the counters.
 
         Raises:
             TrainingError: one of them, or the newest gradient norm, is not finite.

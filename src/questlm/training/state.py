@@ -52,7 +52,7 @@ class TrainingState:
         self.restored_from: Path | None = None
 
     def restore(self) -> None:
-        """Read everything but the optimizer from the newest checkpoint; without one, leave the state of the beginning.
+        """Read everything but the optimizer from the newest checkpoint. Without a checkpoint, change nothing.
 
         Raises:
             CheckpointError: damaged, or made with other settings or data.

@@ -488,7 +488,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "more-layers": (lambda f: edit(f / "config.json", num_hidden_layers=1000), "lacks the weight layers."),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter, not a model; merge it"),
     "no-weights": (lambda f: (f / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
-    "pickled": (_pickled, "pytorch_model.bin, a form that can run code when read, so it is not opened; convert it"),
+    "pickled": (_pickled, "pytorch_model.bin, a format that can run code when read, so it is not opened; convert it"),
     "cut": (_cut, "model.safetensors is not a usable safetensors file"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "is not a usable safetensors file"),
     "not-tensors": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "not a usable safetensors file"),

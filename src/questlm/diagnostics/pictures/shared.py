@@ -54,7 +54,7 @@ def by_depth(axis: Axes, values: Mapping[str, float | None], filled: bool) -> No
 
 
 def lines(values: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
-    """(kinds, layer names in order of depth) of each line of `_by_depth`."""
+    """Return (kinds of layers, names of layers in order of depth) for each line that `by_depth` draws."""
     lines: dict[str, tuple[list[str], list[str]]] = {}
     groups = group_by(values, kind_of)
     for kind in sorted(groups, key=kind_rank):

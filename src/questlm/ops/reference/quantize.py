@@ -104,7 +104,7 @@ def kept_entries(rotated: Tensor, group: int) -> Tensor:
     """Bool (rows, K): the 2 of each 4 neighbouring groups of `group` entries with the largest norm.
 
     Raises:
-        ValueError: K is not a multiple of 4 groups.
+        ValueError: K is not a multiple of 4 * group.
     """
     if rotated.shape[-1] % (4 * group):
         raise ValueError(f"2:4 sparsity needs rows of a multiple of {4 * group} entries, not {rotated.shape[-1]}")

@@ -204,12 +204,12 @@ def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> La
 
 
 def narrow_quantizer(method: str, out_features: int, in_features: int) -> Quantizer:
-    """The quantiser of the narrow branch of a weight, by `narrow_request`."""
+    """Return the quantiser of the narrow branch of a full weight (out_features, in_features)."""
     return _made(method, "weight", narrow_request(method, (out_features, in_features)))
 
 
 def layer_requests(spec: QuantSpec, out_features: int, in_features: int) -> LayerRequests:
-    """What quantisers a linear layer with weight (out_features, in_features) needs by `spec`; no torch.
+    """Return what is asked of the quantisers of a linear layer with weight (out_features, in_features); no torch.
 
     Raises:
         ConfigError: as `layer_quantizers`.
@@ -229,7 +229,7 @@ def layer_requests(spec: QuantSpec, out_features: int, in_features: int) -> Laye
 
 
 def narrow_request(method: str, shape: tuple[int, int]) -> Request:
-    """The request for the narrow branch of a weight (out, in), of methods that have branches: 8 bits."""
+    """Return the request for the 8-bit narrow branch of a full weight (out, in), for methods that have branches."""
     return _request(method, 8, "weight", shape, "int", 128, None)
 
 

@@ -38,7 +38,7 @@ class Cage(Recipe):
         return cls(train.cage) if train.cage > 0 else None
 
     def strength_at(self, done: float) -> float:
-        """lambda_t when the share `done` (0 to 1) of the training has passed."""
+        """Return lambda_t when the share `done` (0 to 1) of the training has passed, by the formula above."""
         return self.strength * max(0.0, done - _SILENT) / (1 - _SILENT)
 
     def after_step(self, moment: Moment) -> None:

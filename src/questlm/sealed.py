@@ -121,7 +121,11 @@ def verify(folder: Path, kind: str, version: int, error: type[QuestError], stric
 
 
 def verify_files(folder: Path, manifest: Manifest, error: type[QuestError], most_hashed: int | None = None) -> None:
-    """Check the files that a manifest lists as `verify` does; of files above `most_hashed` bytes, only the size."""
+    """Check the files that `manifest` lists, and raise `error` at the first that is missing or differs.
+
+    Args:
+        most_hashed: of files above so many bytes, only the size is checked and not the SHA-256; None: of no file.
+    """
     for name, entry in manifest.files.items():
         hashed = most_hashed is None or entry.bytes <= most_hashed
         try:

@@ -92,7 +92,7 @@ class GridConfig(Section):
 
     @classmethod
     def of(cls, grid: Grid) -> GridConfig:
-        """The same as a value of the settings."""
+        """Return the section of config.json that describes it."""
         return cls(**asdict(grid))
 
     @property
@@ -110,7 +110,7 @@ class NarrowBranch(Section):
 
     @classmethod
     def of(cls, narrow: Narrow) -> NarrowBranch:
-        """The same as a value of the settings."""
+        """Return the section of config.json that describes it."""
         return cls(axis=narrow.axis, width=narrow.width, weight=GridConfig.of(narrow.grid))
 
 

@@ -40,14 +40,14 @@ Engine = Literal["none", "ddp", "fsdp"]
 
 
 def pick_engine(setting: Literal["auto", "ddp", "fsdp"], processes: Processes) -> Engine:
-    """The engine for these processes: 'none' for a single one, else what the setting names; 'auto' is DDP."""
+    """Return 'none' for a single process, else the engine that the setting names; 'auto' is DDP."""
     if processes.world_size == 1:
         return "none"
     return "ddp" if setting == "auto" else setting
 
 
 def distribute(model: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
-    """Share `model`, of which every process has the same copy, between them; returns the module to call in its place.
+    """Set up data-parallel training of `model`, the same in every process, and return the module to call in its place.
 
     With 'fsdp' the parameters of `model` itself become DTensors of the same names.
     """

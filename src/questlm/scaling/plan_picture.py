@@ -32,13 +32,13 @@ _SPAN = np.geomspace(1 / 32, 32, 31)  # of the plan's memory
 
 
 def over_data(fit: LawFit, limits: Limits, groups: Sequence[str]) -> list[dict[str, Choice]]:
-    """The best shape of each precision at the plan's memory, for each of a range of tokens a parameter."""
+    """Return the best shape of each group, for each of a range of tokens per parameter, within the limits on memory."""
     amounts = [replace(limits, tokens=None, flops=None, gpu_hours=None, tokens_per_parameter=float(r)) for r in _RATIOS]
     return [_by_group(fit, each, groups) for each in amounts]
 
 
 def frontier(fit: LawFit, limits: Limits, groups: Sequence[str], around: float) -> list[dict[str, Choice]]:
-    """The same for each of a range of memories about `around` bytes, at the plan's amount of training."""
+    """Return the best shape of each group, for each of a range of memories about `around` bytes."""
     return [_by_group(fit, replace(limits, memory=float(around * f), latency=None), groups) for f in _SPAN]
 
 

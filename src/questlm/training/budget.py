@@ -39,7 +39,7 @@ def _smaller(config: RunConfig) -> str:
 
 
 def chosen_text(config: RunConfig, asked: RunConfig) -> str:
-    """Which batch sizes were chosen for the run, as `asked` did not name them; '' for none."""
+    """Return a sentence on the batch sizes that were chosen because `asked` does not set them; '' if it sets both."""
     names = [
         name
         for name in ("batch_size", "micro_batch_size")

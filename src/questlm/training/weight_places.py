@@ -25,7 +25,7 @@ _DTYPES = ("F32", "F16", "BF16")
 
 
 class WeightPlace(NamedTuple):
-    """Where a weight lies: its name in safetensors files, of which each has some of its rows, in their order."""
+    """Where a weight is stored: as the tensor `name` in safetensors files, of which each has the next of its rows."""
 
     files: tuple[Path, ...]
     name: str

@@ -174,7 +174,7 @@ def limit_vector_width(floats: int) -> None:
 def quantize(
     x: Tensor, block_size: int, levels: int, step_per_rms: float, mask_bound: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `questlm.ops.reference.quantize.quantize`; with a mask of no entries where none was asked for."""
+    """Return codes, steps and mask as the reference does; where `mask_bound` is None, the mask is empty, (0,)."""
     x = x.contiguous()
     *rows, k = x.shape
     codes = torch.empty(x.shape, dtype=torch.uint8)

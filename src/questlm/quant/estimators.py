@@ -12,7 +12,8 @@ learn. The published runs pass |x_h| <= s a* rms with s = 1.30 after the Hadamar
 (s = 2 would be the rule above), where a* rms is the outermost level. The outer trust factor s can be set for any grid.
 
 Each function below maps (grid, whether rows are rotated, s or None) to the bound of the mask in steps: gradients pass
-where |x_h| <= bound * step. None lets every gradient pass.
+where |x_h| <= bound * step. None lets every gradient pass. `questlm.ops.quantize` computes the mask from the bound,
+while it rounds, and `questlm.ops.masked_hadamard` applies it to a gradient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""How a method learns its step. Imports no torch, so that the table of methods is read without it."""
+"""How a method learns its step. Imports no torch, so that the table of methods is read without it.
+
+Each method makes its `LearnedStep` in its own file (`methods/lsq.py`: `lsq_rule`, with `_lsq_start` for the first step
+size); `quantizers/learned.py` computes with it.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 A row of n codes of b bits fills ceil(n b / 8) bytes; rows start on byte boundaries and spare bits are zero. Eight codes
 fill b whole bytes, so packing is a weighted sum over each code's bits. Ternary codes go five to a byte, base 3, first
 code lowest: 3^5 = 243 <= 256, that is 1.6 bits a code where the information-theoretic least is 1.585.
+`questlm.grid.packed_width` counts the bytes of a row, without torch.
 
 Of 2:4 sparse rows only the kept half is stored, and one bit for each group of entries that says whether it is kept.
 """

@@ -51,8 +51,8 @@ def compile_kernels(
                 model(short[0])
         with step.weight_cache():
             with torch.no_grad():
-                step.loss(*short)
-            step.loss(*short)[0].backward()
+                step.forward(*short)
+            step.forward(*short).objective.backward()
 
     with uncompiled():
         ops.compile_ahead(warm_up, device)

@@ -60,9 +60,12 @@ def start(state: TrainingState) -> Start:
     trainer = _distribute(state)
     step = trainer.step
     compile_kernels(state.model, step, run.engine, batch, run.device)
-    checks = run.processes.together(
-        lambda: check_quantization(state.model, step.loss, batch, expected, step.weight_cache)
-    )
+
+    def loss(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        result = step.forward(inputs, targets)
+        return result.loss, result.last_logits  # without the terms of recipes, which `expected` is without, too
+
+    checks = run.processes.together(lambda: check_quantization(state.model, loss, batch, expected, step.weight_cache))
     counters.checks = counters.checks or checks  # of a resumed run those of its beginning
     return Start(trainer, _time_step(state, step, batch))
 
@@ -135,7 +138,7 @@ def _time_step(state: TrainingState, step: TrainStep, batch: _Batch) -> float:
 
     def work() -> None:
         with step.weight_cache():
-            step.loss(*batch)[0].backward()
+            step.forward(*batch).objective.backward()
 
     run = state.run
     passes = run.config.train.tokens_per_step / (batch[0].numel() * run.processes.world_size)

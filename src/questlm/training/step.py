@@ -25,7 +25,7 @@ from questlm.training.device import autocast
 from questlm.training.optim import Optimizers
 from questlm.training.recipes import Recipe
 
-__all__ = ["TrainStep", "should_record"]
+__all__ = ["ForwardPass", "TrainStep", "should_record"]
 
 _LAUNCH_BOUND = 40_000_000
 """Block parameters below which a GPU finishes kernels faster than Python starts them, at the usual batch sizes."""
@@ -67,8 +67,14 @@ def _both(layer: FakeQuantLinear) -> tuple[Quantizer | None, Quantizer | None]:
     return layer.weight_quantizer, layer.act_quantizer
 
 
-class _Pass(NamedTuple):
-    """A forward pass: what the gradient is taken of, the loss in nats, and the last tokens' logits."""
+class ForwardPass(NamedTuple):
+    """The results of a forward pass.
+
+    Attributes:
+        objective: what the gradient is taken of, a scalar: the loss and the terms of recipes.
+        loss: mean over the tokens in nats, a scalar.
+        last_logits: of each sequence's last token, (sequences, vocab_size).
+    """
 
     objective: Tensor
     loss: Tensor
@@ -117,24 +123,16 @@ class TrainStep:
         self._plain_steps -= self._plain_steps > 0
         return self._step(*(part.to(self.device, non_blocking=True) for part in (inputs, targets)))
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The objective of a micro-batch: its mean loss and the terms of recipes.
-
-        Returns:
-            The objective, a scalar, and the last tokens' logits (sequences, vocab_size), for the quantisation check.
-        """
-        result = self._forward(inputs, targets)
-        return result.objective, result.last_logits
-
-    def _forward(self, inputs: Tensor, targets: Tensor) -> _Pass:
+    def forward(self, inputs: Tensor, targets: Tensor) -> ForwardPass:
+        """Compute the loss of a micro-batch, inputs and targets (sequences, tokens) int64 each, and recipes' terms."""
         with autocast(self.device):
             if not self._adding:
                 loss, last_logits = self.module(inputs, targets=targets)
-                return _Pass(loss, loss, last_logits)
+                return ForwardPass(loss, loss, last_logits)
             logits = self.module(inputs)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
             terms = [recipe.loss(inputs, targets, logits) for recipe in self._adding]
-            return _Pass(torch.stack([loss, *terms]).sum(), loss, logits[:, -1].detach().float())
+            return ForwardPass(torch.stack([loss, *terms]).sum(), loss, logits[:, -1].detach().float())
 
     @contextmanager
     def weight_cache(self) -> Iterator[None]:
@@ -152,7 +150,7 @@ class TrainStep:
             for index, batch in enumerate(micro_batches, 1):
                 share = len(batch[0]) / len(inputs)
                 with gradient_exchange(self.module, on=index == len(micro_batches)):
-                    result = self._forward(*batch)
+                    result = self.forward(*batch)
                     (result.objective * share).backward()
                 total += result.loss.detach() * share
         norm = clip_gradients(self.model, self.train.grad_clip)

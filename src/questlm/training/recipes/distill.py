@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questlm.config import TrainConfig
-from questlm.errors import ConfigError, quoted
+from questlm.errors import ArtifactError, CheckpointError, ConfigError, quoted
 from questlm.training.recipes.base import Beginning, FrozenModel, Recipe
 
 __all__ = ["Distill"]
@@ -47,7 +47,10 @@ class Distill(Recipe):
             ConfigError: it has another vocabulary, or is no model that can be used.
             CheckpointError, ArtifactError: it is damaged.
         """
-        self._teacher = beginning.load_model(self.path)
+        try:
+            self._teacher = beginning.load_model(self.path)
+        except (ArtifactError, CheckpointError, ConfigError) as problem:
+            raise type(problem)(f"{_named(self.path)} cannot be used: {problem}") from None
         _require_same_vocabulary(self._teacher, beginning, self.path)
         return {"train.distill": self._teacher.sha256}
 
@@ -62,9 +65,13 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
+def _named(path: str) -> str:
+    return f"the teacher train.distill = {quoted(path, 200)}"
+
+
 def _require_same_vocabulary(teacher: FrozenModel, beginning: Beginning, path: str) -> None:
     """Refuse a teacher whose token ids mean something else than the model's."""
-    own, theirs, named = beginning.tokenizer, teacher.tokenizer, f"the teacher train.distill = {quoted(path, 200)}"
+    own, theirs, named = beginning.tokenizer, teacher.tokenizer, _named(path)
     advice = "train on its tokens, with --set data.tokenizer=PATH of its tokenizer.json, or take another teacher"
     if teacher.vocab_size != beginning.vocab_size:
         raise ConfigError(

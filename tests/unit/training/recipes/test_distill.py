@@ -140,7 +140,15 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
     advised = config.data.model_copy(update={"tokenizer": str(teacher / "tokenizer.json")})
     train(config.model_copy(update={"data": advised}), tmp_path / "run")
-    assert RunRecord.load(tmp_path / "run").recipe_inputs
+    record = RunRecord.load(tmp_path / "run")
+    assert record.recipe_inputs
+    assert record.checks["loss"] == pytest.approx(record.checks["loss_eager"], rel=1e-5)  # without the divergence
+
+
+def test_a_teacher_that_is_gone_is_named_with_its_setting(tiny_settings: Settings, tmp_path: Path) -> None:
+    gone = tiny_settings(train={"distill": str(tmp_path / "gone")})
+    with pytest.raises(ConfigError, match=r"teacher train\.distill = '.*gone' cannot be used: .* is not a folder"):
+        train(gone, tmp_path / "run")
 
 
 def test_a_run_without_a_teacher_is_not_resumed_with_one(

@@ -34,7 +34,7 @@ class GenerationOptions(Section):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="choose among tokens of at least this share of the likeliest's probability; None: all"
     )
-    repetition_penalty: Annotated[float, Field(gt=0)] = Field(
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(
         default=1.0,
         description="tokens of the prompt and the text so far get logits divided by this where positive, multiplied "
         "where negative (Keskar et al. 2019); 1 changes nothing",

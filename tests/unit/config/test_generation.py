@@ -20,7 +20,8 @@ from questlm.errors import ConfigError
         ("top_p", 1.5, "less than or equal to 1"),
         ("min_p", -0.1, "greater than or equal to 0"),
         ("min_p", 1.1, "less than or equal to 1"),
-        ("repetition_penalty", 0, "greater than 0"),
+        ("repetition_penalty", 0, "greater than or equal to 0.001"),
+        ("repetition_penalty", 1e300, "less than or equal to 1000"),
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**63, "less than"),
         ("stop", ("",), "at least 1 character"),
@@ -29,8 +30,9 @@ from questlm.errors import ConfigError
     ],
 )
 def test_values_out_of_range_are_refused_in_a_sentence(name: str, value: object, reason: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}.*{reason}|{reason}"):
+    with pytest.raises(ConfigError, match=reason) as caught:
         GenerationOptions(**{name: value})  # type: ignore[arg-type]
+    assert name in str(caught.value)
 
 
 def test_options_cannot_be_changed_but_copied_with_changes() -> None:

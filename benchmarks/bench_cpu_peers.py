@@ -1,0 +1,218 @@
+"""Packed models against llama.cpp and PyTorch on a CPU: whole models of random weights, every cost counted.
+
+    pip install -e '.[bench]'
+    python benchmarks/bench_cpu_peers.py --out benchmarks/results/cpu_peers.json
+    python benchmarks/cpu_peers_page.py
+
+Every measurement is one turn: a fresh process (`peer_turn.py`) that loads one model, generates, reads a long prompt and
+ends, so no two models share memory or cores. In each round every side has one turn, ours and its opponents next to each
+other, and a turn that only measures the bandwidth of reading memory. Sides, in turn:
+
+    W4A4, ...   our packed engine: QuEST at these widths, head and embedding 8-bit rows, keys and values in float32
+    Q4_0, ...   llama.cpp on a GGUF file of the same shapes, memory-mapped, keys and values in float16, with flash
+                attention and without: each table cell takes the faster
+    float32, bfloat16   the same model in PyTorch, keys and values in the same dtype
+
+Run it on an idle machine: another process's work ends up in the numbers. The load before the first turn is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from random_models import write_random_artifact, write_random_gguf
+
+from questlm.config import ModelConfig, QuantSpec, load_config
+from questlm.progress import progress
+from questlm.readable import bytes_text
+
+_TURN = Path(__file__).with_name("peer_turn.py")
+_PACKAGES = ("llama-cpp-python", "gguf")
+_BUSY = 0.5  # load average above which other work is felt
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is measured: an engine and its settings.
+
+    Attributes:
+        engine: a name in `peer_turn.ENGINES`.
+        spec: of a packed model; None: the side is another's.
+        file_type: of a GGUF file, "" for none.
+        settings: for the engine alone.
+        environment: variables of the process.
+    """
+
+    engine: str
+    spec: QuantSpec | None = None
+    file_type: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def _llama(file_type: str) -> dict[str, Side]:
+    return {
+        file_type: Side("llama.cpp", file_type=file_type, settings=(("flash_attention", False),)),
+        f"{file_type} flash": Side("llama.cpp", file_type=file_type, settings=(("flash_attention", True),)),
+    }
+
+
+SIDES: dict[str, Side] = {
+    "W4A4": Side("questlm", QuantSpec(weight_bits=4, act_bits=4)),
+    **_llama("Q4_0"),
+    "W4A16": Side("questlm", QuantSpec(weight_bits=4, act_bits=16)),
+    "W2A2": Side("questlm", QuantSpec(weight_bits=2, act_bits=2)),
+    **_llama("TQ2_0"),
+    "ternary": Side("questlm", QuantSpec(format="ternary")),
+    "W1A1": Side("questlm", QuantSpec(weight_bits=1, act_bits=1)),
+    **_llama("F16"),
+    "float32": Side("torch", settings=(("dtype", "float32"),)),
+    "bfloat16": Side("torch", settings=(("dtype", "bfloat16"),)),
+}
+"""By name, in the order of a round."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default="30m,100m,800m")
+    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens before the first token and before decoding")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens to decode")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the long prompt")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", choices=("auto", "packed"), default="auto", help="as in questlm.load")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    names = arguments.sides.split(",")
+    if unknown := [name for name in names if name not in SIDES]:
+        parser.error(f"--sides {unknown[0]!r} is not one of {', '.join(SIDES)}")
+    sides = {name: SIDES[name] for name in names if _can_run(name, SIDES[name])}
+    torch.set_num_threads(arguments.threads)
+    load = os.getloadavg()[0]
+    if load > _BUSY:
+        print(f"the machine is busy (load {load:.2f}): do not keep the numbers of this run", flush=True)
+    result = common.header("cpu_peers", torch.device("cpu"), vars(arguments))
+    result["versions"] |= _peer_versions(sides)
+    result["load_before"] = round(load, 2)
+    result["results"] = {}
+    for preset in arguments.presets.split(","):
+        config = load_config(preset, flags={"model": {"vocab_size": arguments.vocab_size}}).model
+        result["results"][preset] = _measure_preset(preset, config, sides, arguments)
+        if arguments.out:  # after each preset, so that a later failure loses nothing
+            common.write(arguments.out, result)
+        _print(preset, result["results"][preset])
+
+
+def _can_run(name: str, side: Side) -> bool:
+    if side.engine != "llama.cpp" or (find_spec("llama_cpp") and find_spec("gguf")):
+        return True
+    print(f"{name}: left out, because {' and '.join(_PACKAGES)} are not installed (pip install -e '.[bench]')")
+    return False
+
+
+def _peer_versions(sides: dict[str, Side]) -> dict[str, str]:
+    if not any(side.engine == "llama.cpp" for side in sides.values()):
+        return {}
+    import gguf  # noqa: F401
+    import llama_cpp
+
+    return {"llama-cpp-python": llama_cpp.__version__, "llama.cpp": llama_cpp.llama_print_system_info().decode()}
+
+
+def _measure_preset(
+    preset: str, model: ModelConfig, sides: dict[str, Side], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """By side, each quantity with its spread over the rounds; and the bandwidth of every round."""
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in ("bandwidth", *sides)}
+    with tempfile.TemporaryDirectory() as folder, progress(preset, arguments.rounds * len(turns)) as update:
+        update(0, "writing the models")
+        paths, read = _write_models(Path(folder), model, sides)
+        base = {
+            "threads": arguments.threads,
+            "prompt": arguments.prompt,
+            "tokens": arguments.tokens,
+            "prefill": arguments.prefill,
+            "context": max(arguments.prompt + arguments.tokens, arguments.prefill) + 64,
+            "model": model.model_dump(),
+            "weights": arguments.weights,
+        }
+        for done, name in enumerate(name for _ in range(arguments.rounds) for name in turns):
+            update(done, name)
+            side = sides.get(name, Side("bandwidth"))
+            turns[name].append(_turn(base | dict(side.settings) | {"engine": side.engine}, paths.get(name), side))
+    bandwidth = common.spread([turn["bytes_per_second"] for turn in turns.pop("bandwidth")])
+    return {
+        "model": model.model_dump(),
+        "read_bytes_per_second": bandwidth,
+        "sides": {name: _summary(found, read[name], bandwidth["median"]) for name, found in turns.items()},
+    }
+
+
+def _write_models(folder: Path, model: ModelConfig, sides: dict[str, Side]) -> tuple[dict[str, Path], dict[str, int]]:
+    """Files of each side, and the bytes of weights that a token of it reads."""
+    paths, read = {}, {}
+    for name, side in sides.items():
+        if side.spec is not None:
+            paths[name] = folder / name
+            read[name] = write_random_artifact(paths[name], model, side.spec)
+        elif side.file_type:
+            paths[name] = folder / f"{side.file_type}.gguf"
+            same = [other for other in read if paths.get(other) == paths[name]]
+            read[name] = read[same[0]] if same else write_random_gguf(paths[name], model, side.file_type)
+        else:
+            dtype = getattr(torch, dict(side.settings)["dtype"])
+            read[name] = dtype.itemsize * (model.parameters - (model.vocab_size or 0) * model.hidden)
+    return paths, read
+
+
+def _turn(settings: dict[str, Any], path: Path | None, side: Side) -> dict[str, float]:
+    """What a fresh process measures."""
+    settings = settings if path is None else settings | {"path": str(path)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"])} | dict(side.environment)
+    command = [sys.executable, str(_TURN), json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"a turn of {settings['engine']} failed: {done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _summary(turns: list[dict[str, float]], read_bytes: int, bandwidth: float) -> dict[str, Any]:
+    """Each quantity with its spread, and the share of the bandwidth that decoding reaches."""
+    summary: dict[str, Any] = {key: common.spread([turn[key] for turn in turns]) for key in turns[0]}
+    decode = summary["decode_tokens_per_second"]["median"]
+    return {
+        "weight_bytes_per_token": read_bytes,
+        "share_of_bandwidth": round(read_bytes * decode / bandwidth, 4),
+        **summary,
+    }
+
+
+def _print(preset: str, result: dict[str, Any]) -> None:
+    print(f"{preset}: memory reads at {bytes_text(result['read_bytes_per_second']['median'])}/s")
+    for name, side in result["sides"].items():
+        medians = {key: value["median"] for key, value in side.items() if isinstance(value, dict)}
+        print(
+            f"  {name:<12}decode {medians['decode_tokens_per_second']:>8.1f} tokens/s "
+            f"({side['share_of_bandwidth']:>4.0%} of the bandwidth)   "
+            f"prefill {medians['prefill_tokens_per_second']:>8.1f}   load {medians['load_seconds']:.2f} s   "
+            f"first token {medians['first_token_seconds']:.3f} s   {bytes_text(medians['resident_bytes'])}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Write the tables of docs/results/cpu-inference.md from what `bench_cpu_peers.py` measured.
+
+    python benchmarks/cpu_peers_page.py
+
+Everything between the two marks of the page is replaced; numbers come from the JSON alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import common
+
+from questlm.files import atomic_write
+from questlm.readable import bytes_text
+
+RESULT = common.RESULTS / "cpu_peers.json"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "cpu-inference.md"
+BEGIN, END = "<!-- begin: benchmarks/cpu_peers_page.py -->", "<!-- end -->"
+NOT_MEASURED = (
+    "Not measured yet: `benchmarks/results/cpu_peers.json` is missing. It is to be made on an idle machine, "
+    "with the native kernels of packed products."
+)
+COMPARED = (
+    ("decode", "W4A4", "Q4_0"),
+    ("decode", "W4A16", "Q4_0"),
+    ("decode", "W2A2", "TQ2_0"),
+    ("decode", "ternary", "TQ2_0"),
+    ("decode", "W1A1", "TQ2_0"),
+    ("prefill", "W4A4", "Q4_0"),
+    ("prefill", "W1A1", "Q4_0"),
+    ("decode", "W4A4", "float32"),
+    ("decode", "W4A4", "bfloat16"),
+)
+"""What is read, of which side of ours, against which opponent."""
+
+
+def page_text(page: str, result: dict[str, Any] | None) -> str:
+    """The page with the tables of a result, or with a sentence that there is none."""
+    before, _, rest = page.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    content = NOT_MEASURED if result is None else tables(result)
+    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
+
+
+def tables(result: dict[str, Any]) -> str:
+    """How it was measured in a line, then two tables for each preset."""
+    settings, versions = result["settings"], result["versions"]
+    peers = f", llama-cpp-python {versions['llama-cpp-python']}" if "llama-cpp-python" in versions else ""
+    parts = [
+        f"{result['device']}, {result['date']}, torch {versions['torch']}{peers}; {settings['rounds']} rounds, median "
+        f"(smallest to largest); load average before the first turn {result['load_before']}. Command: "
+        f"`{result['command']}`; record: [cpu_peers.json](../../benchmarks/results/cpu_peers.json)."
+    ]
+    for preset, measured in result["results"].items():
+        parts += [f"### {preset}", _speeds(measured, settings), _ratios(measured)]
+    return "\n\n".join(parts)
+
+
+def _speeds(measured: dict[str, Any], settings: dict[str, Any]) -> str:
+    bandwidth = measured["read_bytes_per_second"]
+    lines = [
+        f"Read bandwidth of memory in the same run: {bytes_text(bandwidth['median'])}/s "
+        f"({bytes_text(bandwidth['min'])} to {bytes_text(bandwidth['max'])}).",
+        "",
+        f"| | decode, tokens/s | of the bandwidth | prefill of {settings['prefill']}, tokens/s | load, s | "
+        "first token, s | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, side in measured["sides"].items():
+        cells = [
+            _range(side["decode_tokens_per_second"], ".1f"),
+            f"{side['share_of_bandwidth']:.0%}",
+            _range(side["prefill_tokens_per_second"], ".0f"),
+            f"{side['load_seconds']['median']:.2f}",
+            f"{side['first_token_seconds']['median']:.3f}",
+            bytes_text(side["resident_bytes"]["median"]),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ratios(measured: dict[str, Any]) -> str:
+    sides = measured["sides"]
+    lines = ["| | ours | opponent, the faster way | ratio |", "|---|---|---|---|"]
+    for quantity, ours, opponent in COMPARED:
+        against = [name for name in sides if name in (opponent, f"{opponent} flash")]
+        if ours not in sides or not against:
+            continue
+        key = f"{quantity}_tokens_per_second"
+        best = max(against, key=lambda name: sides[name][key]["median"])
+        own, other = (sides[name][key]["median"] for name in (ours, best))
+        lines.append(f"| {quantity}, {ours} | {own:.1f} | {best} {other:.1f} | {own / other:.2f} |")
+    return "\n".join(lines)
+
+
+def _range(value: dict[str, Any], form: str) -> str:
+    return f"{value['median']:{form}} ({value['min']:{form}} to {value['max']:{form}})"
+
+
+def main() -> None:
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else None
+    atomic_write(PAGE, page_text(PAGE.read_text(encoding="utf-8"), result).encode())
+
+
+if __name__ == "__main__":
+    main()

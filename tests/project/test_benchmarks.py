@@ -1,0 +1,106 @@
+"""The benchmarks' own models: what they time must be a valid model of the shape that they name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import questlm
+from questlm.config import GenerationOptions, ModelConfig
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MODEL = ModelConfig(layers=1, hidden=256, heads=2, mlp_hidden=512, vocab_size=300)
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the folder `benchmarks` as its scripts do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+@pytest.mark.slow
+def test_a_random_artifact_of_every_packed_side_generates(benchmark: Any, tmp_path: Path) -> None:
+    sides = benchmark("bench_cpu_peers").SIDES
+    write = benchmark("random_models").write_random_artifact
+    read = {name: write(tmp_path / name, MODEL, side.spec) for name, side in sides.items() if side.spec is not None}
+    assert read["W1A1"] < read["ternary"] < read["W2A2"] < read["W4A4"] == read["W4A16"]
+    options = GenerationOptions(max_new_tokens=3, temperature=0, stop_at_end=False)
+    for name in read:
+        assert len(questlm.load(tmp_path / name).generate_ids([1, 2], options)) == 3
+
+
+def test_random_ternary_blocks_hold_no_fourth_level(benchmark: Any) -> None:
+    blocks = benchmark("random_models")._random_blocks("TQ2_0", (8, 512), np.random.default_rng(0))
+    assert blocks.shape == (8, 2 * 66)
+    codes = blocks.reshape(-1, 66)[:, :64, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    assert set(np.unique(codes)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K", "TQ2_0"])
+def test_random_blocks_have_finite_scales(benchmark: Any, kind: str) -> None:
+    models = benchmark("random_models")
+    entries, size, scales, _ = models._LAYOUTS[kind]
+    blocks = models._random_blocks(kind, (4, 512), np.random.default_rng(0)).reshape(-1, size)
+    assert len(blocks) == 4 * 512 // entries
+    for offset, _ in scales:
+        value = np.ascontiguousarray(blocks[:, offset : offset + 2]).view(np.float16)
+        assert np.isfinite(value).all() and (value > 0).all()
+
+
+@pytest.mark.parametrize(("columns", "kind"), [(512, "TQ2_0"), (640, "Q4_0")])
+def test_rows_that_do_not_fill_a_block_take_another_type(benchmark: Any, columns: int, kind: str) -> None:
+    assert benchmark("random_models")._fitting("TQ2_0", columns) == kind
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_line(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peers = benchmark("bench_cpu_peers")
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert [name for name, side in peers.SIDES.items() if peers._can_run(name, side)] == [
+        "W4A4", "W4A16", "W2A2", "ternary", "W1A1", "float32", "bfloat16",
+    ]  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Q4_0: left out, because llama-cpp-python and gguf are not installed (pip install -e '.[bench]')"
+    assert len(lines) == 6
+
+
+def test_the_share_of_the_bandwidth_is_bytes_times_speed(benchmark: Any) -> None:
+    turns = [{"decode_tokens_per_second": speed} for speed in (9.0, 10.0, 12.0)]
+    summary = benchmark("bench_cpu_peers")._summary(turns, 500, 20_000.0)
+    assert summary["share_of_bandwidth"] == 0.25
+    assert (summary["decode_tokens_per_second"]["median"], summary["decode_tokens_per_second"]["count"]) == (10.0, 3)
+    json.dumps(summary)
+
+
+def test_the_page_on_cpu_inference_holds_the_tables_of_the_committed_result(benchmark: Any) -> None:
+    writer = benchmark("cpu_peers_page")
+    result = json.loads(writer.RESULT.read_text(encoding="utf-8")) if writer.RESULT.exists() else None
+    page = writer.PAGE.read_text(encoding="utf-8")
+    assert page == writer.page_text(page, result), "run python benchmarks/cpu_peers_page.py"
+
+
+def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> None:
+    def side(speed: float) -> dict[str, Any]:
+        names = ("decode_tokens_per_second", "prefill_tokens_per_second")
+        names += ("load_seconds", "first_token_seconds", "resident_bytes")
+        return {name: {"median": speed, "min": speed, "max": speed} for name in names} | {"share_of_bandwidth": 0.5}
+
+    measured = {
+        "read_bytes_per_second": {"median": 2e10, "min": 2e10, "max": 2e10},
+        "sides": {"W4A4": side(60), "Q4_0": side(20), "Q4_0 flash": side(24), "W1A1": side(90)},
+    }
+    settings = {"rounds": 1, "prefill": 512}
+    result = {"device": "a CPU", "date": "2026-01-01", "versions": {"torch": "2"}, "settings": settings}
+    result |= {"load_before": 0.1, "command": "python x", "results": {"800m": measured}}
+    text = benchmark("cpu_peers_page").tables(result)
+    assert "| decode, W4A4 | 60.0 | Q4_0 flash 24.0 | 2.50 |" in text
+    assert "| prefill, W1A1 | 90.0 | Q4_0 flash 24.0 | 3.75 |" in text
+    assert "TQ2_0" not in text
+    assert "| W4A4 | 60.0 (60.0 to 60.0) | 50% | 60 (60 to 60) | 60.00 | 60.000 | 60 bytes |" in text

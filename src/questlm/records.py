@@ -177,7 +177,7 @@ class RunProgress:
     seconds_left: Number | None = None
 
     def save(self, run: Path) -> None:
-        """Write it into the run folder, atomically."""
+        """Write `progress.json` into the run folder, atomically."""
         write_json(run / PROGRESS_NAME, asdict(self))
 
     @classmethod

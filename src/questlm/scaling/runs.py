@@ -55,7 +55,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        """Runs of one group share an efficiency: "bf16", or method/wXaY/format such as "quest/w4a4/int4"."""
+        """The group whose efficiency the run shares: "bf16", or method/wXaY/format such as "quest/w4a4/int4"."""
         if self.weight_bits == self.act_bits == 16 and self.format == BASELINE:
             return BASELINE
         weight, act = ("t" if bits == "ternary" else bits for bits in (self.weight_bits, self.act_bits))

@@ -194,7 +194,7 @@ def _store_mask(near, mask_ptr, index, inside, P: tl.constexpr, T: tl.constexpr)
 
 @triton.jit
 def load_mask(mask_ptr, index, inside, P: tl.constexpr, T: tl.constexpr):
-    """The bits that `store_mask` wrote, as a tile of 0.0 and 1.0."""
+    """The mask bits that `write_codes` wrote, as a tile (P, T) of 0.0 and 1.0."""
     packed = tl.load(mask_ptr + offsets_of(index, T // 8), mask=inside[:, None], other=0).to(tl.int32)
     bits = (packed[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     return tl.reshape(bits, (P, T)).to(tl.float32)

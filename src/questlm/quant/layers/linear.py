@@ -105,7 +105,7 @@ class FakeQuantLinear(nn.Linear):
             return self.weight_quantizer.operand(self.weight)
 
     def packed_format(self) -> LayerFormat:
-        """What a packed model holds of this layer."""
+        """Return how a packed model stores this layer: block size, grids, offsets, norm and narrow branch."""
         weight = act = None
         if (quantizer := self.weight_quantizer) is not None:
             has_offset = quantizer.grid is not None and self.quantized_weight().offset is not None

@@ -47,7 +47,7 @@ ALL_FORMATS = (*DENSE_FORMATS, "int-2:4", "bf16-2:4")
 
 @dataclass(frozen=True)
 class Request:
-    """What the quantiser that a method makes has to satisfy.
+    """What a quantiser is made for: one factor of one linear layer.
 
     Attributes:
         bits: one of the widths of the factor.

@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -81,6 +82,10 @@ class PackedWeight(ABC):
     def __init__(
         self, tensors: Mapping[str, Tensor], format: PackedFormat, device: torch.device, dtype: torch.dtype
     ) -> None: ...
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: it never changes, and a native layout is full of addresses."""
+        return self
 
     @property
     @abstractmethod

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from questlm import ops
+from questlm.inference.linear import PackedLinear
 from questlm.ops import Grid, PackedFormat
 from questlm.ops.cpu.linear import NativeWeight
 from questlm.ops.unpacking import TiledWeight, UnpackedWeight
@@ -45,3 +48,14 @@ def test_sparse_rows_that_are_to_stay_packed_are_not_laid_out_in_full() -> None:
     format = PackedFormat(32, 16, grid, Grid(16, 0.4))
     assert isinstance(ops.prepack(tensors, format, CPU), NativeWeight)
     assert isinstance(ops.prepack(tensors, format, CPU, stay_packed=True), TiledWeight)
+
+
+@pytest.mark.parametrize("stay_packed", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_deep_copy_of_a_model_computes_the_same(backend: str, stay_packed: bool) -> None:
+    with ops.using_backend(backend):
+        layer = PackedLinear(ops.prepack(TENSORS, FORMAT, CPU, stay_packed=stay_packed))
+    twin, x = copy.deepcopy(layer), torch.randn(3, 32)
+    expected = layer(x)
+    del layer
+    assert torch.equal(twin(x), expected)

@@ -38,10 +38,11 @@ def build_model(config: RunConfig, initial: InitialModel | None = None) -> Llama
 
 
 class LoadedRun(NamedTuple):
-    """A run at its newest checkpoint."""
+    """A run at its newest checkpoint, whose folder is `checkpoint`."""
 
     model: Llama
     config: RunConfig
+    checkpoint: Path
     step: int
     tokens: int
 
@@ -66,7 +67,7 @@ def load_run(path: Path) -> LoadedRun:
     model = build_model(config)
     fill_tensors(checkpoint, "model", model_tensors(model))
     model.load_state_dict(model.state_dict())  # by which quantisers notice what they now hold
-    return LoadedRun(model, config, state.progress.step, state.progress.tokens)
+    return LoadedRun(model, config, checkpoint, state.progress.step, state.progress.tokens)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

@@ -49,8 +49,8 @@ def load_frozen(path: Path, device: torch.device) -> FrozenModel:
 
 def _of_run(path: Path, device: torch.device) -> FrozenModel:
     folder = RunFolder(path)
-    digest = _hash(weight_files(folder.latest_checkpoint()))
     loaded = load_run(path)
+    digest = _hash(weight_files(loaded.checkpoint))  # not of a newer one, where the run still trains
     tokenizer = load_tokenizer(folder.tokenizer_file) if folder.tokenizer_file.is_file() else None
     return FrozenModel(_computing(loaded.model, device), loaded.config.model.vocab_size or 0, tokenizer, digest)
 

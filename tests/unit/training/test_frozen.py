@@ -13,7 +13,8 @@ from questlm.config import RunConfig
 from questlm.errors import ArtifactError, CheckpointError, ConfigError
 from questlm.export.hugging_face import to_hugging_face
 from questlm.export.pack import pack
-from questlm.training import load_run, train
+from questlm.training import frozen, load_run, train
+from questlm.training.build import LoadedRun
 from questlm.training.frozen import load_frozen
 
 CPU = torch.device("cpu")
@@ -31,21 +32,38 @@ def folders(tiny_settings: Callable[..., RunConfig], tmp_path_factory: pytest.Te
 
 @pytest.mark.parametrize("kind", ["run", "packed", "hugging-face"])
 def test_every_kind_of_folder_gives_the_model(kind: str, folders: Path) -> None:
-    frozen = load_frozen(folders / kind, CPU)
+    model = load_frozen(folders / kind, CPU)
     ids = torch.randint(300, (2, 16))
-    logits = frozen.logits(ids)
+    logits = model.logits(ids)
     torch.testing.assert_close(logits, load_run(folders / "run").model(ids).detach(), rtol=1e-4, atol=1e-5)
-    assert frozen.vocab_size == 300
-    assert frozen.tokenizer is not None and frozen.tokenizer.get_vocab_size() == 300
+    assert model.vocab_size == 300
+    assert model.tokenizer is not None and model.tokenizer.get_vocab_size() == 300
     weight = torch.ones((), requires_grad=True)
     (weight * logits).sum().backward()  # what was computed in inference mode could not be kept for this
-    assert frozen.sha256 == load_frozen(folders / kind, CPU).sha256
+    assert model.sha256 == load_frozen(folders / kind, CPU).sha256
 
 
 def test_a_quantised_run_predicts_as_it_was_trained(tiny_settings: Callable[..., RunConfig], tmp_path: Path) -> None:
     train(tiny_settings(quant={"weight_bits": 2, "act_bits": 4}), tmp_path / "run")
     ids = torch.randint(300, (2, 16))
     assert torch.equal(load_frozen(tmp_path / "run", CPU).logits(ids), load_run(tmp_path / "run").model(ids).detach())
+
+
+def test_the_hash_is_of_the_weights_that_were_read_where_the_run_still_trains(
+    tiny_settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_settings(), tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-00000012"
+    newest.rename(tmp_path / "away")
+
+    def load_when_a_new_checkpoint_has_come(path: Path) -> LoadedRun:
+        (tmp_path / "away").rename(newest)
+        return load_run(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "load_run", load_when_a_new_checkpoint_has_come)
+        found = load_frozen(tmp_path / "run", CPU)
+    assert found.sha256 == load_frozen(tmp_path / "run", CPU).sha256
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ class RunProgress:
         seconds_left: estimate for the rest of the budget.
     """
 
-    share: Annotated[Number, Field(ge=0)]
+    share: Annotated[Number, Field(ge=0, le=1)]
     loss: Number | None = None
     tokens_per_second: Number | None = None
     seconds_left: Number | None = None

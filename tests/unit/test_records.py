@@ -13,7 +13,7 @@ import pytest
 from questlm import records
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError
-from questlm.records import RECORD_NAME, RunRecord, package_versions
+from questlm.records import PROGRESS_NAME, RECORD_NAME, RunProgress, RunRecord, package_versions
 
 
 @pytest.fixture
@@ -156,3 +156,13 @@ def test_the_commit_is_that_of_our_own_checkout_only(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(subprocess, "run", broken)
     assert records._git_commit(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"share": -1}', '{"share": 1.5}', '{"share": true}', '{"share": 0.5, "loss": NaN}'],
+)
+def test_progress_that_no_run_writes_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / PROGRESS_NAME).write_text(content)
+    with pytest.raises(CheckpointError, match=r"progress\.json"):
+        RunProgress.load(tmp_path)

@@ -50,4 +50,4 @@ class BudgetClock:
         share = self.share_done - self._share_before
         if share <= 0:
             return None
-        return (self.counters.seconds - self._seconds_before) * (1 - self.share_done) / share
+        return (self.counters.seconds - self._seconds_before) * max(0.0, 1 - self.share_done) / share

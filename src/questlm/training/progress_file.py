@@ -17,7 +17,7 @@ __all__ = ["progress_file"]
 def progress_file(clock: BudgetClock) -> Iterator[Callable[[], None]]:
     """Yield a function that renews `progress.json`, at most as often as a line of progress; removed at the end.
 
-    The first process writes it. A file that cannot be written stops nothing: whether the disk is full, the next
+    The main process writes it. A file that cannot be written stops nothing: whether the disk is full, the next
     checkpoint will tell.
     """
     run, counters, written = clock.run, clock.counters, -SECONDS_BETWEEN_LINES
@@ -27,7 +27,8 @@ def progress_file(clock: BudgetClock) -> Iterator[Callable[[], None]]:
         now = time.monotonic()
         if run.processes.is_main and now - written >= SECONDS_BETWEEN_LINES:
             written = now
-            state = RunProgress(clock.share_done, counters.last_loss, counters.tokens_per_second, clock.seconds_left())
+            share = min(clock.share_done, 1.0)  # the last step of a budget in seconds ends after it
+            state = RunProgress(share, counters.last_loss, counters.tokens_per_second, clock.seconds_left())
             with suppress(OSError):
                 state.save(run.folder.path)
 

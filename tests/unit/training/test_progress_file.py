@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_it_is_renewed_no_more_often_than_a_line_of_progress(
     seen = _watch(monkeypatch, tmp_path / "run")
     train(tiny, tmp_path / "run")
     assert seen == [RunProgress(0.0)] * 12
+
+
+def test_a_budget_in_seconds_is_never_more_than_spent(
+    tiny_settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_file, "SECONDS_BETWEEN_LINES", 0.0)
+    saved: list[RunProgress] = []
+    monkeypatch.setattr(RunProgress, "save", lambda self, run: saved.append(self))
+    train(tiny_settings(budget={"seconds": 1e-6}), tmp_path / "run")  # which one step exceeds
+    assert [each.share for each in saved] == [0.0, 1.0]
+    assert saved[-1].seconds_left == 0.0
 
 
 def test_a_resumed_run_first_removes_what_a_killed_one_left_of_it(

@@ -31,7 +31,6 @@ __all__ = [
     "checkpoints_in",
     "fill_tensors",
     "latest_checkpoint",
-    "load_model_tensors",
     "model_tensors",
     "prune",
     "read_checkpoint",
@@ -182,17 +181,6 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             unique[name] = tensor.detach()
     return unique
-
-
-@torch.no_grad()
-def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copy `tensors` into a model with the same names and shapes.
-
-    Raises:
-        CheckpointError: names, shapes or dtypes differ: the checkpoint is of another model.
-    """
-    _require_same(model_tensors(model), tensors, f"{source} is {_MISFITS['model']}")
-    model.load_state_dict(tensors, strict=False)  # names are checked above; a tied head is there once
 
 
 def _group(name: str) -> Literal["model", "optimizer"]:

@@ -1,4 +1,4 @@
-"""What codes mean: the grid of one tensor, the grids of a linear layer, what a packed layer holds. No torch."""
+"""What codes mean: the grid of one tensor, and what a packed layer holds. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ __all__ = [
     "Factor",
     "Grid",
     "LayerFormat",
-    "LinearFormat",
     "Narrow",
     "Scale",
     "fit_block_size",
@@ -77,18 +76,6 @@ class Grid:
     def largest(self) -> float:
         """The highest level, in steps."""
         return self.table[-1] if self.table else self.levels - 1 - self.zero_point
-
-
-@dataclass(frozen=True)
-class LinearFormat:
-    """How one linear layer multiplies: block size of the Hadamard transform (1: none) and the grid of each factor.
-
-    A grid of None leaves that factor in 16 or 32 bit; it is still rotated, because the other factor is.
-    """
-
-    block_size: int
-    weight: Grid | None
-    act: Grid | None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.artifact.matrices import operand_tensors
 from questlm.config import QuantSpec
-from questlm.ops import IMPLEMENTATIONS, PackedFormat, PackedWeight
+from questlm.ops import IMPLEMENTATIONS, Grid, PackedFormat, PackedWeight
 from questlm.quant import METHODS, FakeQuantLinear
 from questlm.quant.methods import FORMAT_BITS
 
@@ -38,9 +38,13 @@ def stored(layer: FakeQuantLinear) -> tuple[dict[str, Tensor], PackedFormat]:
     learned = {} if act is None else {"act_step": act.step_per_scale(), "act_offset": act.offset()}
     learned["bias"] = layer.bias
     tensors |= {kind: tensor.detach() for kind, tensor in learned.items() if tensor is not None}
-    return tensors, PackedFormat(
-        layer.in_features, layer.block_size, layer.linear_format.weight, layer.linear_format.act
-    )
+    return tensors, PackedFormat(layer.in_features, layer.block_size, *grids(layer))
+
+
+def grids(layer: FakeQuantLinear) -> tuple[Grid | None, Grid | None]:
+    """Grids of weight and input; None for a factor that is not codes."""
+    weight, act = (q.grid if q is not None else None for q in (layer.weight_quantizer, layer.act_quantizer))
+    return weight, act
 
 
 def layer_specs() -> list[QuantSpec]:
@@ -73,8 +77,7 @@ def compare(layer: FakeQuantLinear, x: Tensor, name: str, dtype: torch.dtype) ->
         inner = x if layer.input_norm is None else ops.rms_norm(x, layer.input_norm.weight, layer.input_norm.eps)
         y = ops.packed_linear(inner, packed_by(name, *stored(layer), torch.device("cpu"), dtype))
     assert y.dtype is dtype and y.shape == expected.shape
-    grids = (layer.linear_format.weight, layer.linear_format.act)
-    even = all(grid is not None and grid.table is None and grid.levels <= EXACT_LEVELS for grid in grids)
+    even = all(grid is not None and grid.table is None and grid.levels <= EXACT_LEVELS for grid in grids(layer))
     if even:
         assert torch.equal(y, expected)
     else:  # sums of floats, in another order

@@ -36,7 +36,7 @@ from questlm.config import ModelConfig
 from questlm.config.quant import Bits
 from questlm.config.section import Section
 from questlm.errors import quoted
-from questlm.grid import Grid, LayerFormat, LinearFormat, Narrow, Scale, packed_width
+from questlm.grid import Grid, LayerFormat, Narrow, Scale, packed_width
 
 __all__ = [
     "CONFIG_NAME",
@@ -179,10 +179,10 @@ class WeightFormat(Section):
         return not isinstance(self.weight, str) or self.weight == "bf16-2:4" or self.act is not None
 
     @property
-    def linear(self) -> LinearFormat:
-        """Block size and grids as a `questlm.grid.LinearFormat`; a weight that is not codes has no grid there."""
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        """Grids of weight and activations as `questlm.grid.Grid`; None for a factor that is not codes."""
         weight = None if isinstance(self.weight, str) else self.weight.grid
-        return LinearFormat(self.block_size, weight, self.act.grid if self.act else None)
+        return weight, None if self.act is None else self.act.grid
 
     def wide_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return (out, in) of a matrix without its narrow branch."""

@@ -57,8 +57,7 @@ def packed_matrix(
         columns: entries of a row of this branch.
     """
     own = {kind: tensor for kind, tensor in tensors.items() if not kind.startswith("narrow_") and kind != "input_norm"}
-    linear = weight_format.linear
-    return own, PackedFormat(columns, linear.block_size, linear.weight, linear.act)
+    return own, PackedFormat(columns, weight_format.block_size, *weight_format.grids)
 
 
 def packed_narrow(
@@ -69,7 +68,7 @@ def packed_narrow(
         raise ValueError("this layer has no narrow branch")
     own = {kind: tensor for kind, tensor in tensors.items() if kind.startswith("act_")}
     own |= {"codes": tensors["narrow_codes"], "step": tensors["narrow_step"]}
-    return own, PackedFormat(columns, 1, weight_format.narrow.weight.grid, weight_format.linear.act)
+    return own, PackedFormat(columns, 1, weight_format.narrow.weight.grid, weight_format.grids[1])
 
 
 def weight_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> Operand:

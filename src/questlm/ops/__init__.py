@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from questlm.grid import MIN_BLOCK_SIZE, Grid, LinearFormat, Scale, fit_block_size, packed_width
+from questlm.grid import MIN_BLOCK_SIZE, Grid, Scale, fit_block_size, packed_width
 from questlm.ops.dispatch import BACKENDS, IMPLEMENTATIONS, choose, compile_ahead, reasons, using_backend
 from questlm.ops.encode import (
     Encoded,
@@ -45,7 +45,6 @@ __all__ = [
     "MIN_BLOCK_SIZE",
     "Encoded",
     "Grid",
-    "LinearFormat",
     "Normed",
     "Operand",
     "PackedFormat",

@@ -75,7 +75,9 @@ def test_each_layer_may_have_its_own_format(tmp_path) -> None:
     config = load_artifact(tmp_path / "a").config
     assert config.weight_format("layers.0.attention.q").weight == "bf16"
     assert config.weight_format("lm_head").weight == config.weight_format("embed").weight == "int8"
-    assert config.weight_format("layers.0.mlp.up").linear == model.layers[0].mlp.up.linear_format
+    layer, stored = model.layers[0].mlp.up, config.weight_format("layers.0.mlp.up")
+    assert stored.grids == (layer.weight_quantizer.grid, layer.act_quantizer.grid)
+    assert stored.block_size == layer.block_size
     assert expected_tensors(config)["layers.0.mlp.down.codes"].shape == (32, 48 * 2 // 8)
 
 

@@ -18,7 +18,7 @@ from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.grid import Factor, LayerFormat
-from questlm.ops import LinearFormat, Operand, without_autocast
+from questlm.ops import Operand, without_autocast
 from questlm.quant.autograd import Pending, Rows, encode_rows, product
 from questlm.quant.layer_formats import INPUT_NORM_EPS
 from questlm.quant.layers.mode import CachedWeight, LayerMode, Mode
@@ -84,12 +84,6 @@ class FakeQuantLinear(nn.Linear):
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear.train(self.training)
-
-    @property
-    def linear_format(self) -> LinearFormat:
-        """Hadamard block size, and the grids of weight and input."""
-        weight, act = (q.grid if q is not None else None for q in (self.weight_quantizer, self.act_quantizer))
-        return LinearFormat(self.block_size, weight, act)
 
     def quantized_weight(self) -> Operand:
         """Return the codes (out, in) uint8 and step sizes (out, 1) that the forward pass uses, in the Hadamard domain.

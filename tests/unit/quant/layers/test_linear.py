@@ -48,7 +48,7 @@ def run(layer: FakeQuantLinear, shape: tuple[int, ...], dtype: torch.dtype, seed
     if layer.bias is not None:
         got["db"] = layer.bias.grad
     spec, k = layer.spec, shape[-1]
-    block = layer.linear_format.block_size if spec.block_size != 128 else None
+    block = layer.block_size if spec.block_size != 128 else None
     rows, rows_dy = x.reshape(-1, k), dy.reshape(-1, dy.shape[-1])
     want = linear(rows, layer.weight, layer.bias, rows_dy, spec.weight_bits, spec.act_bits, block)
     return got, {name: want[name].reshape(t.shape) for name, t in got.items()}

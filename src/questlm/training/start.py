@@ -7,13 +7,14 @@ check its expected values.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from questlm.config import RunConfig
+from questlm.errors import ConfigError, quoted
 from questlm.files import user_path
 from questlm.parallel import checkpoint_activations, compile_blocks, distribute
 from questlm.quant import Quantizer
@@ -130,7 +131,21 @@ def _begin_recipes(state: TrainingState, recipes: Sequence[Recipe]) -> None:
         return load_frozen(run.started_in / user_path(path), run.device)
 
     beginning = Beginning(state.model, run.device, vocab_size, run.data.tokenizer, load_model)
-    state.set_recipe_inputs({name: digest for recipe in recipes for name, digest in recipe.begin(beginning).items()})
+    inputs: dict[str, str] = {}
+    for recipe in recipes:
+        inputs |= _begun(recipe, beginning)
+    state.set_recipe_inputs(inputs)
+
+
+def _begun(recipe: Recipe, beginning: Beginning) -> Mapping[str, str]:
+    """Begin a recipe, and refuse hashes that no checkpoint could be read with."""
+    inputs = recipe.begin(beginning)
+    if isinstance(inputs, Mapping) and all(isinstance(text, str) for item in inputs.items() for text in item):
+        return inputs
+    raise ConfigError(
+        f"the recipe {type(recipe).__name__} returned {quoted(inputs)} from `begin`; it is to return the SHA-256 of "
+        "what it reads from outside the run, as text by the setting's name, or {}"
+    )
 
 
 def _time_step(state: TrainingState, step: TrainStep, batch: _Batch) -> float:

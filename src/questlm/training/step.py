@@ -131,7 +131,7 @@ class TrainStep:
                 return ForwardPass(loss, loss, last_logits)
             logits = self.module(inputs)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-            terms = [recipe.loss(inputs, targets, logits) for recipe in self._adding]
+            terms = [_term(recipe, inputs, targets, logits) for recipe in self._adding]
             return ForwardPass(torch.stack([loss, *terms]).sum(), loss, logits[:, -1].detach().float())
 
     @contextmanager
@@ -157,6 +157,16 @@ class TrainStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total, norm
+
+
+def _term(recipe: Recipe, inputs: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
+    term = recipe.loss(inputs, targets, logits)
+    if term.shape != ():
+        raise ConfigError(
+            f"the recipe {type(recipe).__name__} returned a loss of shape {tuple(term.shape)}; it is to return a "
+            "scalar, the mean over the tokens"
+        )
+    return term
 
 
 _Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

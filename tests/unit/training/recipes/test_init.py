@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from questlm import QuantSpec, prepare
-from questlm.config import TrainConfig
+from questlm.config import RunConfig, TrainConfig
+from questlm.errors import ConfigError
 from questlm.quant import quantized_layers
+from questlm.training import train
 from questlm.training.optim import Optimizers, make_optimizer
-from questlm.training.recipes import Cage, FadeIn, Moment, WeightDecay, active_recipes
+from questlm.training.recipes import RECIPES, Beginning, Cage, FadeIn, Moment, Recipe, WeightDecay, active_recipes
 
 
 def prepared(**quant: object) -> nn.Module:
@@ -30,6 +35,38 @@ def test_a_plain_run_has_no_recipe() -> None:
 def test_settings_ask_for_recipes_by_what_they_set() -> None:
     train = TrainConfig(cage=10, weight_decay_until=0.7)
     assert [type(recipe) for recipe in active_recipes(train, prepared(gradual=0.5))] == [FadeIn, WeightDecay, Cage]
+
+
+class _Mine(Recipe):
+    adds_loss = True
+
+    def __init__(self, inputs: Any, by_token: bool = False) -> None:
+        self.inputs, self.by_token = inputs, by_token
+
+    def begin(self, beginning: Beginning) -> Any:
+        return self.inputs
+
+    def loss(self, inputs: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
+        term = logits.float().square().mean(dim=-1)
+        return term if self.by_token else term.mean()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (_Mine(None), r"recipe _Mine returned None from `begin`; it is to return the SHA-256"),
+        (_Mine({"setting": 3}), r"recipe _Mine returned \{'setting': 3\} from `begin`"),
+        (_Mine({}, by_token=True), r"recipe _Mine returned a loss of shape \(4, 32\); it is to return a scalar"),
+    ],
+)
+def test_a_recipe_that_returns_something_else_is_refused_before_anything_is_written(
+    recipe: Recipe, message: str, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "mine", lambda: recipe)
+    config = tiny.model_copy(update={"train": tiny.train.model_copy(update={"recipes": {"mine": {}}})})
+    with pytest.raises(ConfigError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_fading_in_sets_the_strength_of_every_layer() -> None:

@@ -20,7 +20,6 @@ NextLogits = Callable[[Tensor, KVCache, Tensor | None], Tensor]
 _PREFILL_TOKENS = 512  # of each sequence at once; bounds the memory of a long prompt's activations
 
 
-@torch.inference_mode()
 def generate_tokens(
     next_logits: NextLogits, cache: KVCache, prompts: list[list[int]], options: GenerationOptions
 ) -> Iterator[list[int]]:
@@ -38,17 +37,21 @@ def generate_tokens(
         ConfigError: the device has no memory for the keys and values of so many tokens.
     """
     device, longest = cache.lengths.device, max(map(len, prompts))
-    logits = _prefill(next_logits, cache, prompts)
+    # Not a decorator of the whole: torch's cannot close a generator that is left unfinished when Python ends.
+    with torch.inference_mode():
+        logits = _prefill(next_logits, cache, prompts)
     sampler = Sampler(options, prompts, logits.shape[-1], device)
     for step in range(options.max_new_tokens):
-        ids = sampler.draw(logits)
-        readback = _Readback(ids, logits)
+        with torch.inference_mode():
+            ids = sampler.draw(logits)
+            readback = _Readback(ids, logits)
         if device.type == "cpu":
             yield readback.ids()  # before the next step is computed: it may not be wanted
         if step + 1 < options.max_new_tokens:
             if longest + step + 1 > cache.capacity:
                 cache.reserve(min(2 * cache.capacity, longest + options.max_new_tokens))
-            logits = next_logits(ids[:, None], cache, None)
+            with torch.inference_mode():
+                logits = next_logits(ids[:, None], cache, None)
         if device.type != "cpu":
             yield readback.ids()
 

@@ -43,6 +43,17 @@ def test_a_packed_model_runs_without_the_training_code(folder) -> None:
     assert run.stdout == "[]\n"
 
 
+@pytest.mark.slow
+def test_a_text_that_is_left_unfinished_ends_quietly_with_the_program(folder) -> None:
+    script = (
+        "import sys, questlm\n"
+        "pieces = questlm.load(sys.argv[1]).stream_ids([7], questlm.GenerationOptions(stop_at_end=False))\n"
+        "next(pieces)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
 def test_it_says_what_it_is(model: PackedModel, folder) -> None:
     assert model.config == CONFIG
     assert model.training == {"val_loss": 5.5}

@@ -21,7 +21,7 @@ def pack(
     out: Annotated[Path, typer.Option(help="Artifact folder to make.")],
     embeddings: Annotated[
         Literal["bf16", "int8"] | None,
-        typer.Option(help="Form of embedding and head: bf16 or int8 [default: as trained]."),
+        typer.Option(help="How to store embedding and head: bf16 or int8 [default: as trained]."),
     ] = None,
     plugin: Plugins = None,
 ) -> None:

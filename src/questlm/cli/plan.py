@@ -35,7 +35,7 @@ def plan(
     latency: Annotated[str | None, typer.Option(help="Longest time a generated token may take: 5ms.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Bytes a second where it is run: 50GB.")] = None,
     vocab: Annotated[str, typer.Option(help="Entries of the tokenizer.")] = "4096",
-    embeddings: Annotated[str, typer.Option(help="Form of embedding and head: bf16 or int8.")] = "bf16",
+    embeddings: Annotated[str, typer.Option(help="How embedding and head are stored: bf16 or int8.")] = "bf16",
     tied: Annotated[bool, typer.Option("--tied", help="The head shares the embedding's weight.")] = False,
     from_fit: Annotated[
         Path | None, typer.Option(help="Law from `quest fit --json` [default: of the published runs].")

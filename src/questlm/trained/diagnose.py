@@ -69,8 +69,8 @@ def diagnose(
     loaded = load_run(run)
     spec = diagnosed_spec(loaded.config.quant, bits)
     device = pick_device("auto")
-    stream = _stream(run, loaded.config, data)
-    chosen = _draw_batches(stream, loaded.config.train.seq_len, batches, seed, device)
+    tokens = _tokens_of(run, loaded.config, data)
+    chosen = _draw_batches(tokens, loaded.config.train.seq_len, batches, seed, device)
     checkpoints = _checkpoints(run)
     result: dict[str, Any] = {
         "format": _FORMAT,
@@ -125,7 +125,7 @@ def _require_absent(out: Path) -> None:
         raise ConfigError(f"{out} exists already; remove it, or name another folder with --out")
 
 
-def _stream(run: Path, config: RunConfig, data: str | None) -> TokenStream:
+def _tokens_of(run: Path, config: RunConfig, data: str | None) -> TokenStream:
     """The run's validation tokens, or all of another text by the run's tokenizer."""
     settings = RunFolder(run).data_settings(data)
     if data is not None:
@@ -138,14 +138,14 @@ def _stream(run: Path, config: RunConfig, data: str | None) -> TokenStream:
         ) from None
 
 
-def _draw_batches(stream: TokenStream, seq_len: int, count: int, seed: int, device: torch.device) -> list[Batch]:
+def _draw_batches(tokens: TokenStream, seq_len: int, count: int, seed: int, device: torch.device) -> list[Batch]:
     """`count` batches, no window in two of them; smaller or, at last, fewer ones where the text is short."""
-    if len(stream) < 2:
+    if len(tokens) < 2:
         raise DataError("the text to diagnose on has no token to predict; use more text")
-    window = min(seq_len, len(stream) - 1)
-    windows = (len(stream) - 1) // window
+    window = min(seq_len, len(tokens) - 1)
+    windows = (len(tokens) - 1) // window
     size = max(1, min(windows // count, _TOKENS_PER_BATCH // window))
-    loader = WindowLoader(stream, window, size, seed)
+    loader = WindowLoader(tokens, window, size, seed)
     parts = (loader.next_batch() for _ in range(min(count, windows // size)))
     return [(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)) for x, y in parts]
 

@@ -1,7 +1,7 @@
 """The training loop: steps until the budget is spent.
 
-Several processes (torchrun) run this same code. Each takes its share of every batch; the first alone writes and speaks;
-and all stop at the same step, because they look at one clock and tell each other of signals.
+Several processes (torchrun) run this same code. Each takes its share of every batch; only the main
+process writes files and prints; and all stop at the same step, because they agree on the time and on signals.
 """
 
 from __future__ import annotations

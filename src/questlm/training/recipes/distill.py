@@ -2,7 +2,7 @@
 
 To the loss of each token is added   weight * KL(p || q) = weight * sum_v p_v (log p_v - log q_v),   with the teacher's
 probabilities p and the model's q over the vocabulary, both at temperature 1. The teacher computes without gradient, in
-the precision of training, and is whole on every process.
+the precision of training, and is not sharded: every process has all of it.
 """
 
 from __future__ import annotations

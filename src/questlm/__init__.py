@@ -64,8 +64,8 @@ _LAZY = {
     "train": "questlm.training",
 }
 _PACKAGES = {
-    "artifact", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "plugins", "quant",
-    "trained", "training",
+    "artifact", "bench", "data", "diagnostics", "evaluation", "export", "inference", "models", "ops", "plugins",
+    "quant", "trained", "training",
 }  # fmt: skip
 
 

@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from questlm import __version__
-from questlm.cli import demo, diagnose, doctor, evaluate, fit, generate, methods, pack, plan, report, sweep, train
+from questlm.cli import (
+    bench,
+    demo,
+    diagnose,
+    doctor,
+    evaluate,
+    fit,
+    generate,
+    methods,
+    pack,
+    plan,
+    report,
+    sweep,
+    train,
+)
 from questlm.cli.ending import closed_pipes_raise, first_sentence, interruptible, is_out_of_memory, silence_output
 from questlm.errors import QuestError, cleaned
 
@@ -32,6 +46,7 @@ app.command("methods")(methods.methods)
 app.command("eval")(evaluate.evaluate)
 app.command("pack")(pack.pack)
 app.command("generate")(generate.generate)
+app.add_typer(bench.bench, name="bench")
 app.command("fit")(fit.fit)
 app.command("plan")(plan.plan)
 app.command("sweep")(sweep.sweep)

@@ -8,12 +8,14 @@ Every measurement is one turn: a fresh process (`peer_turn.py`) that loads one m
 ends, so no two models share memory or cores. In each round every side has one turn, ours and its opponents next to each
 other, and a turn that only measures the bandwidth of reading memory. Sides, in turn:
 
-    W4A4, ...   our packed engine: QuEST at these widths, head and embedding 8-bit rows, keys and values in float32
+    W4A4, ...   our packed engine: QuEST at these widths, head and embedding 8-bit rows, keys and values in float32;
+                "avx2": with no instructions beyond these
     Q4_0, ...   llama.cpp on a GGUF file of the same shapes, memory-mapped, keys and values in float16, with flash
                 attention and without: each table cell takes the faster
     float32, bfloat16   the same model in PyTorch, keys and values in the same dtype
 
-Run it on an idle machine: another process's work ends up in the numbers. The load before the first turn is recorded.
+Run it on an idle machine: another process's work ends up in the numbers. What share of the processors' time others
+took, and the load before the first turn, are recorded.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +38,8 @@ import torch
 from random_models import write_random_artifact, write_random_gguf
 
 from questlm.config import ModelConfig, QuantSpec, load_config
+from questlm.ops.cpu import native
+from questlm.ops.machine import unavailable
 from questlm.progress import progress
 from questlm.readable import bytes_text
 
@@ -71,6 +77,7 @@ def _llama(file_type: str) -> dict[str, Side]:
 SIDES: dict[str, Side] = {
     "W4A4": Side("questlm", QuantSpec(weight_bits=4, act_bits=4)),
     **_llama("Q4_0"),
+    "W4A4 avx2": Side("questlm", QuantSpec(weight_bits=4, act_bits=4), environment=(("QUESTLM_CPU", "avx2"),)),
     "W4A16": Side("questlm", QuantSpec(weight_bits=4, act_bits=16)),
     "W2A2": Side("questlm", QuantSpec(weight_bits=2, act_bits=2)),
     **_llama("TQ2_0"),
@@ -105,7 +112,7 @@ def main() -> None:
     if load > _BUSY:
         print(f"the machine is busy (load {load:.2f}): do not keep the numbers of this run", flush=True)
     result = common.header("cpu_peers", torch.device("cpu"), vars(arguments))
-    result["versions"] |= _peer_versions(sides)
+    result["versions"] |= {"instruction set": unavailable("cpu") or native.instruction_set(), **_peer_versions(sides)}
     result["load_before"] = round(load, 2)
     result["results"] = {}
     for preset in arguments.presets.split(","):
@@ -137,6 +144,7 @@ def _measure_preset(
 ) -> dict[str, Any]:
     """By side, each quantity with its spread over the rounds; and the bandwidth of every round."""
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in ("bandwidth", *sides)}
+    began, others = time.perf_counter(), _seconds_of_others()
     with tempfile.TemporaryDirectory() as folder, progress(preset, arguments.rounds * len(turns)) as update:
         update(0, "writing the models")
         paths, read = _write_models(Path(folder), model, sides)
@@ -153,9 +161,11 @@ def _measure_preset(
             update(done, name)
             side = sides.get(name, Side("bandwidth"))
             turns[name].append(_turn(base | dict(side.settings) | {"engine": side.engine}, paths.get(name), side))
+    others = (_seconds_of_others() - others) / (time.perf_counter() - began) / (os.cpu_count() or 1)
     bandwidth = common.spread([turn["bytes_per_second"] for turn in turns.pop("bandwidth")])
     return {
         "model": model.model_dump(),
+        "share_of_processors_for_others": round(others, 4),
         "read_bytes_per_second": bandwidth,
         "sides": {name: _summary(found, read[name], bandwidth["median"]) for name, found in turns.items()},
     }
@@ -188,6 +198,16 @@ def _turn(settings: dict[str, Any], path: Path | None, side: Side) -> dict[str, 
         raise RuntimeError(f"a turn of {settings['engine']} failed: {done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def _seconds_of_others() -> float:
+    """Processor seconds that other processes have had since the machine started (Linux), and a shared host took."""
+    user, nice, system, _, _, interrupts, soft, stolen = (
+        int(word) for word in Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)[1:9]
+    )
+    busy = (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return busy - sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _summary(turns: list[dict[str, float]], read_bytes: int, bandwidth: float) -> dict[str, Any]:

@@ -25,6 +25,7 @@ NOT_MEASURED = (
 )
 COMPARED = (
     ("decode", "W4A4", "Q4_0"),
+    ("decode", "W4A4 avx2", "Q4_0"),
     ("decode", "W4A16", "Q4_0"),
     ("decode", "W2A2", "TQ2_0"),
     ("decode", "ternary", "TQ2_0"),
@@ -52,7 +53,8 @@ def tables(result: dict[str, Any]) -> str:
     settings, versions = result["settings"], result["versions"]
     peers = f", llama-cpp-python {versions['llama-cpp-python']}" if "llama-cpp-python" in versions else ""
     parts = [
-        f"{result['device']}, {result['date']}, torch {versions['torch']}{peers}; {settings['rounds']} rounds, median "
+        f"{result['device']}, {result['date']}, instructions {versions['instruction set']}, torch {versions['torch']}"
+        f"{peers}; {settings['rounds']} rounds, median "
         f"(smallest to largest); load average before the first turn {result['load_before']}. Command: "
         f"`{result['command']}`; record: [cpu_peers.json](../../benchmarks/results/cpu_peers.json)."
     ]
@@ -65,7 +67,8 @@ def _speeds(measured: dict[str, Any], settings: dict[str, Any]) -> str:
     bandwidth = measured["read_bytes_per_second"]
     lines = [
         f"Read bandwidth of memory in the same run: {bytes_text(bandwidth['median'])}/s "
-        f"({bytes_text(bandwidth['min'])} to {bytes_text(bandwidth['max'])}).",
+        f"({bytes_text(bandwidth['min'])} to {bytes_text(bandwidth['max'])}). Other processes had "
+        f"{measured['share_of_processors_for_others']:.1%} of the processors' time.",
         "",
         f"| | decode, tokens/s | of the bandwidth | prefill of {settings['prefill']}, tokens/s | load, s | "
         "first token, s | memory |",

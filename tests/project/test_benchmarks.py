@@ -29,7 +29,7 @@ def test_a_random_artifact_of_every_packed_side_generates(benchmark: Any, tmp_pa
     sides = benchmark("bench_cpu_peers").SIDES
     write = benchmark("random_models").write_random_artifact
     read = {name: write(tmp_path / name, MODEL, side.spec) for name, side in sides.items() if side.spec is not None}
-    assert read["W1A1"] < read["ternary"] < read["W2A2"] < read["W4A4"] == read["W4A16"]
+    assert read["W1A1"] < read["ternary"] < read["W2A2"] < read["W4A4"] == read["W4A16"] == read["W4A4 avx2"]
     options = GenerationOptions(max_new_tokens=3, temperature=0, stop_at_end=False)
     for name in read:
         assert len(questlm.load(tmp_path / name).generate_ids([1, 2], options)) == 3
@@ -64,7 +64,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_line(
     peers = benchmark("bench_cpu_peers")
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     assert [name for name, side in peers.SIDES.items() if peers._can_run(name, side)] == [
-        "W4A4", "W4A16", "W2A2", "ternary", "W1A1", "float32", "bfloat16",
+        "W4A4", "W4A4 avx2", "W4A16", "W2A2", "ternary", "W1A1", "float32", "bfloat16",
     ]  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Q4_0: left out, because llama-cpp-python and gguf are not installed (pip install -e '.[bench]')"
@@ -93,11 +93,17 @@ def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> No
         return {name: {"median": speed, "min": speed, "max": speed} for name in names} | {"share_of_bandwidth": 0.5}
 
     measured = {
+        "share_of_processors_for_others": 0.002,
         "read_bytes_per_second": {"median": 2e10, "min": 2e10, "max": 2e10},
         "sides": {"W4A4": side(60), "Q4_0": side(20), "Q4_0 flash": side(24), "W1A1": side(90)},
     }
     settings = {"rounds": 1, "prefill": 512}
-    result = {"device": "a CPU", "date": "2026-01-01", "versions": {"torch": "2"}, "settings": settings}
+    result = {
+        "device": "a CPU",
+        "date": "2026-01-01",
+        "versions": {"torch": "2", "instruction set": "avx2"},
+        "settings": settings,
+    }
     result |= {"load_before": 0.1, "command": "python x", "results": {"800m": measured}}
     text = benchmark("cpu_peers_page").tables(result)
     assert "| decode, W4A4 | 60.0 | Q4_0 flash 24.0 | 2.50 |" in text

@@ -161,6 +161,8 @@ class NativeWeight(PackedWeight):
             even = grid.table is None and not grid.group
             packed.by_table, count = int(not even), 256
             values = values if not even else torch.tensor([float(grid.zero_point)])
+        if kind == BITS2:
+            values = torch.nn.functional.pad(values, (0, 4 - len(values))).repeat(4)
         self._keep("values", torch.nn.functional.pad(values, (0, count - len(values))))
         same = list(range(len(levels)))
         packed.kind = kind

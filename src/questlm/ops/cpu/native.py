@@ -27,6 +27,7 @@ __all__ = [
     "packed_product",
     "prepack",
     "quantize",
+    "read",
     "unavailable",
     "use_instruction_set",
 ]
@@ -46,12 +47,14 @@ _ARGUMENTS = {
     ],
     "questlm_packed_product": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
     "questlm_packed_linear": [_POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
+    "questlm_read": [_POINTER, _SIZE, _INT, _POINTER],
     "questlm_instruction_set": [_INT],
     "questlm_supports": [_INT],
     "questlm_use_instruction_set": [_INT],
 }  # fmt: skip
 _RESULTS = {
     "questlm_packed_bytes": _SIZE,
+    "questlm_read": ctypes.c_uint64,
     "questlm_instruction_set": ctypes.c_char_p,
     "questlm_instruction_set_in_use": ctypes.c_char_p,
 }
@@ -266,3 +269,8 @@ def packed_product(
     if failed:
         raise MemoryError(f"no memory for a buffer of rows of {weight.k} entries")
     return y
+
+
+def read(memory: Tensor) -> None:
+    """Read a contiguous tensor once, on all threads. No product that reads each weight once can be faster."""
+    _library().questlm_read(memory.data_ptr(), memory.nbytes, torch.get_num_threads(), _parallel())

@@ -51,6 +51,8 @@ INLINE vec spread(const uint8_t *bits)
     return (vec)_mm256_and_si256(_mm256_cmpeq_epi8(of_byte, bit), _mm256_set1_epi8(1));
 }
 
+INLINE vec add_fours(vec w, const uint8_t *bits) { return w | spread(bits) << 2; }
+
 /* 1 from 256 / 3 on, and 2 from 512 / 3. A comparison that holds is -1. */
 INLINE vec leading_digit(vec v)
 {

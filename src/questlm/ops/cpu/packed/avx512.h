@@ -30,6 +30,13 @@ INLINE vec spread(const uint8_t *bits)
     return (vec)_mm512_maskz_set1_epi8((__mmask64)mask, 1);
 }
 
+INLINE vec add_fours(vec w, const uint8_t *bits)
+{
+    uint64_t mask;
+    memcpy(&mask, bits, sizeof mask);
+    return (vec)_mm512_mask_add_epi8((__m512i)w, (__mmask64)mask, (__m512i)w, _mm512_set1_epi8(4));
+}
+
 /* 1 from 256 / 3 on, and 2 from 512 / 3. */
 INLINE vec leading_digit(vec v)
 {

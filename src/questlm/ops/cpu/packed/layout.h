@@ -20,6 +20,10 @@
    - Numbers of 16 or 32 bits (the head, sparse weights) are stored the same way: 4 k of 16 rows, or 1 k. Numbers of 8
      bits with a scale are not levels: each is rounded to float32 after it is scaled, as where they are unpacked.
 
+   Few tokens take ternary weights without unpacking digits. With r0 = v and r(j+1) the fraction of 3 r(j), in 1/256, a
+   digit is d(j) = (3 r(j) - r(j+1)) / 256, so 256 sum(d(j) x(j)) is the sum of r(j) z(j) for j = 0 to 5, with z(j) =
+   3 x(j) - x(j-1): 6 products of bytes and nothing else but the multiplications by 3. In the code: RESIDUES.
+
    k is filled up to whole units. What the filler of a weight means does not matter, because that of the input is 0.
 
    The mathematics
@@ -36,26 +40,27 @@
    --------
    Sums are exact, in 32 bits. An output is float32(4 sum) * 0.25f * input step * weight step, in this order, then the
    terms of offsets and the bias: the order of questlm.ops.reference.matmul, so that the result has the same bits. Where
-   levels are not half-integers, or inputs are not rounded, weights are turned to float32 in registers and each output
-   is one float32 sum over k in order, whatever the number of tokens. */
+   levels are not half-integers, or inputs are not rounded, weights are turned to float32 in registers, and each output
+   is a float32 sum of sums of 320 k, in order, whatever the number of tokens. */
 
 #ifndef QUESTLM_LAYOUT_H
 #define QUESTLM_LAYOUT_H
 
 #include <stdint.h>
 
-enum { GROUP_ROWS = 16, STEP_K = 4, STEP_BYTES = 64, MAX_GROUPS = 4, LINE = 64, PADDING = 256 };
+enum { GROUP_ROWS = 16, STEP_K = 4, STEP_BYTES = 64, LINE = 64, FEW_TOKENS = 4 };
 
 /* How the weights of a matrix are stored; as in questlm.ops.cpu.linear. */
-typedef enum { BITS1, BITS2, BITS3, BITS4, BITS8, TERNARY, WORDS, BF16, FLOAT32, SCALED8, KINDS } kind_t;
+typedef enum { BITS1, BITS2, BITS3, BITS4, BITS8, TERNARY, WORDS, BF16, FLOAT32, SCALED8, KINDS, RESIDUES = KINDS } kind_t;
 
 typedef struct {
     int32_t k, bytes;
 } unit_t;
 
-static const unit_t UNITS[KINDS] = {
+static const unit_t UNITS[KINDS + 1] = {
     [BITS1] = {16, 32}, [BITS2] = {16, 64},   [BITS3] = {16, 96}, [BITS4] = {16, 128},  [BITS8] = {4, 64},
     [TERNARY] = {20, 64}, [WORDS] = {64, 128}, [BF16] = {4, 128},  [FLOAT32] = {1, 64}, [SCALED8] = {4, 64},
+    [RESIDUES] = {20, 64},
 };
 
 /* A weight, and how its inputs are encoded. The caller owns all memory. As in questlm.ops.cpu.linear. */
@@ -67,11 +72,12 @@ typedef struct {
     const float *offset;  /* (rows), added to each entry of a row, or NULL */
     const float *bias;    /* (rows), or NULL */
     const float *totals;  /* (rows), sum of a row's levels, where inputs have an offset; or NULL */
-    const float *values;  /* for float sums: level of each w; or of 8 bits, unless `by_table`, the w of level 0 */
+    const float *values;  /* for float sums: level of each w, 16 of them, those of
+                             2 bits 4 times; or of 8 bits, unless `by_table`, the w of level 0 */
     int64_t rows, k;
     int32_t kind;
     int32_t has_table;    /* w is table[code]; codes below 16 */
-    int32_t by_table;     /* float sums of 8 bits look levels up in `values`, (256); others have 16 values */
+    int32_t by_table;     /* float sums of 8 bits look levels up in `values`, (256) */
     int32_t is_wide;      /* some w are above 127 */
     int32_t in_integers;  /* inputs are codes, and sums are integers */
     int32_t scale, shift; /* A and B */
@@ -90,6 +96,7 @@ typedef struct {
     const void *input;   /* int8, float or uint64 planes, rows of `stride` bytes, aligned, filled up with 0 */
     int64_t stride;
     int32_t planes;      /* rows of bits that a token has, of WORDS */
+    int32_t residues;    /* the weight is TERNARY, and the input z */
     const int32_t *sums; /* (tokens), sum(x) */
     const float *totals; /* (tokens), sum of the input's levels, for a weight with an offset */
     const float *step;   /* (tokens), or NULL */

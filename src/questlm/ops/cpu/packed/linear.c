@@ -26,6 +26,17 @@ static int64_t padded(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; 
 
 /* ---- Inputs --------------------------------------------------------------------------------------------------- */
 
+/* z of each unit, 24 bytes, from its x, 20 bytes: see layout.h. In place, from the last unit back, as z is longer. */
+static void to_residues(int8_t *input, int64_t units)
+{
+    while (units-- > 0) {
+        int8_t x[28] = {0}; /* from x(-1) to x(5) */
+        memcpy(x + 4, input + 20 * units, 20);
+        for (int i = 0; i < 24; i++)
+            input[24 * units + i] = (int8_t)(3 * x[i + 4] - x[i]);
+    }
+}
+
 /* One token's input as the product takes it. */
 static void encode_row(const job_t *job, int64_t token)
 {
@@ -42,6 +53,8 @@ static void encode_row(const job_t *job, int64_t token)
         sum = job->kernels->planes(codes, w->k, job->product.planes, (uint64_t *)to, job->product.units);
     else
         sum = job->kernels->encode(codes, w->k, w->input_table, (int8_t *)to, job->product.stride);
+    if (job->product.residues)
+        to_residues((int8_t *)to, job->product.units);
     job->sums[token] = sum;
     job->totals[token] = (float)((int64_t)w->input_scale * sum + w->k * w->input_shift) * 0.5f;
 }
@@ -72,13 +85,21 @@ static void multiply_strips(void *data)
     free(scratch);
 }
 
-/* Inputs of some tokens, in `buffer` of `input_bytes` and what is counted beside them. */
-static int64_t stride_of(const packed_t *w, int planes)
+/* With inputs of more than 4 bits z would not fit a byte. */
+static int takes_residues(const packed_t *w, int64_t tokens)
+{
+    return w->kind == TERNARY && w->in_integers && tokens <= FEW_TOKENS && w->input_levels <= 16;
+}
+
+/* Bytes between the inputs of two tokens. */
+static int64_t stride_of(const packed_t *w, int planes, int64_t tokens)
 {
     const unit_t unit = UNITS[w->kind];
     const int64_t units = (w->k + unit.k - 1) / unit.k;
     if (w->kind == WORDS)
         return units * 8 * planes;
+    if (takes_residues(w, tokens))
+        return units * 24;
     return units * unit.k * (w->in_integers ? 1 : 4);
 }
 
@@ -96,12 +117,13 @@ static int multiply(const packed_t *w, const void *rows, const float *step, cons
     const unit_t unit = UNITS[w->kind];
     const kernels_t *kernels = questlm_kernels();
     const int planes = planes_of(w);
-    const int64_t token_stride = stride_of(w, planes);
+    const int64_t token_stride = stride_of(w, planes, tokens);
     const int as_they_are = !w->in_integers && token_stride == w->k * 4;
     int32_t *sums = (int32_t *)(buffer + padded(tokens * token_stride));
     job_t job = {
         .product = {.weight = w, .tokens = tokens, .units = (w->k + unit.k - 1) / unit.k,
                     .input = as_they_are ? rows : buffer, .stride = token_stride, .planes = planes,
+                    .residues = takes_residues(w, tokens),
                     .sums = sums, .totals = totals ? totals : (float *)(sums + tokens), .step = step, .offset = offset, .y = y},
         .kernels = kernels, .rows = rows, .sums = sums, .totals = (float *)(sums + tokens),
     };
@@ -133,7 +155,7 @@ static int64_t tokens_at_once(const packed_t *w)
 /* Bytes of what `multiply` encodes, its sums and totals, and a line to align them. */
 static int64_t buffer_bytes(const packed_t *w, int64_t tokens)
 {
-    return padded(tokens * stride_of(w, planes_of(w))) + padded(8 * tokens);
+    return padded(tokens * stride_of(w, planes_of(w), tokens)) + padded(8 * tokens);
 }
 
 /* y = input weight^T: of codes (tokens, k) uint8 with steps (tokens), or of floats (tokens, k) with or without. Where

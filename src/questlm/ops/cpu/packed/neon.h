@@ -38,6 +38,8 @@ INLINE vec spread(const uint8_t *bits)
     return (vec)vandq_u8(vtstq_u8(both, bit), vdupq_n_u8(1));
 }
 
+INLINE vec add_fours(vec w, const uint8_t *bits) { return w | spread(bits) << 2; }
+
 /* 3 v / 256 as half of v + v / 2, divided by 64; both halves are rounded down. */
 INLINE vec leading_digit(vec v)
 {
@@ -63,7 +65,7 @@ INLINE values_t load_values(const float *values)
 /* The 4 bytes of float w are bytes 4 w to 4 w + 3. */
 INLINE floats_t pick(values_t values, vec w)
 {
-    const vec index = w * 0x04040404u + splat(0x03020100u);
+    const vec index = (w & splat(15)) * 0x04040404u + splat(0x03020100u);
     return (floats_t)vqtbl4q_u8(values.bytes, (uint8x16_t)index);
 }
 

@@ -51,6 +51,8 @@ INLINE vec spread(const uint8_t *bits)
     return (vec)((bytes_t)(((bytes_t)all & bit) != 0) & (bytes_t)splat_byte(1));
 }
 
+INLINE vec add_fours(vec w, const uint8_t *bits) { return w | spread(bits) << 2; }
+
 INLINE vec leading_digit(vec v)
 {
     return ((v & splat(0x00ff00ffu)) * 3 >> 8 & splat(0x00ff00ffu)) |
@@ -74,7 +76,7 @@ INLINE values_t load_values(const float *values) { return values; }
 
 INLINE floats_t pick(values_t values, vec w)
 {
-    return (floats_t){values[w[0]], values[w[1]], values[w[2]], values[w[3]]};
+    return (floats_t){values[w[0] & 15], values[w[1] & 15], values[w[2] & 15], values[w[3] & 15]};
 }
 
 INLINE floats_t to_floats(vec w) { return __builtin_convertvector((ints_t)w, floats_t); }

@@ -5,10 +5,11 @@
                           exact for w above 127 only where `wide` is set
      lookup(table, w)     table[w] for each byte w below 16; load_table(table) gives the first argument
      spread(bits)         a byte, 0 or 1, for each of BYTES bits in memory
+     add_fours(w, bits)   w + 4 for each byte whose bit is set, of BYTES bits in memory
      leading_digit(v)     whole part of 3 v / 256 for each byte
      count_bits(v)        number of bits set in each 64 bits
      multiply_add(a, b, c)  a b + c
-     pick(values, w)      values[w] for each 32 bits w below 16; load_values(values) gives the first argument
+     pick(values, w)      values[w] by the lowest 4 of each 32 bits; load_values(values) gives the first argument
      to_floats(w)         each of 32 bits as a float
 
    and the types table_t and values_t. A loop over k is written once, as a function that is inlined with its kind,
@@ -19,7 +20,8 @@
 
 #define FEW (TOKENS < 4 ? TOKENS : 4)
 
-enum { STRIP_ROWS = GROUPS * GROUP_ROWS, PANEL_STEPS = 65536 / (GROUPS * STEP_BYTES), AHEAD = 2048 };
+enum { STRIP_ROWS = GROUPS * GROUP_ROWS, PANEL_STEPS = 65536 / (GROUPS * STEP_BYTES), AHEAD = 2048,
+       BLOCK_K = 320 };
 
 /* Part `part` of step `step` of a unit, as bytes. */
 INLINE vec codes_of(kind_t kind, const uint8_t *unit, int step, int part)
@@ -31,28 +33,38 @@ INLINE vec codes_of(kind_t kind, const uint8_t *unit, int step, int part)
     case BITS2:
         return (load(at) >> (2 * step)) & splat_byte(3);
     case BITS3:
-        return ((load(at) >> (2 * step)) & splat_byte(3)) |
-               (spread(unit + 64 + 8 * step + part * (BYTES / 8)) << 2);
+        return add_fours((load(at) >> (2 * step)) & splat_byte(3), unit + 64 + 8 * step + part * (BYTES / 8));
     case BITS4:
         return (load(at + 64 * (step / 2)) >> (4 * (step % 2))) & splat_byte(15);
-    case TERNARY: {
+    case TERNARY:
+    case RESIDUES: {
         bytes_t rest = (bytes_t)load(at);
         UNROLL for (int i = 0; i < step; i++) rest = rest + rest + rest;
-        return leading_digit((vec)rest);
+        return kind == RESIDUES ? (vec)rest : leading_digit((vec)rest);
     }
     default:
         return load(at);
     }
 }
 
-INLINE int steps_of(kind_t kind) { return kind == FLOAT32 ? 1 : UNITS[kind].k / STEP_K; }
+INLINE int steps_of(kind_t kind)
+{
+    return kind == FLOAT32 ? 1 : kind == RESIDUES ? 6 : UNITS[kind].k / STEP_K;
+}
+
+/* How far ahead of a unit memory is asked for. Groups are read side by side, so behind the last of the units that are
+   left of one comes not the next group but one further on, by `jump`. */
+INLINE int64_t ahead_of(int64_t unit, int64_t left, int unit_bytes, int64_t jump)
+{
+    return unit + AHEAD / unit_bytes < left ? AHEAD : AHEAD + jump;
+}
 
 /* ---- Sums of integers ----------------------------------------------------------------------------------------- */
 
 /* sums[token][row of the strip], uint32; `more` adds to what is there. Groups are at w[0 .. GROUPS - 1]. */
 INLINE void sum_bytes(kind_t kind, int has_table, int wide, int tokens, const uint8_t *table,
-                      const uint8_t *const *w, const int8_t *x, int64_t stride, int64_t units, int more,
-                      uint32_t *sums)
+                      const uint8_t *const *w, const int8_t *x, int64_t stride, int64_t units, int64_t left,
+                      int64_t jump, int more, uint32_t *sums)
 {
     const int unit_bytes = UNITS[kind].bytes, steps = steps_of(kind);
     const table_t levels = load_table(table);
@@ -76,9 +88,10 @@ INLINE void sum_bytes(kind_t kind, int has_table, int wide, int tokens, const ui
                         sum[m][g][p] = dot(sum[m][g][p], codes, four[m], wide);
                 }
         }
+        const int64_t ahead = ahead_of(unit, left, unit_bytes, jump);
         UNROLL for (int g = 0; g < GROUPS; g++) {
             UNROLL for (int line = 0; line < unit_bytes; line += LINE)
-                __builtin_prefetch(at[g] + AHEAD + line);
+                __builtin_prefetch(at[g] + ahead + line);
             at[g] += unit_bytes;
         }
         x += steps * STEP_K;
@@ -95,13 +108,14 @@ typedef struct {
     const float *const *scales; /* of each group */
     const uint8_t *const *w;
     const uint8_t *x;
-    int64_t stride, units;
-    int more;
+    int64_t stride, units, left, jump; /* see ahead_of */
+    int more, residues;
     uint32_t *sums;
 } strip_t;
 
 #define SUM_BYTES(kind, has_table, wide, tokens)                                                                   \
-    sum_bytes(kind, has_table, wide, tokens, s->table, s->w, (const int8_t *)s->x, s->stride, s->units, s->more, s->sums)
+    sum_bytes(kind, has_table, wide, tokens, s->table, s->w, (const int8_t *)s->x, s->stride, s->units,      \
+              s->left, s->jump, s->more, s->sums)
 
 /* Straight from the packed weight, for few tokens. Returns how many of `tokens` it took. */
 #define DIRECT(kind, has_table, wide)                                                                              \
@@ -124,10 +138,11 @@ DIRECT(BITS4, 0, 0)
 DIRECT(BITS4, 1, 0)
 DIRECT(BITS8, 0, 1)
 DIRECT(TERNARY, 0, 0)
+DIRECT(RESIDUES, 0, 0)
 
 static int direct(const packed_t *weight, const strip_t *s, int64_t tokens)
 {
-    switch (weight->kind) {
+    switch (s->residues ? RESIDUES : weight->kind) {
     case BITS1:
         return direct_BITS1_0(s, tokens);
     case BITS2:
@@ -138,6 +153,8 @@ static int direct(const packed_t *weight, const strip_t *s, int64_t tokens)
         return weight->has_table ? direct_BITS4_1(s, tokens) : direct_BITS4_0(s, tokens);
     case TERNARY:
         return direct_TERNARY_0(s, tokens);
+    case RESIDUES:
+        return direct_RESIDUES_0(s, tokens);
     default:
         return direct_BITS8_0(s, tokens);
     }
@@ -209,11 +226,16 @@ INLINE floats_t numbers_of(kind_t kind, int by_code, values_t values, const floa
         vec two = load(unit + STEP_BYTES * (lane / 2) + part * BYTES);
         return (floats_t)(lane % 2 ? two & splat(0xffff0000u) : two << 16);
     }
+    /* pick looks at 4 bits, and values of 2 bits come 4 times, so what is above a code does not matter. */
+    if (kind == BITS4)
+        return pick(values, load(unit + 64 * (step / 2) + part * BYTES) >> (4 * (step % 2) + 8 * lane));
+    if (kind == BITS2)
+        return pick(values, load(unit + part * BYTES) >> (2 * step + 8 * lane));
     vec codes = codes_of(kind, unit, step, part) >> (8 * lane);
     if (kind == SCALED8)
         return (to_floats(codes & splat(0xff)) - splat_float(128.0f)) * scale;
     if (kind != BITS8)
-        return pick(values, codes & splat(0xff));
+        return pick(values, codes);
     if (by_code) {
         uint32_t index[BYTES / 4];
         float found[BYTES / 4];
@@ -232,8 +254,12 @@ INLINE floats_t load_scale(kind_t kind, const float *scales, int part)
     return kind == SCALED8 ? (floats_t)load(scales + part * (BYTES / 4)) : (floats_t){0};
 }
 
+/* The sums of one block of at most BLOCK_K entries; `more` adds them to what is there. One sum over a long row would
+   lose several times as many digits as the reference does, and blocks that are alike for all numbers of tokens keep a
+   token's output the same in any batch. */
 INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, const float *const *scales,
-                       const uint8_t *const *w, const uint8_t *x, int64_t stride, int64_t units, int more, float *sums)
+                       const uint8_t *const *w, const uint8_t *x, int64_t stride, int64_t units, int64_t left,
+                       int64_t jump, int more, float *sums)
 {
     const int unit_bytes = UNITS[kind].bytes, steps = steps_of(kind), lanes = kind == FLOAT32 ? 1 : STEP_K;
     const values_t values = load_values(all);
@@ -245,9 +271,7 @@ INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, c
     }
     UNROLL for (int m = 0; m < tokens; m++)
         UNROLL for (int g = 0; g < GROUPS; g++)
-            UNROLL for (int p = 0; p < PARTS; p++)
-                sum[m][g][p] = more ? (floats_t)load(sums + m * STRIP_ROWS + g * GROUP_ROWS + p * (BYTES / 4))
-                                    : (floats_t){0};
+            UNROLL for (int p = 0; p < PARTS; p++) sum[m][g][p] = (floats_t){0};
     for (int64_t unit = 0; unit < units; unit++) {
         UNROLL for (int s = 0; s < steps; s++)
             UNROLL for (int lane = 0; lane < lanes; lane++) {
@@ -264,21 +288,25 @@ INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, c
                             sum[m][g][p] = multiply_add(number, one[m], sum[m][g][p]);
                     }
             }
+        const int64_t ahead = ahead_of(unit, left, unit_bytes, jump);
         UNROLL for (int g = 0; g < GROUPS; g++) {
             UNROLL for (int line = 0; line < unit_bytes; line += LINE)
-                __builtin_prefetch(at[g] + AHEAD + line);
+                __builtin_prefetch(at[g] + ahead + line);
             at[g] += unit_bytes;
         }
         x += 4 * steps * lanes;
     }
     UNROLL for (int m = 0; m < tokens; m++)
         UNROLL for (int g = 0; g < GROUPS; g++)
-            UNROLL for (int p = 0; p < PARTS; p++)
-                store(sums + m * STRIP_ROWS + g * GROUP_ROWS + p * (BYTES / 4), (vec)sum[m][g][p]);
+            UNROLL for (int p = 0; p < PARTS; p++) {
+                float *to = sums + m * STRIP_ROWS + g * GROUP_ROWS + p * (BYTES / 4);
+                store(to, (vec)(more ? (floats_t)load(to) + sum[m][g][p] : sum[m][g][p]));
+            }
 }
 
 #define SUM_FLOATS(kind, by_code, tokens)                                                                          \
-    sum_floats(kind, by_code, tokens, s->values, s->scales, s->w, s->x, s->stride, s->units, s->more, (float *)s->sums)
+    sum_floats(kind, by_code, tokens, s->values, s->scales, s->w, s->x, s->stride, s->units, s->left,  \
+               s->jump, s->more, (float *)s->sums)
 #define DIRECT_FLOATS(kind, by_code)                                                                               \
     static __attribute__((noinline)) int NAME2(floats, kind, by_code)(const strip_t *s, int64_t tokens)            \
     {                                                                                                              \
@@ -384,6 +412,7 @@ INLINE void sum_words(int rows, const uint8_t *const *w, const uint8_t *x, int64
             UNROLL for (int p = 0; p < VECTORS; p++) sum[m][g][p] = (words_t){0};
     for (int64_t unit = 0; unit < units; unit++, x += 8) {
         words_t one[TOKENS];
+        const int64_t ahead = ahead_of(unit, units, 128, (WORD_GROUPS - 1) * units * 128);
         UNROLL for (int m = 0; m < rows; m++) {
             uint64_t word;
             memcpy(&word, x + m * stride, sizeof word);
@@ -394,8 +423,8 @@ INLINE void sum_words(int rows, const uint8_t *const *w, const uint8_t *x, int64
                 words_t bits = (words_t)load(at[g] + p * BYTES);
                 UNROLL for (int m = 0; m < rows; m++) sum[m][g][p] += count_bits(bits & one[m]);
             }
-            __builtin_prefetch(at[g] + AHEAD);
-            __builtin_prefetch(at[g] + AHEAD + LINE);
+            __builtin_prefetch(at[g] + ahead);
+            __builtin_prefetch(at[g] + ahead + LINE);
             at[g] += 128;
         }
     }
@@ -455,8 +484,10 @@ INLINE void to_dots(const product_t *job, int64_t token, int64_t row, int count,
     const uint32_t scale = (uint32_t)(w->scale * w->input_scale), by_row = (uint32_t)(w->scale * w->input_shift);
     const uint32_t constant = (uint32_t)(w->shift * w->input_scale) * (uint32_t)job->sums[token] +
                               (uint32_t)w->k * (uint32_t)(w->shift * w->input_shift);
-    for (int i = 0; i < count; i++)
-        dots[i] = (float)(int32_t)(scale * sums[i] + by_row * (uint32_t)w->sums[row + i] + constant) * 0.25f;
+    for (int i = 0; i < count; i++) {
+        const uint32_t sum = job->residues ? (uint32_t)((int32_t)sums[i] / 256) : sums[i];
+        dots[i] = (float)(int32_t)(scale * sum + by_row * (uint32_t)w->sums[row + i] + constant) * 0.25f;
+    }
 }
 
 /* Steps, offsets and bias, in the order of questlm.ops.reference.matmul. */
@@ -492,21 +523,24 @@ INLINE void finish(const product_t *job, int64_t token, int64_t row, int count, 
 
 static int64_t panel_units(const packed_t *weight)
 {
-    const int steps = weight->in_integers ? steps_of(weight->kind) : UNITS[weight->kind].k;
-    return steps > PANEL_STEPS ? 1 : PANEL_STEPS / steps;
+    if (!weight->in_integers)
+        return BLOCK_K / UNITS[weight->kind].k; /* which divides it */
+    return PANEL_STEPS / steps_of(weight->kind);
 }
+
+static int64_t panel_steps(const packed_t *weight) { return weight->in_integers ? PANEL_STEPS : BLOCK_K; }
 
 /* Of more tokens than these a weight is unpacked once into a panel, which stays in cache. */
 static int takes_panel(const product_t *job)
 {
-    return job->tokens > 4 && job->weight->kind != WORDS;
+    return job->tokens > FEW_TOKENS && job->weight->kind != WORDS;
 }
 
 static int64_t count_bytes(int64_t rows) { return rows * STRIP_ROWS * 4; }
 
 static int64_t scratch_bytes(const product_t *job)
 {
-    const int64_t panel = takes_panel(job) ? (int64_t)(PANEL_STEPS + 32) * GROUPS * STEP_BYTES : 0;
+    const int64_t panel = takes_panel(job) ? (int64_t)panel_steps(job->weight) * GROUPS * STEP_BYTES : 0;
     return panel + count_bytes(job->tokens) + (job->planes > 1 ? count_bytes(job->tokens * job->planes) : 0);
 }
 
@@ -554,10 +588,28 @@ static void sum_by_panels(const product_t *job, strip_t strip, uint8_t *panel)
             else
                 expand_floats(w, strip.values, strip.scales[g], from[g] + first * unit.bytes, units, to);
         }
-        strip.units = units * steps;
+        strip.units = strip.left = units * steps;
         strip.more = first > 0;
         for_all(w, strip, job->tokens, sum_panel);
         strip.x += units * unit.k * (w->in_integers ? 1 : 4);
+    }
+}
+
+/* Straight from the weight; floats block by block. */
+static void sum_by_blocks(const product_t *job, strip_t strip)
+{
+    const unit_t unit = UNITS[job->weight->kind];
+    const int64_t most = job->weight->in_integers ? job->units : BLOCK_K / unit.k;
+    const uint8_t *groups[GROUPS];
+    memcpy(groups, strip.w, sizeof groups);
+    strip.w = groups;
+    for (; strip.left > 0; strip.left -= most) {
+        strip.units = strip.left < most ? strip.left : most;
+        for_all(job->weight, strip, job->tokens, sum_direct);
+        strip.more = 1;
+        strip.x += most * unit.k * 4;
+        for (int g = 0; g < GROUPS; g++)
+            groups[g] += most * unit.bytes;
     }
 }
 
@@ -579,7 +631,8 @@ static void product(const product_t *job, int64_t begin, int64_t end, uint8_t *s
         }
         strip_t s = {.table = w->table, 
                      .values = w->values ? w->values : none, .scales = scales, .w = groups, .x = job->input,
-                     .stride = job->stride, .units = job->units, .sums = sums};
+                     .stride = job->stride, .units = job->units, .left = job->units,
+                     .jump = (GROUPS - 1) * group_bytes, .residues = job->residues, .sums = sums};
         if (takes_panel(job))
             sum_by_panels(job, s, more);
         else if (job->planes > 1) {
@@ -587,7 +640,7 @@ static void product(const product_t *job, int64_t begin, int64_t end, uint8_t *s
             for_all(w, s, job->tokens * job->planes, sum_direct);
             add_planes(job->planes, job->tokens, s.sums, sums);
         } else
-            for_all(w, s, job->tokens, sum_direct);
+            sum_by_blocks(job, s);
         const int64_t row = strip * STRIP_ROWS;
         const int count = w->rows - row < STRIP_ROWS ? (int)(w->rows - row) : STRIP_ROWS;
         for (int64_t m = 0; m < job->tokens; m++) {

@@ -17,7 +17,7 @@ SOURCES := pyproject.toml setup.py requirements.lock $(wildcard src/questlm/ops/
 # Two test processes on two cores: one thread each, or they would fight over both.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-fast lint lock check-lock wheel wheel-check test-gpu clean
+.PHONY: demo test test-fast lint lock check-lock wheel wheel-check sanitize test-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -61,6 +61,10 @@ wheel: $(VENV)/.installed-dev
 
 wheel-check: wheel
 	$(BIN)/python scripts/check_wheel.py dist $(WHEEL_OPTIONS)
+
+# The native products of packed weights under the address and undefined-behaviour sanitizers; for some minutes.
+sanitize:
+	$(PYTHON) scripts/sanitize_kernels.py
 
 # On a machine with a CUDA device and torch in its own Python; installs nothing. Most of the time is compiling, which
 # several processes do at once where pytest-xdist is there.

@@ -13,6 +13,7 @@ other, and a turn that only measures the bandwidth of reading memory. Sides, in 
     Q4_0, ...   llama.cpp on a GGUF file of the same shapes, memory-mapped, keys and values in float16, with flash
                 attention and without: each table cell takes the faster
     float32, bfloat16   the same model in PyTorch, keys and values in the same dtype
+    torchao int4        the same in bfloat16, weights of all linear layers in 4 bits by torchao, in groups of 128
 
 Run it on an idle machine: another process's work ends up in the numbers. What share of the processors' time others
 took, and the load before the first turn, are recorded.
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,8 @@ from questlm.progress import progress
 from questlm.readable import bytes_text
 
 _TURN = Path(__file__).with_name("peer_turn.py")
-_PACKAGES = ("llama-cpp-python", "gguf")
+_NEEDED = {"llama.cpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}, "torchao": {"torchao": "torchao"}}
+"""Modules that an engine needs, and the packages they are in."""
 _BUSY = 0.5  # load average above which other work is felt
 
 
@@ -86,6 +89,7 @@ SIDES: dict[str, Side] = {
     **_llama("F16"),
     "float32": Side("torch", settings=(("dtype", "float32"),)),
     "bfloat16": Side("torch", settings=(("dtype", "bfloat16"),)),
+    "torchao int4": Side("torchao", settings=(("dtype", "bfloat16"), ("weight_bytes", 0.5 + 4 / 128))),
 }
 """By name, in the order of a round."""
 
@@ -124,19 +128,21 @@ def main() -> None:
 
 
 def _can_run(name: str, side: Side) -> bool:
-    if side.engine != "llama.cpp" or (find_spec("llama_cpp") and find_spec("gguf")):
-        return True
-    print(f"{name}: left out, because {' and '.join(_PACKAGES)} are not installed (pip install -e '.[bench]')")
-    return False
+    missing = [package for module, package in _NEEDED.get(side.engine, {}).items() if find_spec(module) is None]
+    if missing:
+        print(f"{name}: left out; not installed: {', '.join(missing)} (pip install -e '.[bench]')")
+    return not missing
 
 
 def _peer_versions(sides: dict[str, Side]) -> dict[str, str]:
-    if not any(side.engine == "llama.cpp" for side in sides.values()):
-        return {}
-    import gguf  # noqa: F401
-    import llama_cpp
+    engines = {side.engine for side in sides.values()}
+    packages = [package for engine in engines for package in _NEEDED.get(engine, {}).values()]
+    found = {package: metadata.version(package) for package in sorted(packages)}
+    if "llama.cpp" in engines:
+        import llama_cpp
 
-    return {"llama-cpp-python": llama_cpp.__version__, "llama.cpp": llama_cpp.llama_print_system_info().decode()}
+        found["llama.cpp"] = llama_cpp.llama_print_system_info().decode()
+    return found
 
 
 def _measure_preset(
@@ -183,8 +189,9 @@ def _write_models(folder: Path, model: ModelConfig, sides: dict[str, Side]) -> t
             same = [other for other in read if paths.get(other) == paths[name]]
             read[name] = read[same[0]] if same else write_random_gguf(paths[name], model, side.file_type)
         else:
-            dtype = getattr(torch, dict(side.settings)["dtype"])
-            read[name] = dtype.itemsize * (model.parameters - (model.vocab_size or 0) * model.hidden)
+            settings = dict(side.settings)
+            each = settings.get("weight_bytes", getattr(torch, settings["dtype"]).itemsize)
+            read[name] = round(each * (model.parameters - (model.vocab_size or 0) * model.hidden))
     return paths, read
 
 
@@ -226,7 +233,7 @@ def _print(preset: str, result: dict[str, Any]) -> None:
     for name, side in result["sides"].items():
         medians = {key: value["median"] for key, value in side.items() if isinstance(value, dict)}
         print(
-            f"  {name:<12}decode {medians['decode_tokens_per_second']:>8.1f} tokens/s "
+            f"  {name:<13} decode {medians['decode_tokens_per_second']:>8.1f} tokens/s "
             f"({side['share_of_bandwidth']:>4.0%} of the bandwidth)   "
             f"prefill {medians['prefill_tokens_per_second']:>8.1f}   load {medians['load_seconds']:.2f} s   "
             f"first token {medians['first_token_seconds']:.3f} s   {bytes_text(medians['resident_bytes'])}",

@@ -34,6 +34,7 @@ COMPARED = (
     ("prefill", "W1A1", "Q4_0"),
     ("decode", "W4A4", "float32"),
     ("decode", "W4A4", "bfloat16"),
+    ("decode", "W4A16", "torchao int4"),
 )
 """What is read, of which side of ours, against which opponent."""
 
@@ -51,7 +52,7 @@ def page_text(page: str, result: dict[str, Any] | None) -> str:
 def tables(result: dict[str, Any]) -> str:
     """How it was measured in a line, then two tables for each preset."""
     settings, versions = result["settings"], result["versions"]
-    peers = f", llama-cpp-python {versions['llama-cpp-python']}" if "llama-cpp-python" in versions else ""
+    peers = "".join(f", {name} {versions[name]}" for name in ("llama-cpp-python", "torchao") if name in versions)
     parts = [
         f"{result['device']}, {result['date']}, instructions {versions['instruction set']}, torch {versions['torch']}"
         f"{peers}; {settings['rounds']} rounds, median "

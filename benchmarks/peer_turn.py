@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from questlm.config import ModelConfig
+from questlm.models import KVCache, Llama
+
 Generate = Callable[[list[int], int], Iterator[int]]
 
 _BUFFER_BYTES = 2**30  # far larger than any cache
@@ -42,19 +45,35 @@ def questlm_engine(turn: dict[str, Any]) -> Generate:
 
 def torch_engine(turn: dict[str, Any]) -> Generate:
     """The same Llama in PyTorch, with random weights of one dtype."""
-    from questlm.config import ModelConfig
-    from questlm.models import KVCache, Llama
+    return float_generation(random_llama(turn))
 
-    config, dtype = ModelConfig(**turn["model"]), getattr(torch, turn["dtype"])
+
+def torchao_engine(turn: dict[str, Any]) -> Generate:
+    """The same Llama in bfloat16, every linear layer's weights in 4 bits by torchao, in groups of 128."""
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import quantize_
+
+    model = random_llama(turn)
+    quantize_(model, PrototypeInt4WeightOnlyConfig(group_size=128))
+    return float_generation(model)
+
+
+def random_llama(turn: dict[str, Any]) -> Llama:
+    """A Llama with random weights of the dtype of a turn."""
     with torch.device("meta"):
-        model = Llama(config).to(dtype)
+        model = Llama(ModelConfig(**turn["model"])).to(getattr(torch, turn["dtype"]))
     model = model.to_empty(device="cpu").eval()
     for parameter in model.parameters():
         torch.nn.init.uniform_(parameter, -0.03, 0.03) if parameter.ndim == 2 else torch.nn.init.ones_(parameter)
+    return model
+
+
+def float_generation(model: Llama) -> Generate:
+    """Greedy generation by a plain Llama, keys and values in the dtype of its embedding."""
 
     @torch.inference_mode()
     def generate(prompt: list[int], count: int) -> Iterator[int]:
-        cache = KVCache(config, 1, len(prompt) + count, dtype, "cpu")
+        cache = KVCache(model.config, 1, len(prompt) + count, model.embed.weight.dtype, "cpu")
         ids = torch.tensor([prompt])
         for _ in range(count):
             ids = model.next_logits(ids, cache).argmax(-1, keepdim=True)
@@ -104,6 +123,7 @@ def llama_engine(turn: dict[str, Any]) -> Generate:
 ENGINES: dict[str, Callable[[dict[str, Any]], Generate]] = {
     "questlm": questlm_engine,
     "torch": torch_engine,
+    "torchao": torchao_engine,
     "llama.cpp": llama_engine,
 }
 
@@ -145,6 +165,8 @@ def import_libraries(engine: str) -> None:
     """Import what an engine needs, so that its size and time are not counted as the model's."""
     if engine == "llama.cpp":
         import llama_cpp  # noqa: F401
+    elif engine == "torchao":
+        import torchao.quantization  # noqa: F401
     else:
         import questlm.inference  # noqa: F401
 

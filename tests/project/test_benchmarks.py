@@ -67,8 +67,9 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_line(
         "W4A4", "W4A4 avx2", "W4A16", "W2A2", "ternary", "W1A1", "float32", "bfloat16",
     ]  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Q4_0: left out, because llama-cpp-python and gguf are not installed (pip install -e '.[bench]')"
-    assert len(lines) == 6
+    assert lines[0] == "Q4_0: left out; not installed: llama-cpp-python, gguf (pip install -e '.[bench]')"
+    assert lines[-1] == "torchao int4: left out; not installed: torchao (pip install -e '.[bench]')"
+    assert len(lines) == 7
 
 
 def test_the_share_of_the_bandwidth_is_bytes_times_speed(benchmark: Any) -> None:

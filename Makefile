@@ -62,7 +62,7 @@ wheel: $(VENV)/.installed-dev
 wheel-check: wheel
 	$(BIN)/python scripts/check_wheel.py dist $(WHEEL_OPTIONS)
 
-# The native products of packed weights under the address and undefined-behaviour sanitizers; for some minutes.
+# The native products of packed weights under the address and undefined-behaviour sanitizers; two minutes or so.
 sanitize:
 	$(PYTHON) scripts/sanitize_kernels.py
 

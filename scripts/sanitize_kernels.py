@@ -20,14 +20,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "scripts" / "kernel_driver.c", *sorted((ROOT / "src/questlm/ops/cpu").rglob("*.c"))]
 FLAGS = ["-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread"]
-SANITIZERS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SANITIZERS = [
+    "-DUNROLL=",
+    "-g",
+    "-O1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+]
 
 
 def build_and_run(compiler: str, flags: list[str], runner: list[str], arguments: list[str]) -> None:
     """Build the driver with `compiler` and run it; exit with what it says where something is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         driver = Path(folder) / "driver"
-        print(f"{compiler}: building, which takes a minute or two", flush=True)
+        print(f"{compiler}: building, which may take a minute", flush=True)
         subprocess.run([compiler, *FLAGS, *flags, *SOURCES, "-lm", "-o", driver], check=True)
         print(f"{compiler}: running", flush=True)
         if subprocess.run([*runner, driver, *arguments], check=False).returncode:

@@ -23,11 +23,11 @@ typedef struct {
     __m256 low, high;
 } values_t;
 
-/* Sums of two products of bytes fit 16 bits where w is at most 127; where it may be larger, products go one by one. */
+/* Sums of two products of bytes fit 16 bits where w is at most 127, or x within 64; else products go one by one. */
 INLINE vec dot(vec sum, vec w, vec x, int wide)
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    if (!wide)
+    if (wide != 1)
         return sum + (vec)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)w, (__m256i)x), ones);
     const __m256i low = _mm256_set1_epi16(0xff);
     const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8);

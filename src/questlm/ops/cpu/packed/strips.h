@@ -2,7 +2,7 @@
 
      GROUPS               groups in a strip; TOKENS, most tokens whose sums stay in registers beside them
      dot(sum, w, x, wide) sum + the products of 4 unsigned bytes w with 4 signed bytes x, in each 32 bits;
-                          exact for w above 127 only where `wide` is set
+                          exact for w above 127 only where `wide` is not 0; 2 says that x are within 64
      lookup(table, w)     table[w] for each byte w below 16; load_table(table) gives the first argument
      spread(bits)         a byte, 0 or 1, for each of BYTES bits in memory
      add_fours(w, bits)   w + 4 for each byte whose bit is set, of BYTES bits in memory
@@ -138,7 +138,7 @@ DIRECT(BITS4, 0, 0)
 DIRECT(BITS4, 1, 0)
 DIRECT(BITS8, 0, 1)
 DIRECT(TERNARY, 0, 0)
-DIRECT(RESIDUES, 0, 0)
+DIRECT(RESIDUES, 0, 2)
 
 static int direct(const packed_t *weight, const strip_t *s, int64_t tokens)
 {

@@ -20,23 +20,22 @@ RESULT = common.RESULTS / "cpu_peers.json"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "cpu-inference.md"
 BEGIN, END = "<!-- begin: benchmarks/cpu_peers_page.py -->", "<!-- end -->"
 NOT_MEASURED = (
-    "Not measured yet: `benchmarks/results/cpu_peers.json` is missing. It is to be made on an idle machine, "
-    "with the native kernels of packed products."
+    "Not measured yet: `benchmarks/results/cpu_peers.json` is missing, because no machine was idle for long enough."
 )
-COMPARED = (
-    ("decode", "W4A4", "Q4_0"),
-    ("decode", "W4A4 avx2", "Q4_0"),
-    ("decode", "W4A16", "Q4_0"),
-    ("decode", "W2A2", "TQ2_0"),
-    ("decode", "ternary", "TQ2_0"),
-    ("decode", "W1A1", "TQ2_0"),
-    ("prefill", "W4A4", "Q4_0"),
-    ("prefill", "W1A1", "Q4_0"),
-    ("decode", "W4A4", "float32"),
-    ("decode", "W4A4", "bfloat16"),
-    ("decode", "W4A16", "torchao int4"),
+COMPARED: tuple[tuple[str, str, str, float | None], ...] = (
+    ("decode", "W4A4", "Q4_0", 1.7),
+    ("decode", "W4A4 avx2", "Q4_0", 1.0),
+    ("decode", "W4A16", "Q4_0", 1.3),
+    ("decode", "W2A2", "TQ2_0", 1.7),
+    ("decode", "ternary", "TQ2_0", 1.7),
+    ("decode", "W1A1", "TQ2_0", 2.5),
+    ("prefill", "W4A4", "Q4_0", 2.5),
+    ("prefill", "W1A1", "Q4_0", 5.0),
+    ("decode", "W4A4", "float32", None),
+    ("decode", "W4A4", "bfloat16", None),
+    ("decode", "W4A16", "torchao int4", None),
 )
-"""What is read, of which side of ours, against which opponent."""
+"""What is read, of which side of ours, against which opponent, and the ratio that is aimed at."""
 
 
 def page_text(page: str, result: dict[str, Any] | None) -> str:
@@ -71,13 +70,14 @@ def _speeds(measured: dict[str, Any], settings: dict[str, Any]) -> str:
         f"({bytes_text(bandwidth['min'])} to {bytes_text(bandwidth['max'])}). Other processes had "
         f"{measured['share_of_processors_for_others']:.1%} of the processors' time.",
         "",
-        f"| | decode, tokens/s | of the bandwidth | prefill of {settings['prefill']}, tokens/s | load, s | "
-        "first token, s | memory |",
-        "|---|---|---|---|---|---|---|",
+        f"| | decode, tokens/s | bandwidth allows | share of it | prefill of {settings['prefill']}, tokens/s | "
+        "load, s | first token, s | memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, side in measured["sides"].items():
         cells = [
             _range(side["decode_tokens_per_second"], ".1f"),
+            f"{bandwidth['median'] / side['weight_bytes_per_token']:.0f}",
             f"{side['share_of_bandwidth']:.0%}",
             _range(side["prefill_tokens_per_second"], ".0f"),
             f"{side['load_seconds']['median']:.2f}",
@@ -90,15 +90,15 @@ def _speeds(measured: dict[str, Any], settings: dict[str, Any]) -> str:
 
 def _ratios(measured: dict[str, Any]) -> str:
     sides = measured["sides"]
-    lines = ["| | ours | opponent, the faster way | ratio |", "|---|---|---|---|"]
-    for quantity, ours, opponent in COMPARED:
+    lines = ["| | ours | opponent, the faster way | ratio | aim |", "|---|---|---|---|---|"]
+    for quantity, ours, opponent, aim in COMPARED:
         against = [name for name in sides if name in (opponent, f"{opponent} flash")]
         if ours not in sides or not against:
             continue
         key = f"{quantity}_tokens_per_second"
         best = max(against, key=lambda name: sides[name][key]["median"])
         own, other = (sides[name][key]["median"] for name in (ours, best))
-        lines.append(f"| {quantity}, {ours} | {own:.1f} | {best} {other:.1f} | {own / other:.2f} |")
+        lines.append(f"| {quantity}, {ours} | {own:.1f} | {best} {other:.1f} | {own / other:.2f} | {aim or ''} |")
     return "\n".join(lines)
 
 

@@ -91,7 +91,10 @@ def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> No
     def side(speed: float) -> dict[str, Any]:
         names = ("decode_tokens_per_second", "prefill_tokens_per_second")
         names += ("load_seconds", "first_token_seconds", "resident_bytes")
-        return {name: {"median": speed, "min": speed, "max": speed} for name in names} | {"share_of_bandwidth": 0.5}
+        return {name: {"median": speed, "min": speed, "max": speed} for name in names} | {
+            "share_of_bandwidth": 0.5,
+            "weight_bytes_per_token": 10**8,
+        }
 
     measured = {
         "share_of_processors_for_others": 0.002,
@@ -107,7 +110,7 @@ def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> No
     }
     result |= {"load_before": 0.1, "command": "python x", "results": {"800m": measured}}
     text = benchmark("cpu_peers_page").tables(result)
-    assert "| decode, W4A4 | 60.0 | Q4_0 flash 24.0 | 2.50 |" in text
-    assert "| prefill, W1A1 | 90.0 | Q4_0 flash 24.0 | 3.75 |" in text
+    assert "| decode, W4A4 | 60.0 | Q4_0 flash 24.0 | 2.50 | 1.7 |" in text
+    assert "| prefill, W1A1 | 90.0 | Q4_0 flash 24.0 | 3.75 | 5.0 |" in text
     assert "TQ2_0" not in text
-    assert "| W4A4 | 60.0 (60.0 to 60.0) | 50% | 60 (60 to 60) | 60.00 | 60.000 | 60 bytes |" in text
+    assert "| W4A4 | 60.0 (60.0 to 60.0) | 200 | 50% | 60 (60 to 60) | 60.00 | 60.000 | 60 bytes |" in text

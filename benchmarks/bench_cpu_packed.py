@@ -7,7 +7,8 @@ Each format is given as weight bits : input bits, 16 for inputs that are not rou
 per second of the linear layers alone (transform, quantisation, product, scaling; no attention, no head), and the bytes
 of weights a second, as a share of what this machine reads from memory, measured in the same rounds. For many tokens it
 is multiplications and additions a second. Formats take turns, round by round; the best of the rounds is what the
-machine can do, as other work only ever adds to a time, and the spread says how quiet it was.
+machine can do, as other work only ever adds to a time, and the spread says how quiet it was. With --threads 1 processor
+time is counted, which a busy machine adds less to.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ def shapes_of(name: str) -> tuple[list[tuple[int, int]], int]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def rounds_of(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -305,3 +305,8 @@ def test_an_instruction_set_that_the_processor_lacks_is_an_error(monkeypatch: py
         BackendError, match=r"'later': this processor does not have it\. This processor can run: scalar\."
     ):
         native.use_instruction_set("later")
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 2**18 + 100])
+def test_reading_memory_takes_any_size(size: int) -> None:
+    native.read(torch.ones(size, dtype=torch.uint8))

@@ -17,17 +17,21 @@ typedef struct {
     atomic_ullong all;
 } read_t;
 
+/* Four streams side by side, which read faster than one does; the few bytes behind them are left out. */
 static uint64_t read_chunk(const uint8_t *from, int64_t bytes)
 {
+    const int64_t stream = bytes / 4 / LINE * LINE;
     four_t sum[4] = {{0}};
-    for (int64_t i = 0; i + LINE <= bytes; i += LINE) {
-        __builtin_prefetch(from + i + 4096);
-        for (int j = 0; j < 4; j++) {
-            four_t v;
-            memcpy(&v, from + i + 16 * j, sizeof v);
-            sum[j] |= v;
+    for (int64_t i = 0; i < stream; i += LINE)
+        for (int s = 0; s < 4; s++) {
+            const uint8_t *line = from + s * stream + i;
+            __builtin_prefetch(line + 1024);
+            for (int j = 0; j < 4; j++) {
+                four_t v;
+                memcpy(&v, line + 16 * j, sizeof v);
+                sum[j] |= v;
+            }
         }
-    }
     sum[0] |= sum[1] | sum[2] | sum[3];
     return sum[0][0] | sum[0][1];
 }

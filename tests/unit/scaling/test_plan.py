@@ -19,7 +19,7 @@ from questlm.scaling.limits import Limits
 from questlm.scaling.plan import best_shapes, make_plan, matching, plannable, spec_of_group
 from questlm.scaling.plan_picture import draw_plan
 from questlm.scaling.shapes import shapes, training_flops, training_settings
-from questlm.scaling.size import packed_bytes
+from questlm.scaling.size import PackedSizes, packed_bytes
 
 EFF = {"quest/w1a1/int1": 0.02, "quest/w2a2/int2": 0.16, "quest/w4a4/int4": 0.7, "quest/w8a8/int8": 1.0}
 
@@ -46,6 +46,7 @@ def law(spread: float = 0.0, **values: float) -> LawFit:
 
 
 LAW = law()
+_SIZES: dict[str, PackedSizes] = {}  # by settings: thousands of shapes are asked for again and again
 
 
 @pytest.mark.slow
@@ -58,7 +59,8 @@ def test_no_choice_breaks_the_limits_and_no_larger_shape_would_keep_them(
     for choice in best_shapes(LAW, limits, plannable(LAW)):
         assert choice.bytes == packed_bytes(choice.model, choice.quant) <= limits.memory
         larger = [model for model in shapes(1024) if model.block_parameters > choice.model.block_parameters]
-        assert all(packed_bytes(model, choice.quant) > limits.memory for model in larger)
+        sizes = _SIZES.setdefault(choice.quant.model_dump_json(), PackedSizes(choice.quant))
+        assert all(sizes.of(model) > limits.memory for model in larger)
 
 
 def test_the_best_is_the_best_of_all_candidates() -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="500k")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--config", type=Path, help="settings instead of the preset's, such as another recipe")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     tokens = parse_count(arguments.tokens, "--tokens")
     with tempfile.TemporaryDirectory() as folder:
         runs = {
-            name: [_run(bits, tokens, seed, Path(folder) / f"{name}-{seed}") for seed in range(arguments.seeds)]
+            name: [
+                _run(bits, tokens, seed, arguments.config, Path(folder) / f"{name}-{seed}")
+                for seed in range(arguments.seeds)
+            ]
             for name, bits in SIDES.items()
         }
     result = {
         "benchmark": "first_run",
-        "command": f"python benchmarks/first_run.py --tokens {arguments.tokens} --seeds {arguments.seeds}",
+        "command": shlex.join(["python", "benchmarks/first_run.py", *sys.argv[1:]]),
         "device": runs["W4A4"][0].device,
         "versions": package_versions(),
         "data": runs["W4A4"][0].data,
@@ -47,10 +53,11 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _run(bits: int, tokens: int, seed: int, out: Path) -> RunRecord:
+def _run(bits: int, tokens: int, seed: int, file: Path | None, out: Path) -> RunRecord:
     # The dense side keeps float32 embeddings: it is the model without any rounding.
     quant = {"weight_bits": bits, "act_bits": bits, "embeddings": "float" if bits == 16 else "bf16"}
-    return train(load_config("nano", flags={"quant": quant, "budget": {"tokens": tokens}, "seed": seed}), out)
+    flags = {"quant": quant, "budget": {"tokens": tokens}, "seed": seed}
+    return train(load_config("nano", file, flags=flags), out)
 
 
 def _summary(records: list[RunRecord]) -> dict[str, Any]:

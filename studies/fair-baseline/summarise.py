@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -67,7 +67,8 @@ def gaps(losses: Losses) -> str:
     return "\n" + markdown(("", "published setting", "best with AdamW", "best with Muon"), rows)
 
 
-def _cell(losses: Losses, width: str, wanted: Any) -> str:
+def _cell(losses: Losses, width: str, wanted: Callable[[Setting], bool]) -> str:
+    """The lowest loss among the settings that are wanted, its distance to BF16's lowest, and where it was reached."""
     found = {setting: loss for setting, loss in losses[width].items() if wanted(setting)}
     dense = [loss for setting, loss in losses["bf16"].items() if wanted(setting)]
     if not found:
@@ -79,7 +80,7 @@ def _cell(losses: Losses, width: str, wanted: Any) -> str:
 
 
 def all_runs(losses: Losses) -> str:
-    """Every setting that has a run, best mean rank first, and its loss at each width."""
+    """Every setting that has a run, in the order of optimizer, batch and rate, and its loss at each width."""
     settings = sorted({setting for each in losses.values() for setting in each})
     rows = [[str(setting), *(_loss(losses[width].get(setting)) for width in WIDTHS)] for setting in settings]
     return "\n" + markdown(("setting", *(width.upper() for width in WIDTHS)), rows)

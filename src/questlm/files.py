@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -36,6 +36,7 @@ __all__ = [
     "remove_folder",
     "remove_leftovers",
     "sha256_file",
+    "sha256_files",
     "user_path",
 ]
 
@@ -243,6 +244,15 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """Hex SHA-256 of one file; of several, of the list of their hashes and names as `sha256sum` prints it."""
+    digests = {path: sha256_file(path) for path in sorted(paths)}
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    lines = "".join(f"{digest}  {path.name}\n" for path, digest in digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _sync_file(path: Path) -> None:

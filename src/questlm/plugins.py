@@ -186,7 +186,7 @@ def _registering(plugin: Plugin, what: str, file: Path | None = None) -> Iterato
     _loading.append(plugin)
     try:
         yield
-    except Exception as problem:
+    except Exception as problem:  # the code of a plugin may raise anything
         for table in _tables:
             table.forget(plugin)
         raise ConfigError(f"{what} cannot be used: {_explained(problem, file)}") from problem

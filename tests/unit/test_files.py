@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from questlm.files import (
     read_plain_file,
     remove_folder,
     remove_leftovers,
+    sha256_files,
     user_path,
 )
 from questlm.json_files import read_json
@@ -252,3 +254,12 @@ def test_a_path_may_begin_with_a_home_folder_and_need_not_be_one(monkeypatch: py
     monkeypatch.setenv("HOME", "/home/someone")
     assert user_path("~/text.txt") == Path("/home/someone/text.txt")
     assert user_path("~no.such-user/text.txt") == Path("~no.such-user/text.txt")
+
+
+def test_the_hash_of_files_is_of_one_its_own_and_of_several_that_of_their_list(tmp_path: Path) -> None:
+    one, two = tmp_path / "a", tmp_path / "b"
+    one.write_bytes(b"1")
+    two.write_bytes(b"2")
+    assert sha256_files([one]) == sha256(b"1").hexdigest()
+    lines = f"{sha256(b'1').hexdigest()}  a\n{sha256(b'2').hexdigest()}  b\n"
+    assert sha256_files([two, one]) == sha256(lines.encode()).hexdigest()

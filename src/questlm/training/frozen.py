@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from questlm.config import ModelConfig, RunConfig
 from questlm.data import load_tokenizer
 from questlm.errors import ConfigError, quoted
-from questlm.files import sha256_file
+from questlm.files import sha256_files
 from questlm.inference import load as load_packed
 from questlm.memory import host_memory, require_memory
 from questlm.models import Llama
@@ -50,7 +49,7 @@ def load_frozen(path: Path, device: torch.device) -> FrozenModel:
 def _of_run(path: Path, device: torch.device) -> FrozenModel:
     folder = RunFolder(path)
     loaded = load_run(path)
-    digest = _hash(weight_files(loaded.checkpoint))  # not of a newer one, where the run still trains
+    digest = sha256_files(weight_files(loaded.checkpoint))  # not of a newer one, where the run still trains
     tokenizer = load_tokenizer(folder.tokenizer_file) if folder.tokenizer_file.is_file() else None
     return FrozenModel(_computing(loaded.model, device), loaded.config.model.vocab_size or 0, tokenizer, digest)
 
@@ -61,7 +60,7 @@ def _of_packed(path: Path, device: torch.device) -> FrozenModel:
     def logits(ids: Tensor) -> Tensor:
         return model.logits(ids).clone()  # which, made outside inference mode, may be kept for the backward pass
 
-    return FrozenModel(logits, model.config.vocab_size or 0, model.tokenizer, _hash([path / MANIFEST_NAME]))
+    return FrozenModel(logits, model.config.vocab_size or 0, model.tokenizer, sha256_files([path / MANIFEST_NAME]))
 
 
 def _of_hugging_face(path: Path, device: torch.device) -> FrozenModel:
@@ -87,9 +86,3 @@ def _computing(model: Llama, device: torch.device) -> Callable[[Tensor], Tensor]
             return result
 
     return logits
-
-
-def _hash(files: list[Path]) -> str:
-    """Of one file its SHA-256, of several that of the list of their hashes."""
-    digests = [sha256_file(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

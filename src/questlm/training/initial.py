@@ -6,7 +6,6 @@ on its word; then the weights are read one at a time, as float32.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from questlm.config import DATA_PATHS, ModelConfig, RunConfig
 from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
-from questlm.files import sha256_file, user_path
+from questlm.files import sha256_files, user_path
 from questlm.json_files import read_json
 from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
 from questlm.sealed import MANIFEST_NAME
@@ -67,12 +66,7 @@ class InitialModel:
 
     def weights_hash(self) -> str:
         """Hex SHA-256 of the file of weights; of several, of the list of their hashes as `sha256sum` prints it."""
-        files = sorted({file for place in self.places.values() for file in place.files})
-        digests = [sha256_file(file) for file in files]
-        if len(files) == 1:
-            return digests[0]
-        lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return sha256_files({file for place in self.places.values() for file in place.files})
 
 
 def find_initial(config: RunConfig) -> InitialModel | None:

@@ -172,10 +172,12 @@ def prepare_data(config: RunConfig) -> None:
 
 
 def gpus() -> list[str]:
-    """Numbers of the GPUs, or one empty name for the CPU."""
+    """Numbers of the GPUs that this process may use, or one empty name for the CPU."""
     import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())] or [""]
+    count = torch.cuda.device_count()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (chosen.split(",")[:count] if chosen else [str(number) for number in range(count)]) or [""]
 
 
 class Worker:

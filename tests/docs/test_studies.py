@@ -80,6 +80,18 @@ def test_the_table_of_the_demo_recipe_shows_its_records_and_the_preset_takes_the
         assert getattr(config.train, name) == getattr(default, name)
 
 
+def test_the_tables_of_the_better_recipe_show_its_records_and_name_every_change() -> None:
+    script, folder = _script("better-recipe/summarise.py"), ROOT / "studies" / "better-recipe"
+    shown, losses = (folder / "README.md").read_text(encoding="utf-8"), script.read()
+    assert losses["none"].keys() == set(script.WIDTHS)
+    assert f"<!-- best -->\n{script.best(losses)}\n<!-- end of best -->" in shown
+    assert f"<!-- changes -->\n{script.changes(losses)}\n<!-- end of changes -->" in shown
+    for name in read_yaml(folder / "study.yaml", "study")["runs"]:
+        width, _, change = name.partition("-")
+        assert width in script.WIDTHS
+        assert f"`{change}`" in shown
+
+
 def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
     script, folder = _script("methods-30m/summarise.py"), ROOT / "studies" / "methods-30m"
     table = script.losses_by_bits(script.read_losses(folder / "runs"))
@@ -88,7 +100,9 @@ def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
     assert f"<!-- losses by bits -->\n{table}\n<!-- end of losses by bits -->" in shown
 
 
-@pytest.mark.parametrize(("study", "runs"), [("methods-30m", 61), ("fair-baseline", 112), ("demo-recipe", 40)])
+@pytest.mark.parametrize(
+    ("study", "runs"), [("methods-30m", 61), ("fair-baseline", 112), ("demo-recipe", 40), ("better-recipe", 64)]
+)
 def test_every_run_of_a_study_can_be_made(study: str, runs: int) -> None:
     runner, file = _script("runner.py"), ROOT / "studies" / study / "study.yaml"
     names = list(read_yaml(file, "study")["runs"])

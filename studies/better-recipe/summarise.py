@@ -1,0 +1,76 @@
+"""Put the tables into README.md, from the records under runs/ and those of the baseline in ../fair-baseline.
+
+python studies/better-recipe/summarise.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import fmean
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from tables import markdown, read_losses, replace_part  # noqa: E402
+
+WIDTHS = ("bf16", "w4a4", "w2a2", "w1a1")
+BASELINE = "muon-b32-lr1.2-cosine"
+
+Losses = dict[str, dict[str, float]]
+"""Change -> width -> mean loss over seeds, in nats a token."""
+
+
+def main() -> None:
+    """Write the tables."""
+    losses = read()
+    replace_part(HERE / "README.md", "best", best(losses))
+    replace_part(HERE / "README.md", "changes", changes(losses))
+
+
+def read() -> Losses:
+    """Losses by change and width, from names such as `w1a1-linear50`; the baseline first."""
+    found: Losses = {"none": {}}
+    for folder, rename in ((HERE.parent / "fair-baseline" / "runs", True), (HERE / "runs", False)):
+        for name, by_seed in read_losses(folder).items():
+            width, _, change = name.partition("-")
+            if rename and change != BASELINE:
+                continue
+            found.setdefault("none" if rename else change, {})[width] = fmean(by_seed.values())
+    return found
+
+
+def best(losses: Losses) -> str:
+    """Each width's lowest loss, and how much of the baseline's distance to BF16 its change recovers.
+
+    BF16 is compared under the same change where it was run there, because a change of both is no gain of few bits.
+    """
+    rows = []
+    for width in WIDTHS[1:]:
+        gap = losses["none"][width] - losses["none"]["bf16"]
+        found = {change: own[width] for change, own in losses.items() if width in own}
+        change = min(found, key=lambda each: found[each])
+        recovered = (losses["none"][width] - found[change]) / gap
+        both = losses[change].get("bf16")
+        over = "BF16 not run" if both is None else f"{found[change] - both:.3f}"
+        rows.append([width.upper(), f"{gap:.3f}", change, f"{found[change]:.4f}", f"{recovered:.0%}", over])
+    header = ("", "distance of the baseline", "best change", "loss", "recovered", "distance under the same change")
+    return "\n" + markdown(header, rows)
+
+
+def changes(losses: Losses) -> str:
+    """Every change that has a run: loss at each width, and the difference from the baseline's."""
+    rows = []
+    for change, own in losses.items():
+        cells = [_cell(own.get(width), None if change == "none" else losses["none"][width]) for width in WIDTHS]
+        rows.append([change, *cells])
+    return "\n" + markdown(("change", *(width.upper() for width in WIDTHS)), rows)
+
+
+def _cell(loss: float | None, baseline: float | None) -> str:
+    if loss is None:
+        return ""
+    return f"{loss:.4f}" if baseline is None else f"{loss:.4f} ({loss - baseline:+.3f})"
+
+
+if __name__ == "__main__":
+    main()

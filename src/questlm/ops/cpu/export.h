@@ -14,6 +14,7 @@ EXPORT int questlm_quantize(const float *x, int64_t rows, int64_t k, int64_t blo
                             parallel_fn parallel);
 EXPORT int questlm_masked_hadamard(const float *gradient, int64_t rows, int64_t k, int64_t block, uint8_t *mask,
                                    float *out, int threads, parallel_fn parallel);
+EXPORT int64_t questlm_packed_bytes(int kind, int64_t rows, int64_t k);
 EXPORT void questlm_limit_vector_width(int floats);
 
 #endif

@@ -24,6 +24,7 @@ from questlm.vocabulary import library_failures
 __all__ = ["PackedModel", "load"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 _FIRST_ROOM = 256  # tokens to come that the cache has room for at first; most texts end long before their limit
 
 Weights = Literal["auto", "packed"]
@@ -43,7 +44,8 @@ def load(
         path: a folder that `questlm.export.pack` wrote.
         device: where to run.
         dtype: float32, or bfloat16 to compute as training under bf16 autocast does.
-        cache_dtype: of the keys and values of past tokens, float32 or bfloat16; attention to them is computed in it.
+        cache_dtype: in what keys and values of past tokens are kept. float32 or bfloat16: attention is computed in it,
+            too. int8: rounded to 8 bits with a float32 scale for each token and head; attention is computed in `dtype`.
             None: `dtype`.
         weights: "auto" multiplies as fast as this machine can: by native kernels from packed weights on a CPU,
             elsewhere from weights unpacked to the size of `dtype`. "packed" never holds them larger than they are
@@ -58,8 +60,9 @@ def load(
         raise ConfigError(f"weights = {quoted(weights)}; there are: {', '.join(get_args(Weights))}")
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype = {dtype}; a packed model computes in torch.float32 or torch.bfloat16")
-    if cache_dtype not in (None, *_DTYPES):
-        raise ConfigError(f"cache_dtype = {cache_dtype}; keys and values are kept in torch.float32 or torch.bfloat16")
+    if cache_dtype not in (None, *_CACHE_DTYPES):
+        allowed = ", ".join(map(str, _CACHE_DTYPES))
+        raise ConfigError(f"cache_dtype = {cache_dtype}; keys and values are kept in one of: {allowed}")
     try:
         place = torch.empty(0, device=device).device
     except (AssertionError, RuntimeError, ValueError) as problem:

@@ -4,6 +4,17 @@ Each sequence of a batch has a length of its own, and entry p of a sequence belo
 prompts of different lengths are padded on the right: what padding writes lies behind the sequence's length, no token
 attends to it, and the tokens that follow overwrite it. Shapes do not depend on lengths, and nothing is read back to the
 CPU, so a step can be recorded as a CUDA graph.
+
+The layout, which native code reads and writes too:
+
+    entries   (layers, 2, batch * capacity, kv_heads, width), contiguous; [:, 0] keys after rotation, [:, 1] values.
+              Position p of sequence b is slot b * capacity + p. Of float32, bfloat16, or int8.
+    scales    only where entries are int8: (layers, 2, batch * capacity, kv_heads, 1) float32, contiguous.
+              A number is code * scale. Of the row of `width` numbers x of a token and head (of a key after rotation),
+              in float32: scale = max |x| / 127, and code = x / max(scale, 2^-126), rounded to nearest with ties to even
+              and bounded by -127 and 127 (`questlm.ops.reference.storage.to_int8_rows`).
+
+Every token attends to keys and values as they are stored, its own included, in whatever pieces the tokens arrive.
 """
 
 from __future__ import annotations
@@ -17,18 +28,20 @@ from torch import Tensor
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
 from questlm.memory import host_memory
+from questlm.ops.reference.storage import from_int8_rows, to_int8_rows
 from questlm.readable import bytes_text
 
 __all__ = ["CacheStep", "KVCache"]
 
 _BLOCK = 64
+_SCALE = torch.float32
 
 
 class CacheStep(NamedTuple):
     """Where the next tokens of each sequence go, and what they attend to; `KVCache.step` makes one.
 
     Attributes:
-        entries: keys and values of all layers, (layers, 2, batch * capacity, kv_heads, width).
+        entries, scales: keys and values of all layers, in the layout above; scales are None where entries are floats.
         positions: of the new tokens in their sequences, (batch, tokens) int64.
         slots: where the new tokens go in `entries`, (batch * tokens,) int64.
         mask: which of the first `window` entries each new token attends to, (batch, 1, tokens, window) bool. None: the
@@ -37,6 +50,7 @@ class CacheStep(NamedTuple):
     """
 
     entries: Tensor
+    scales: Tensor | None
     positions: Tensor
     slots: Tensor
     mask: Tensor | None
@@ -45,27 +59,33 @@ class CacheStep(NamedTuple):
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new tokens' (batch, kv_heads, tokens, width) in one layer.
 
-        Returns the keys and values to attend to, (batch, kv_heads, window, width) in the dtype of the cache; without a
-        mask, those of the new tokens.
+        Returns the keys and values to attend to, (batch, kv_heads, window, width), as they are stored: in the dtype of
+        the cache, or of codes the numbers in the dtype of `keys` and `values`. Without a mask, those of the new tokens.
         """
-        return self._extend(self.entries[layer, 0], keys), self._extend(self.entries[layer, 1], values)
+        return self._extend((layer, 0), keys), self._extend((layer, 1), values)
 
-    def _extend(self, entries: Tensor, new: Tensor) -> Tensor:
-        new = new.to(entries.dtype)
-        entries.index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 1))
-        if self.mask is None:
-            return new
-        return entries.unflatten(0, (len(new), -1))[:, : self.window].transpose(1, 2)
+    def _extend(self, place: tuple[int, int], new: Tensor) -> Tensor:
+        rooms = [each[place] for each in (self.entries, self.scales) if each is not None]
+        stored = [new.to(self.entries.dtype)] if self.scales is None else list(to_int8_rows(new))
+        for part, room in zip(stored, rooms, strict=True):
+            room.index_copy_(0, self.slots, part.transpose(1, 2).flatten(0, 1))
+        if self.mask is not None:
+            stored = [room.unflatten(0, (len(new), -1))[:, : self.window].transpose(1, 2) for room in rooms]
+        return stored[0] if self.scales is None else from_int8_rows(stored[0], stored[1]).to(new.dtype)
 
 
 class KVCache:
     """Room for `capacity` tokens of each of `batch` sequences, in every layer.
 
     Attributes:
+        entries, scales: keys and values, in the layout that this module's docstring states.
         capacity: most tokens of a sequence. It changes only where `reserve` raises it.
         lengths: tokens that each sequence holds, (batch,) int64 on the device.
         window: how many entries of each sequence attention reads. It grows by blocks of 64 as tokens arrive; set to
             `capacity`, it stays, and then every step of one token has the same shapes.
+
+    Args:
+        dtype: of the entries: float32, bfloat16, or int8 for codes with a scale for each token and head.
 
     Raises:
         ConfigError: the device has no memory for so many tokens.
@@ -75,7 +95,7 @@ class KVCache:
         self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (config.layers, 2, batch * capacity, config.key_value_heads, config.head_width)
-        self._entries = _zeros(shape, dtype, torch.device(device))
+        self.entries, self.scales = _room(shape, dtype, torch.device(device))
         self.capacity, self.window = capacity, 0
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self._first_slots = torch.arange(batch, device=device) * capacity
@@ -91,12 +111,14 @@ class KVCache:
         """
         if capacity <= self.capacity:
             return
-        batch, (layers, both, _, heads, width) = len(self.lengths), self._entries.shape
+        batch, (layers, both, _, heads, width) = len(self.lengths), self.entries.shape
         shape = (layers, both, batch * capacity, heads, width)
-        grown = _zeros(shape, self._entries.dtype, self._entries.device)
-        stored, room = (entries.unflatten(2, (batch, -1)) for entries in (self._entries, grown))
-        room[:, :, :, : self._longest] = stored[:, :, :, : self._longest]
-        self._entries, self.capacity = grown, capacity
+        grown = _room(shape, self.entries.dtype, self.entries.device)
+        for old, new in zip((self.entries, self.scales), grown, strict=True):
+            if old is not None and new is not None:
+                stored, room = (each.unflatten(2, (batch, -1)) for each in (old, new))
+                room[:, :, :, : self._longest] = stored[:, :, :, : self._longest]
+        (self.entries, self.scales), self.capacity = grown, capacity
         self._first_slots = torch.arange(batch, device=self.lengths.device) * capacity
 
     def step(self, batch: int, tokens: int) -> CacheStep:
@@ -117,7 +139,7 @@ class KVCache:
         mask = None
         if self._longest:
             mask = torch.arange(self.window, device=device) <= positions[:, None, :, None]
-        return CacheStep(self._entries, positions, slots, mask, self.window)
+        return CacheStep(self.entries, self.scales, positions, slots, mask, self.window)
 
     def advance(self, tokens: int, counts: Tensor | None = None) -> None:
         """Count the `tokens` of a step as seen: of each sequence the first `counts` (batch,), the rest is padding."""
@@ -125,16 +147,19 @@ class KVCache:
         self.lengths += tokens if counts is None else counts
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    needed, tokens = math.prod(shape) * dtype.itemsize, shape[2]
+def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Entries of `shape`, and their scales where they are codes; all 0."""
+    rows = (*shape[:-1], 1)
+    needed = math.prod(shape) * dtype.itemsize + (math.prod(rows) * _SCALE.itemsize if dtype is torch.int8 else 0)
     memory = host_memory() if device.type == "cpu" else None
     try:
         # Linux grants a CPU more memory than there is, and ends the process where it is used.
         if memory is not None and needed > memory.free:
             raise MemoryError
-        return torch.zeros(shape, dtype=dtype, device=device)
+        scales = torch.zeros(rows, dtype=_SCALE, device=device) if dtype is torch.int8 else None
+        return torch.zeros(shape, dtype=dtype, device=device), scales
     except (MemoryError, RuntimeError):  # RuntimeError is also what torch raises where a GPU has no memory left
         raise ConfigError(
-            f"keys and values of {tokens:,} tokens need {bytes_text(needed)}, which {device} does not have; "
+            f"keys and values of {shape[2]:,} tokens need {bytes_text(needed)}, which {device} does not have; "
             "give shorter or fewer prompts, or ask for fewer tokens"
         ) from None

@@ -186,8 +186,8 @@ def test_ids_are_generated_for_one_prompt_or_several(model: PackedModel) -> None
 def test_device_and_dtype_are_checked(folder) -> None:
     with pytest.raises(ConfigError, match="dtype"):
         questlm.load(folder, dtype=torch.float16)
-    with pytest.raises(ConfigError, match=r"cache_dtype = torch\.int8"):
-        questlm.load(folder, cache_dtype=torch.int8)
+    with pytest.raises(ConfigError, match=r"cache_dtype = torch\.float16; .* torch\.int8$"):
+        questlm.load(folder, cache_dtype=torch.float16)
     with pytest.raises(ConfigError, match="device = 'tpu9'"):
         questlm.load(folder, device="tpu9")
 
@@ -213,9 +213,10 @@ def test_logits_that_overflow_are_an_error_not_noise(tmp_path) -> None:
         list(questlm.load(tmp_path / "a").stream_ids([1], options(4)))
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_keys_and_values_may_be_kept_in_16_bits(folder, dtype: torch.dtype) -> None:
-    model = questlm.load(folder, dtype=dtype, cache_dtype=torch.bfloat16)
+def test_keys_and_values_may_be_kept_in_fewer_bits(folder, dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
+    model = questlm.load(folder, dtype=dtype, cache_dtype=cache_dtype)
     ids = list(model.stream_ids("x =", greedy(8, stop_at_end=False)))
     logits = questlm.load(folder).logits(torch.tensor([model.encode("x =") + ids[:-1]]))[0, -len(ids) :]
     chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]

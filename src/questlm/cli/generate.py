@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from questlm.cli.options import CacheDtype
 from questlm.config import GenerationOptions
 from questlm.readable import bytes_text
 from questlm.terminal import say, say_piece
@@ -42,6 +43,9 @@ def generate(
         Literal["auto", "packed"],
         typer.Option(help="In memory: auto is the fastest here, packed takes no more than on disk."),
     ] = "auto",
+    cache_dtype: Annotated[
+        CacheDtype, typer.Option(help="In what keys and values of past tokens are kept.")
+    ] = "float32",
 ) -> None:
     """Continue a prompt, printing each piece of text as it comes, and on stderr how fast it came.
 
@@ -51,10 +55,12 @@ def generate(
 
         quest generate model/ --prompt 'import os' --temperature 0 --max-tokens 50
 
-        quest generate model/ --prompt 'Once' --weights packed
+        quest generate model/ --prompt 'Once' --weights packed --cache-dtype int8
 
         quest generate model/ --prompt 'Once' --top-p 0.9 --repetition-penalty 1.1 --stop 'The end'
     """
+    import torch
+
     from questlm.inference import load
 
     options = GenerationOptions(
@@ -68,7 +74,7 @@ def generate(
         stop=tuple(stop or ()),
         stop_at_end=stop_at_end,
     )
-    model = load(artifact, weights=weights)
+    model = load(artifact, weights=weights, cache_dtype=getattr(torch, cache_dtype))
     stream = model.stream(prompt, options)
     say_piece(prompt)
     for piece in stream:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from questlm.readable import bytes_text
 from questlm.terminal import cell
 
 __all__ = [
+    "CacheDtype",
     "Plugins",
     "fresh_folder",
     "load_plugins",
@@ -30,6 +31,9 @@ Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="Python file or module with methods or recipes of your own; may be repeated."),
 ]
+
+CacheDtype = Literal["float32", "bfloat16", "int8"]
+"""In what keys and values of past tokens can be kept, by the name of torch's dtype."""
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 

@@ -107,8 +107,15 @@ class PackedModel:
 
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits (batch, tokens, vocab_size) in `dtype`, on `device`, of token ids (batch, tokens)."""
-        return self._forward(ids.to(self.device), None)
+        """Logits (batch, tokens, vocab_size) in `dtype`, on `device`, of token ids (batch, tokens).
+
+        Attention is to keys and values as generation keeps them: rounded to `cache_dtype` where that is not `dtype`.
+        """
+        if self.cache_dtype is self.dtype:
+            return self._forward(ids.to(self.device), None)
+        batch, tokens = ids.shape
+        cache = KVCache(self.config, batch, tokens, self.cache_dtype, self.device)
+        return self._forward(ids.to(self.device), cache)
 
     __call__ = logits
 

@@ -62,6 +62,7 @@ def evaluate(
     *,
     tokenizer: str | Path | None = None,
     seq_len: int | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Measurement:
     """Measure loss, perplexity and bits per byte of a model on a text, in float32 unless the model computes otherwise.
 
@@ -74,9 +75,11 @@ def evaluate(
             its own.
         seq_len: length of the windows, each of which starts with no context, for a model in memory; None: 512. A folder
             takes that of its training.
+        cache_dtype: for the folder of a packed model, in what keys and values are kept, as in `questlm.load`.
 
     Raises:
-        ConfigError: no `data` or no `tokenizer` where they are needed, or a folder that brings its own.
+        ConfigError: no `data` or no `tokenizer` where they are needed, or a folder that brings its own; a `cache_dtype`
+            that cannot be used, or with another thing than the folder of a packed model.
         CheckpointError: not a run folder, no checkpoint, a damaged one, or a plugin that is not loaded or has changed.
         ArtifactError: not a packed model, a damaged one, or one whose loss is not finite.
         DataError: text that cannot be read, or that is shorter than two tokens.
@@ -87,12 +90,22 @@ def evaluate(
             raise ConfigError(f"{model} brings its own tokenizer and seq_len; leave these out")
         path = Path(model)
         if (path / "config.yaml").exists():
+            _refuse_cache(cache_dtype, f"the run {path}")
             return _measure(_run(path, source), source is not None)
-        result = _measure(_artifact(path, source), source is not None)
+        result = _measure(_artifact(path, source, cache_dtype), source is not None)
         if not math.isfinite(result.loss):
             raise ArtifactError(f"{path} has a loss of {result.loss}; its weights are out of any sensible range")
         return result
+    _refuse_cache(cache_dtype, "a model in memory")
     return _measure(_in_memory(model, source, tokenizer, seq_len or _SEQ_LEN), whole=True)
+
+
+def _refuse_cache(cache_dtype: torch.dtype | None, what: str) -> None:
+    if cache_dtype is not None:
+        raise ConfigError(
+            f"{what} is measured without a cache of keys and values; give the folder of a packed model "
+            "(quest pack), or a model that questlm.load(..., cache_dtype=...) returned"
+        )
 
 
 def _run(path: Path, source: str | None) -> _Subject:
@@ -104,8 +117,8 @@ def _run(path: Path, source: str | None) -> _Subject:
     return _Subject(loaded.model, settings, config.train.seq_len, config.model.vocab_size, training)
 
 
-def _artifact(path: Path, source: str | None) -> _Subject:
-    model = load(path)
+def _artifact(path: Path, source: str | None, cache_dtype: torch.dtype | None) -> _Subject:
+    model = load(path, cache_dtype=cache_dtype)
     training = model.training
     try:
         seq_len = TrainConfig(seq_len=training.get("seq_len", _SEQ_LEN)).seq_len

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import questlm
@@ -27,6 +28,10 @@ def test_flags_decide_the_text_and_the_speed_is_said_on_stderr(tmp_path: Path, t
     assert result.stderr.endswith(" in memory\n")
     packed = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags, "--weights", "packed"])
     assert packed.stdout == result.stdout
+    for dtype in (torch.bfloat16, torch.int8):
+        name = str(dtype).removeprefix("torch.")
+        rounded = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags, "--cache-dtype", name])
+        assert rounded.stdout == f"x{questlm.load(tmp_path / 'a', cache_dtype=dtype).generate('x', options)}\n"
     stopped = CliRunner().invoke(app, ["generate", str(tmp_path / "a"), *flags, "--stop", text[2:4], "--stop", "none"])
     assert stopped.stdout == f"x{text[: text.index(text[2:4])]}\n"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import questlm
@@ -40,6 +41,18 @@ def test_a_folder_is_measured_on_the_validation_split_of_its_training(folder: st
     assert abs(result.gap) < 1e-5
     assert result.tokens == final["tokens"]
     assert set(result.as_dict()) == set(final)
+
+
+def test_the_loss_with_rounded_keys_and_values_is_that_of_generation_with_them(run: Path) -> None:
+    exact = questlm.evaluate(run / "packed").loss
+    assert questlm.evaluate(run / "packed", cache_dtype=torch.float32).loss == exact
+    for cache_dtype in (torch.bfloat16, torch.int8):
+        loss = questlm.evaluate(run / "packed", cache_dtype=cache_dtype).loss
+        assert loss == pytest.approx(exact, abs=0.05) and loss != exact
+    with pytest.raises(ConfigError, match=r"the run .* is measured without a cache"):
+        questlm.evaluate(run, cache_dtype=torch.int8)
+    with pytest.raises(ConfigError, match="a model in memory is measured without a cache"):
+        questlm.evaluate(questlm.load(run / "packed"), "text.txt", cache_dtype=torch.int8)
 
 
 def test_models_in_memory_and_their_folders_agree_on_other_text(run: Path, tmp_path: Path) -> None:

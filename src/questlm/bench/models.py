@@ -128,9 +128,9 @@ def _cases(
 def _float_generation(model: Llama, prompts: list[list[int]], options: GenerationOptions) -> Callable[[], object]:
     """The same loop as that of a packed model."""
 
-    def generate() -> list[list[int]]:
+    def generate() -> object:
         capacity = len(prompts[0]) + options.max_new_tokens
         cache = KVCache(model.config, len(prompts), capacity, torch.float32, "cpu")
-        return list(generate_tokens(model.next_logits, cache, prompts, options))
+        return list(generate_tokens(model.next_logits, cache, prompts, options, range(len(prompts))))
 
     return generate

@@ -210,12 +210,12 @@ class PackedModel:
         capacity = max(map(len, starts)) + min(options.max_new_tokens, _FIRST_ROOM)
         cache = KVCache(self.config, len(starts), capacity, self.cache_dtype, self.device)
         end = self.end_of_text if options.stop_at_end else None
-        for ids in generate_tokens(self._next_logits, cache, starts, options):
-            for row in sorted(running):
-                if ids[row] == end:
+        for drawn in generate_tokens(self._next_logits, cache, starts, options, running):
+            for row, token in drawn:
+                if token == end:
                     running.discard(row)
-                else:
-                    yield row, ids[row]
+                elif row in running:
+                    yield row, token
             if not running:
                 return
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -21,22 +21,27 @@ _PREFILL_TOKENS = 512  # of each sequence at once; bounds the memory of a long p
 
 
 def generate_tokens(
-    next_logits: NextLogits, cache: KVCache, prompts: list[list[int]], options: GenerationOptions
-) -> Iterator[list[int]]:
-    """The next token id of each prompt, `max_new_tokens` times; the caller leaves when it has enough.
+    next_logits: NextLogits,
+    cache: KVCache,
+    prompts: list[list[int]],
+    options: GenerationOptions,
+    running: Collection[int],
+) -> Iterator[list[tuple[int, int]]]:
+    """Row and next token id of the prompts that are computed, `max_new_tokens` times.
 
-    All sequences take part in every step, also when the caller no longer wants more of some. On a GPU the next step is
-    launched before the ids of this one are read, so that the GPU never waits for the CPU.
+    On a GPU the next step is launched before the ids of this one are read, so that the GPU never waits for the CPU.
 
     Args:
         cache: an empty one with room for the longest prompt; it doubles when it is full.
         prompts: token ids, at least one each.
+        running: rows that are still wanted. The caller takes out those that have ended, and leaves when none is left;
+            before each step the others are dropped from the batch. On a GPU the step that is under way has them still.
 
     Raises:
         ArtifactError: logits that are not finite.
         ConfigError: the device has no memory for the keys and values of so many tokens.
     """
-    device, longest = cache.lengths.device, max(map(len, prompts))
+    device, longest, rows = cache.lengths.device, max(map(len, prompts)), list(range(len(prompts)))
     # Not a decorator of the whole: torch's cannot close a generator that is left unfinished when Python ends.
     with torch.inference_mode():
         logits = _prefill(next_logits, cache, prompts)
@@ -44,16 +49,21 @@ def generate_tokens(
     for step in range(options.max_new_tokens):
         with torch.inference_mode():
             ids = sampler.draw(logits)
-            readback = _Readback(ids, logits)
+            readback, drawn = _Readback(ids, logits), rows
         if device.type == "cpu":
-            yield readback.ids()  # before the next step is computed: it may not be wanted
+            yield list(zip(drawn, readback.ids(), strict=True))  # before the next step: it may not be wanted
         if step + 1 < options.max_new_tokens:
             if longest + step + 1 > cache.capacity:
                 cache.reserve(min(2 * cache.capacity, longest + options.max_new_tokens))
             with torch.inference_mode():
+                wanted = [place for place, row in enumerate(rows) if row in running]
+                if len(wanted) < len(rows):
+                    rows, ids = [rows[place] for place in wanted], ids[wanted]
+                    cache.keep(wanted)
+                    sampler.keep(wanted)
                 logits = next_logits(ids[:, None], cache, None)
         if device.type != "cpu":
-            yield readback.ids()
+            yield list(zip(drawn, readback.ids(), strict=True))
 
 
 def _prefill(next_logits: NextLogits, cache: KVCache, prompts: list[list[int]]) -> Tensor:

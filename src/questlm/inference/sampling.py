@@ -33,6 +33,7 @@ class Sampler:
         self, options: GenerationOptions, prompts: list[list[int]], vocab_size: int, device: torch.device | str
     ) -> None:
         self.options = options
+        self._rows = torch.arange(len(prompts), device=device)
         greedy = options.temperature == 0 or options.top_k == 1
         self._uniform = None if greedy else _uniform(options.seed, len(prompts), torch.device(device))
         self._seen: Tensor | None = None
@@ -47,10 +48,16 @@ class Sampler:
         if self._seen is not None:
             logits = penalized(logits, self._seen, self.options.repetition_penalty)
         uniform = self._uniform
-        ids = logits.argmax(-1) if uniform is None else choose(logits, self.options, next(uniform))
+        ids = logits.argmax(-1) if uniform is None else choose(logits, self.options, next(uniform)[self._rows])
         if self._seen is not None:
             self._seen.scatter_(1, ids[:, None], True)
         return ids
+
+    def keep(self, places: list[int]) -> None:
+        """Draw from now on for the sequences at `places` of those there are, each with its own numbers."""
+        self._rows = self._rows[places]
+        if self._seen is not None:
+            self._seen = self._seen[places]
 
 
 def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -7,9 +7,10 @@ CPU, so a step can be recorded as a CUDA graph.
 
 The layout, which native code reads and writes too:
 
-    entries   (layers, 2, batch * capacity, kv_heads, width), contiguous; [:, 0] keys after rotation, [:, 1] values.
-              Position p of sequence b is slot b * capacity + p. Of float32, bfloat16, or int8.
-    scales    only where entries are int8: (layers, 2, batch * capacity, kv_heads, 1) float32, contiguous.
+    entries   (layers, 2, slots, kv_heads, width), contiguous; [:, 0] keys after rotation, [:, 1] values.
+              Position p of sequence b is slot b * capacity + p; there are at least batch * capacity slots, more where
+              `KVCache.keep` has dropped sequences. Of float32, bfloat16, or int8.
+    scales    only where entries are int8: (layers, 2, slots, kv_heads, 1) float32, contiguous.
               A number is code * scale. Of the row of `width` numbers x of a token and head (of a key after rotation),
               in float32: scale = max |x| / 127, and code = x / max(scale, 2^-126), rounded to nearest with ties to even
               and bounded by -127 and 127 (`questlm.ops.reference.storage.to_int8_rows`).
@@ -41,7 +42,8 @@ class CacheStep(NamedTuple):
     """Where the next tokens of each sequence go, and what they attend to; `KVCache.step` makes one.
 
     Attributes:
-        entries, scales: keys and values of all layers, in the layout above; scales are None where entries are floats.
+        entries, scales: the first batch * capacity slots of all layers, in the layout above; scales are None where
+            entries are floats.
         positions: of the new tokens in their sequences, (batch, tokens) int64.
         slots: where the new tokens go in `entries`, (batch * tokens,) int64.
         mask: which of the first `window` entries each new token attends to, (batch, 1, tokens, window) bool. None: the
@@ -116,10 +118,23 @@ class KVCache:
         grown = _room(shape, self.entries.dtype, self.entries.device)
         for old, new in zip((self.entries, self.scales), grown, strict=True):
             if old is not None and new is not None:
-                stored, room = (each.unflatten(2, (batch, -1)) for each in (old, new))
-                room[:, :, :, : self._longest] = stored[:, :, :, : self._longest]
+                stored = old.unflatten(2, (-1, self.capacity))[:, :, :batch, : self._longest]
+                new.unflatten(2, (batch, -1))[:, :, :, : self._longest] = stored
         (self.entries, self.scales), self.capacity = grown, capacity
         self._first_slots = torch.arange(batch, device=self.lengths.device) * capacity
+
+    def keep(self, sequences: list[int]) -> None:
+        """Go on with these of the sequences, given in ascending order, and forget the others.
+
+        Their keys and values move to the front in place, so the memory stays as large as it was.
+        """
+        for place, sequence in enumerate(sequences):
+            if place != sequence:
+                for each in (self.entries, self.scales):
+                    if each is not None:
+                        stored = each.unflatten(2, (-1, self.capacity))[:, :, :, : self._longest]
+                        stored[:, :, place] = stored[:, :, sequence]
+        self.lengths, self._first_slots = self.lengths[sequences], self._first_slots[: len(sequences)]
 
     def step(self, batch: int, tokens: int) -> CacheStep:
         """Places of the next `tokens` tokens of each sequence.
@@ -139,7 +154,9 @@ class KVCache:
         mask = None
         if self._longest:
             mask = torch.arange(self.window, device=device) <= positions[:, None, :, None]
-        return CacheStep(self.entries, self.scales, positions, slots, mask, self.window)
+        used = slice(batch * self.capacity)
+        entries, scales = self.entries[:, :, used], None if self.scales is None else self.scales[:, :, used]
+        return CacheStep(entries, scales, positions, slots, mask, self.window)
 
     def advance(self, tokens: int, counts: Tensor | None = None) -> None:
         """Count the `tokens` of a step as seen: of each sequence the first `counts` (batch,), the rest is padding."""

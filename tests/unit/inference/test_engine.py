@@ -106,7 +106,9 @@ def draw_in_turn(model: PackedModel, monkeypatch, *texts: str) -> None:
     """Let the model choose the letters of `texts`, one text for each sequence of a batch; NUL is the end of text."""
     ids = {letter: model.encode(letter)[0] for text in texts for letter in text} | {"\0": 0}
     steps = itertools.cycle(zip(*texts, strict=True))
-    monkeypatch.setattr(Sampler, "draw", lambda *_: torch.tensor([ids[letter] for letter in next(steps)]))
+    monkeypatch.setattr(
+        Sampler, "draw", lambda self, _: torch.tensor([ids[letter] for letter in next(steps)])[self._rows]
+    )
 
 
 def test_generation_stops_at_the_end_of_text(model: PackedModel, monkeypatch) -> None:
@@ -125,7 +127,7 @@ def test_no_step_is_computed_that_nobody_wants(model: PackedModel, monkeypatch) 
     monkeypatch.setattr(model._model, "next_logits", lambda *inputs: steps.append(inputs) or next_logits(*inputs))
     draw_in_turn(model, monkeypatch, "AB\0A", "A\0BB")
     model.generate_ids(["a", "b"], options(1000))
-    assert len(steps) == 3  # the prompts, A A, and B \0
+    assert [len(ids) for ids, *_ in steps] == [2, 2, 1]  # the prompts, A A, and B alone
 
 
 def test_a_high_limit_takes_no_memory_for_text_that_ends_early(model: PackedModel, monkeypatch) -> None:

@@ -107,6 +107,18 @@ def test_a_sequence_is_drawn_alike_alone_and_beside_others() -> None:
     assert batch == tokens(3, seed=7, temperature=2.0) != tokens(3, temperature=2.0)
 
 
+def test_the_sequences_that_are_kept_draw_as_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 4, 5, generator=generator)
+    every, some = (sampler(4, temperature=2.0, seed=3, repetition_penalty=1.5) for _ in range(2))
+    kept = [0, 1, 2, 3]
+    for step, row in enumerate(logits):
+        if step in (4, 8):
+            some.keep([0, 2] if step == 4 else [1])
+            kept = [0, 2] if step == 4 else [2]
+        assert some.draw(row[kept]).tolist() == every.draw(row)[kept].tolist()
+
+
 def test_the_numbers_of_a_seed_do_not_depend_on_how_many_are_wanted() -> None:
     assert tokens(1, 5, seed=7, max_new_tokens=5) == [tokens(1, seed=7)[0][:5]]
     assert tokens(2, 5, seed=2**63 - 1) == [tokens(1, 5, seed=seed)[0] for seed in (2**63 - 1, 0)]

@@ -221,6 +221,28 @@ def test_more_room_keeps_what_is_stored(dtype):
             model.next_logits(ids[:, :1], cache)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_sequences_that_are_kept_go_on_as_they_were(dtype):
+    model, ids, _ = make()
+    ids = torch.cat((ids, ids.flip(1)))
+    whole, dropped = (KVCache(model.config, batch=4, capacity=8, dtype=dtype, device="cpu") for _ in range(2))
+    counts = torch.tensor([6, 3, 5, 1])
+    with torch.no_grad():
+        for cache in (whole, dropped):
+            model.next_logits(ids[:, :6], cache, counts)
+        dropped.keep([1, 3])
+        assert dropped.lengths.tolist() == [3, 1]
+        dropped.reserve(9)
+        for step in range(3):
+            new = ids[:, step, None]
+            if step == 1:
+                whole.reserve(9)
+            got = model.next_logits(new[[1, 3]], dropped)
+            torch.testing.assert_close(got, model.next_logits(new, whole)[[1, 3]], rtol=1e-5, atol=1e-5)
+        dropped.keep([0, 1])
+        assert dropped.lengths.tolist() == [6, 4]
+
+
 def test_more_than_is_free_is_refused_though_linux_would_grant_it(monkeypatch) -> None:
     monkeypatch.setattr("questlm.models.cache.host_memory", lambda: Memory(2**20, 2**30))
     config = ModelConfig(layers=2, hidden=64, heads=4, mlp_hidden=96, vocab_size=50)

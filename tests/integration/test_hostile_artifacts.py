@@ -16,6 +16,7 @@ import torch
 
 import questlm
 from helpers.packed_models import IDS, trained
+from questlm.artifact.for_transformers import KEYS, model_settings
 from questlm.artifact.format import FORMAT, VERSION
 from questlm.artifact.read import load_artifact
 from questlm.config import QuantSpec
@@ -116,7 +117,7 @@ def test_any_value_at_any_place_is_refused_or_taken_for_what_it_is(artifacts: di
         else:
             taken += 1
             questlm.load(folder).logits(IDS)
-            meant = json.loads(read.config.model_dump_json())
+            meant = json.loads(read.config.model_dump_json()) | model_settings(read.config.model)
             assert json.dumps(meant | config, sort_keys=True) == json.dumps(config, sort_keys=True)
             assert all(type(a) is type(b) or isinstance(b, float) for a, b in leaves(config, meant))
     assert 10 < taken < 100
@@ -150,6 +151,11 @@ def leaves(given: Any, meant: Any) -> Iterator[tuple[Any, Any]]:
         (("quantization_config", "formats", 1, "act_offset"), 1),
         (("quantization_config", "formats", 1, "act", "zero"), "8"),
         (("quantization_config", "formats", 1, "act", "levels"), 16.0),
+        (("tie_word_embeddings",), 0),
+        (("num_hidden_layers",), 2.0),
+        (("rms_norm_eps",), 0.5),
+        (("architectures",), ["GPT2LMHeadModel"]),
+        (("rope_scaling",), None),
     ],
 )
 def test_a_value_that_would_have_to_be_converted_is_refused(copy: Path, place: tuple[Any, ...], value: Any) -> None:
@@ -160,6 +166,15 @@ def test_a_value_that_would_have_to_be_converted_is_refused(copy: Path, place: t
 def test_an_integer_will_do_for_a_number(copy: Path) -> None:
     before = questlm.load(copy).logits(IDS)
     edit(copy, set_at(("model", "rope_theta"), 10_000))
+    seal(copy, FORMAT, VERSION)
+    assert torch.equal(questlm.load(copy).logits(IDS), before)
+
+
+def test_the_keys_for_transformers_are_all_there_or_none(copy: Path) -> None:
+    before = questlm.load(copy).logits(IDS)
+    edit(copy, lambda config: config.pop("model_type") and None)
+    assert "model_type" in refused(copy)
+    edit(copy, lambda config: {key: value for key, value in config.items() if key not in KEYS})
     seal(copy, FORMAT, VERSION)
     assert torch.equal(questlm.load(copy).logits(IDS), before)
 

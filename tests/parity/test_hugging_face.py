@@ -8,9 +8,9 @@ from torch import nn
 
 from questlm import Llama, QuantSpec, prepare
 from questlm.config import ModelConfig
+from questlm.config.hugging_face import hugging_face_config, model_config_from_hugging_face
 from questlm.errors import ConfigError
 from questlm.models import from_hugging_face, to_hugging_face
-from questlm.models.names import hugging_face_config, model_config_from_hugging_face
 from questlm.quant import quantized_layers
 
 transformers = pytest.importorskip("transformers")

@@ -1,9 +1,11 @@
 """What an artifact holds: a folder `questlm-artifact`, version 2.
 
-    config.json        ArtifactConfig below: the model's shape, the format of every weight matrix, where it came from
-    model.safetensors  `expected_tensors` below, and nothing else
-    tokenizer.json     optional, of the tokenizers library
-    MANIFEST.json      size and SHA-256 of each file, and bytes by part (questlm.sealed)
+    config.json            ArtifactConfig below: the model's shape, the format of every weight matrix, where it came
+                           from; and the shape once more in words of transformers (questlm.artifact.for_transformers)
+    model.safetensors      `expected_tensors` below, and nothing else
+    tokenizer.json         optional, of the tokenizers library
+    tokenizer_config.json  beside it, for transformers
+    MANIFEST.json          size and SHA-256 of each file, and bytes by part (questlm.sealed)
 
 Every matrix M (embedding, linear layers, head), (out, in), is stored in one of these ways, by `quantization_config`:
 
@@ -211,6 +213,9 @@ class WeightFormat(Section):
 class QuantizationConfig(Section):
     """Method and bits of most layers, for people; and the format of every layer, for programs."""
 
+    quant_method: Literal["questlm"] = Field(
+        default="questlm", description="by this transformers finds questlm.integrations.transformers"
+    )
     method: Annotated[str, Field(min_length=1, max_length=64)]
     weight_bits: Bits
     act_bits: Bits

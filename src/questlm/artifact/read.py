@@ -9,6 +9,8 @@ fault is an ArtifactError. docs/concepts/artifact.md states every bound.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from questlm.artifact.for_transformers import KEYS, model_settings
 from questlm.artifact.format import (
     CONFIG_NAME,
     FORMAT,
@@ -38,7 +41,7 @@ from questlm.sealed import MANIFEST_NAME, verify
 from questlm.terminal import command_text
 from questlm.vocabulary import parse_tokenizer, read_tokenizer_text, usual_end_of_text
 
-__all__ = ["Artifact", "load_artifact", "require_known_ids"]
+__all__ = ["Artifact", "load_artifact", "read_fetched", "require_known_ids"]
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_CONFIG_VALUES = 50_000  # `training` left out; pydantic takes 2 kB for each value that is wrong
@@ -93,6 +96,21 @@ def load_artifact(path: str | Path) -> Artifact:
         raise ArtifactError(f"{folder} is not a usable artifact: {_brief(problem)}") from None
 
 
+def read_fetched(config: ArtifactConfig, files: Sequence[Path]) -> Artifact:
+    """Read an artifact that another library has fetched as a config and files of weights, without its manifest.
+
+    Everything is checked as in `load_artifact`, except hashes. It has no tokenizer.
+
+    Raises:
+        ArtifactError: the files do not hold what the config says.
+    """
+    try:
+        tensors = _read_tensors(files, config)
+        return Artifact(config, tensors, None, None, {}, sum(path.stat().st_size for path in files))
+    except (ArithmeticError, OSError, RuntimeError, ValueError, SafetensorError) as problem:
+        raise ArtifactError(f"{files[0].parent} is not a usable artifact: {_brief(problem)}") from None
+
+
 def require_known_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Refuse a tokenizer with ids outside the vocabulary of a model.
 
@@ -123,8 +141,7 @@ def _load(folder: Path) -> Artifact:
     config = _read_config(folder / CONFIG_NAME)
     needed = _MEMORY_OVER_FILE * (folder / TENSORS_NAME).stat().st_size
     require_memory(needed, host_memory(), f"the packed model {folder}", "use a machine that has more memory")
-    tensors = _read_tensors(folder / TENSORS_NAME, expected_tensors(config))
-    _check_values(config, tensors)
+    tensors = _read_tensors([folder / TENSORS_NAME], config)
     # A tokenizer.json that the manifest does not list has not been verified, so it is not read.
     text = read_tokenizer_text(folder / TOKENIZER_NAME, ArtifactError) if TOKENIZER_NAME in files else None
     tokenizer = None if text is None else parse_tokenizer(text, str(folder / TOKENIZER_NAME), ArtifactError)
@@ -148,11 +165,24 @@ def _read_config(path: Path) -> ArtifactConfig:
     try:
         json.dumps(values, allow_nan=False)  # JSON's 1e999 is read as infinity
         _require_few(values)
+        for_transformers = {key: values.pop(key) for key in KEYS & values.keys()}
         config = ArtifactConfig(**values)
         _require_exact(values, config.model_dump(exclude={"training"}), "")
+        if for_transformers:
+            _require_same_shape(for_transformers, model_settings(config.model))
         return config
     except (ArithmeticError, RuntimeError, ValueError) as problem:
         raise ArtifactError(f"{path} cannot be used: {_brief(problem)}") from None
+
+
+def _require_same_shape(given: dict[str, Any], meant: dict[str, Any]) -> None:
+    """Refuse a config that tells transformers of another model than it tells us."""
+    for key in sorted(given.keys() | meant.keys()):
+        if key not in given:
+            raise ValueError(f"it has some of the keys for transformers, but lacks {key}")
+        if key not in meant or given[key] != meant[key]:
+            raise ValueError(f"{key} = {quoted(given[key])} describes another model than the section `model` does")
+    _require_exact(given, meant, "")
 
 
 def _require_few(config: dict[str, Any]) -> None:
@@ -186,22 +216,33 @@ def _require_exact(given: Any, meant: Any, place: str) -> None:
         raise ValueError(f"{place} = {quoted(given)} is of another type than it must be; write it as {kind} {meant!r}")
 
 
-def _read_tensors(path: Path, expected: dict[str, TensorSpec]) -> dict[str, Tensor]:
-    check_safetensors_header(path, ArtifactError)
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-        for name in (*expected.keys() - names, *names - expected.keys()):
-            relation = "lacks" if name in expected else "has an unexpected"
-            raise ArtifactError(f"{path} {relation} tensor {quoted(name)}, by its config")
-        for name, spec in expected.items():
-            header = file.get_slice(name)
-            dtype, shape = header.get_dtype(), tuple(header.get_shape())
-            if (dtype, shape) != (spec.dtype, spec.shape):
-                raise ArtifactError(
-                    f"{path}: {name} is {dtype} {shape}, but by its config it must be {spec.dtype} {spec.shape}"
-                )
-        # Copied, because the file is memory-mapped: a later change of the file would change the model.
-        return {name: file.get_tensor(name).clone() for name in expected}
+def _read_tensors(paths: Sequence[Path], config: ArtifactConfig) -> dict[str, Tensor]:
+    """The tensors that belong to `config`, which lie in these files; everything but hashes is checked."""
+    for path in paths:
+        check_safetensors_header(path, ArtifactError)
+    expected, places = expected_tensors(config), dict[str, Any]()
+    with ExitStack() as stack:
+        for path in paths:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                if name not in expected or name in places:
+                    raise ArtifactError(f"{path} has an unexpected tensor {quoted(name)}, by its config")
+                places[name] = file
+                _check_header(path, name, file.get_slice(name), expected[name])
+        if missing := expected.keys() - places.keys():
+            raise ArtifactError(f"{paths[0]} lacks tensor {quoted(min(missing))}, by its config")
+        # Copied, because the files are memory-mapped: a later change of one would change the model.
+        tensors: dict[str, Tensor] = {name: places[name].get_tensor(name).clone() for name in expected}
+    _check_values(config, tensors)
+    return tensors
+
+
+def _check_header(path: Path, name: str, header: Any, spec: TensorSpec) -> None:
+    dtype, shape = header.get_dtype(), tuple(header.get_shape())
+    if (dtype, shape) != (spec.dtype, spec.shape):
+        raise ArtifactError(
+            f"{path}: {name} is {dtype} {shape}, but by its config it must be {spec.dtype} {spec.shape}"
+        )
 
 
 def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from questlm.artifact.for_transformers import TOKENIZER_CONFIG_NAME, model_settings, tokenizer_settings
 from questlm.artifact.format import (
     CONFIG_NAME,
     FORMAT,
@@ -25,6 +26,7 @@ from questlm.errors import ArtifactError, ConfigError
 from questlm.files import atomic_folder, explain_failed_write
 from questlm.json_files import canonical_json
 from questlm.sealed import MANIFEST_NAME, seal
+from questlm.vocabulary import parse_tokenizer
 
 __all__ = ["PackReport", "write_artifact"]
 
@@ -80,6 +82,7 @@ def write_artifact(
     files = {CONFIG_NAME: _config_bytes(config)}
     if tokenizer is not None:
         files[TOKENIZER_NAME] = tokenizer.encode()
+        files[TOKENIZER_CONFIG_NAME] = canonical_json(tokenizer_settings(_end_of_text(tokenizer, config))).encode()
     try:
         with atomic_folder(out) as folder:
             save_file(dict(tensors), folder / TENSORS_NAME)
@@ -98,9 +101,16 @@ def write_artifact(
 
 def _config_bytes(config: ArtifactConfig) -> bytes:
     try:
-        return canonical_json(config.model_dump(mode="python")).encode()
+        return canonical_json(config.model_dump(mode="python") | model_settings(config.model)).encode()
     except (RecursionError, TypeError, ValueError) as problem:
         raise ConfigError(f"training cannot be recorded, because it is not plain JSON: {problem}") from None
+
+
+def _end_of_text(tokenizer: str, config: ArtifactConfig) -> str | None:
+    if config.eos_token_id is None:
+        return None
+    token: str | None = parse_tokenizer(tokenizer, TOKENIZER_NAME, ArtifactError).id_to_token(config.eos_token_id)
+    return token
 
 
 def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
@@ -108,7 +118,11 @@ def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
     for spec in expected_tensors(config).values():
         parts[spec.part] += spec.bytes
     parts["header"] = (folder / TENSORS_NAME).stat().st_size - parts.total()
-    for part, name in (("config", CONFIG_NAME), ("tokenizer", TOKENIZER_NAME)):
+    for part, name in (
+        ("config", CONFIG_NAME),
+        ("tokenizer", TOKENIZER_NAME),
+        ("tokenizer", TOKENIZER_CONFIG_NAME),
+    ):
         if (folder / name).exists():
-            parts[part] = (folder / name).stat().st_size
+            parts[part] += (folder / name).stat().st_size
     return dict(parts)

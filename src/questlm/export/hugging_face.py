@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
 from questlm.artifact.dense import dense_state_dict
+from questlm.artifact.for_transformers import TOKENIZER_CONFIG_NAME, model_settings, tokenizer_settings
 from questlm.artifact.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME
 from questlm.artifact.read import Artifact
 from questlm.errors import ConfigError
@@ -42,24 +42,10 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
         del weights["lm_head.weight"]
     with atomic_folder(out) as folder:
         save_file(weights, folder / TENSORS_NAME, metadata={"format": "pt"})
-        write_json(folder / CONFIG_NAME, _config(artifact))
-        if artifact.tokenizer_json is not None:
+        settings = model_settings(artifact.config.model) | {"eos_token_id": artifact.end_of_text}
+        write_json(folder / CONFIG_NAME, settings)
+        if artifact.tokenizer is not None and artifact.tokenizer_json is not None:
             (folder / TOKENIZER_NAME).write_text(artifact.tokenizer_json, encoding="utf-8", newline="")
-            write_json(folder / "tokenizer_config.json", _tokenizer_config(artifact))
-
-
-def _config(artifact: Artifact) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float32",
-        "bos_token_id": None,
-        "eos_token_id": artifact.end_of_text,
-        **names.hugging_face_config(artifact.config.model),
-    }
-
-
-def _tokenizer_config(artifact: Artifact) -> dict[str, Any]:
-    end = artifact.end_of_text
-    eos = artifact.tokenizer.id_to_token(end) if artifact.tokenizer and end is not None else None
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "eos_token": eos}
+            end = artifact.end_of_text
+            token = None if end is None else artifact.tokenizer.id_to_token(end)
+            write_json(folder / TOKENIZER_CONFIG_NAME, tokenizer_settings(token))

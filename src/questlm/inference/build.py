@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from questlm.inference.linear import PackedEmbedding, PackedLinear, packed_layer
 from questlm.memory import host_memory, require_memory
 from questlm.models import Llama
 
-__all__ = ["build_model", "resident_bytes"]
+__all__ = ["build_model", "packed_layers", "resident_bytes"]
 
 
 def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, stay_packed: bool) -> Llama:
@@ -34,21 +35,31 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
     if not stay_packed and device.type == "cpu" and (needed := _unpacked_bytes(artifact, device, dtype)):
         advice = "load it with weights='packed' (quest generate --weights packed)"
         require_memory(needed, host_memory(), "the model with unpacked weights", advice)
-    config, prepack = artifact.config.model, partial(ops.prepack, device=device, dtype=dtype, stay_packed=stay_packed)
     with torch.device("meta"):
-        model = Llama(config)
-    for name in norm_names(config):
+        model = Llama(artifact.config.model)
+    for name in norm_names(artifact.config.model):
         weight = artifact.tensors[f"{name}.weight"].to(device)
         model.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+    for name, layer in packed_layers(artifact, device, dtype, stay_packed):
+        model.set_submodule(name, layer)
+    return model.to(device).eval()
+
+
+def packed_layers(
+    artifact: Artifact, device: torch.device, dtype: torch.dtype, stay_packed: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    """Each matrix as a layer that runs on `device`, by its name in our Llama: the embedding first, a tied head too.
+
+    Each is laid out when it is asked for.
+    """
+    config, prepack = artifact.config.model, partial(ops.prepack, device=device, dtype=dtype, stay_packed=stay_packed)
     shapes, formats = matrix_shapes(config), dict(artifact.config.weight_formats())
     embedding = {kind: tensor.to(device) for kind, tensor in matrix_tensors(artifact.tensors, "embed").items()}
-    model.embed = PackedEmbedding(embedding)  # type: ignore[assignment]
+    yield "embed", PackedEmbedding(embedding)
     for name in formats.keys() - {"embed"}:
-        layer = packed_layer(matrix_tensors(artifact.tensors, name), shapes[name][1], formats[name], prepack)
-        model.set_submodule(name, layer)
+        yield name, packed_layer(matrix_tensors(artifact.tensors, name), shapes[name][1], formats[name], prepack)
     if config.tied_head:
-        model.set_submodule("lm_head", packed_layer(embedding, config.hidden, formats["embed"], prepack))
-    return model.to(device).eval()
+        yield "lm_head", packed_layer(embedding, config.hidden, formats["embed"], prepack)
 
 
 def _unpacked_bytes(artifact: Artifact, device: torch.device, dtype: torch.dtype) -> int:

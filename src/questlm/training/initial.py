@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from questlm.config import DATA_PATHS, ModelConfig, RunConfig
+from questlm.config.hugging_face import model_config_from_hugging_face
 from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
 from questlm.files import sha256_files, user_path
 from questlm.json_files import read_json
-from questlm.models import Llama, from_hugging_face, model_config_from_hugging_face
+from questlm.models import Llama, from_hugging_face
 from questlm.sealed import MANIFEST_NAME
 from questlm.training.checkpoint import verify_checkpoint, weight_files
 from questlm.training.run_folder import RunFolder

@@ -20,12 +20,13 @@ from torch import Tensor
 import questlm
 from questlm.cli import main
 from questlm.config import GenerationOptions, ModelConfig, RunConfig, to_yaml
+from questlm.config.hugging_face import hugging_face_config
 from questlm.data import prepare
 from questlm.errors import CheckpointError, ConfigError, DataError, QuestError
 from questlm.evaluation import evaluate
 from questlm.export.pack import pack
 from questlm.models import Llama
-from questlm.models.names import hugging_face_config, to_hugging_face
+from questlm.models.names import to_hugging_face
 from questlm.records import RunRecord
 from questlm.sealed import seal
 from questlm.training import RunFolder, Trainer, load_run, resume, train

@@ -16,9 +16,10 @@ from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.formats.data import DOCUMENTS
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json, mutated_tensors
 from questlm.config import ModelConfig, RunConfig, load_config
+from questlm.config.hugging_face import hugging_face_config
 from questlm.data import train_tokenizer
 from questlm.models import Llama
-from questlm.models.names import hugging_face_config, to_hugging_face
+from questlm.models.names import to_hugging_face
 from questlm.sealed import MANIFEST_NAME
 from questlm.training import load_run, resume, train
 from questlm.training.initial import choose_tokenizer, find_initial

@@ -14,7 +14,7 @@ _KINDS = (
     ("attention", r"flash|fmha|sdpa|attention"),
     ("matmul fp8", r"e4m3|float8|fp8|f8f8|nvjet(_sm\d+)?_q"),
     ("matmul bf16", r"nvjet|gemm|gemv|cutlass|xmma|splitk"),
-    ("optimizer", r"adam|multi_tensor|lpnorm"),
+    ("optimizer", r"adam|multi_tensor|lpnorm|_nesterov|_decayed_step|_symmetric_product"),
 )
 """Words in the names of kernels; the first kind that fits has it."""
 

@@ -127,7 +127,13 @@ def gpu_steps(data: Path) -> list[Step]:
         train_step(
             "30m-muon", 80, "--preset 30m --micro-batch 64 --bits 16:muon,4,4:muon --steps 20 --rounds 2 --warm 4"
         ),
-        train_step("800m-muon", 90, "--preset 800m --micro-batch 32 --bits 4,4:muon --steps 5 --rounds 2 --warm 3"),
+        train_step(  # the preset's batch of 512 x 512 tokens
+            "800m-muon",
+            150,
+            "--preset 800m --micro-batch 32 --accumulate 16 --bits 4,4:muon --warm-up 2 --steps 1 --windows 3"
+            " --rounds 1 --warm 3",
+        ),
+        _python("train-step", "optimizers", 40, f"optimizers-{gpu}.json", "bench_optimizers.py"),
         train_step("30m-accumulate8", 55, "--preset 30m --micro-batch 64 --accumulate 8 --steps 4"),
         train_step(
             "800m-float8-backward", 70, f"--preset 800m --micro-batch 32 --steps 5 --rounds 1 {float8} --warm 2"
@@ -150,6 +156,10 @@ def smoke_steps(data: Path) -> list[Step]:
         _tests(20, "--collect-only"),
         _python("kernels", "kernels", 30, "kernels-cpu.json", "bench_kernels.py --compiled off"),
         _python("train-step", "train-step", 30, "train_step-cpu.json", f"bench_train_step.py {step} {windows}"),
+        _python(
+            "train-step", "optimizers", 30, "optimizers-cpu.json",
+            "bench_optimizers.py --presets nano --device cpu --steps 1 --windows 1",
+        ),
         _python("yardstick", "yardstick", 30, "yardstick-cpu.json", f"yardstick.py {corpus} {tiny} {short}"),
         _python(
             "scale-out", "scale-out", 40, "scale_out-cpu.json",

@@ -31,6 +31,7 @@ from questlm.ops.encode import (
 from questlm.ops.machine import unavailable
 from questlm.ops.matmul import operand_gradient, scaled_matmul
 from questlm.ops.modules import ResidualNorm, SwiGLU
+from questlm.ops.momentum import decayed_step, nesterov
 from questlm.ops.packed import PackedFormat, PackedWeight, packed_linear, prepack
 from questlm.ops.precision import as_dtype, autocast_dtype, compute_dtype, without_autocast
 from questlm.ops.reference import packing as _packing
@@ -38,6 +39,7 @@ from questlm.ops.reference import quantize as _quantize
 from questlm.ops.reference.matmul import Operand, factor, operand_values
 from questlm.ops.reference.norm import rms_norm
 from questlm.ops.reference.quantize import kept_entries, power_of_two, row_scale
+from questlm.ops.symmetric import odd_polynomial
 
 __all__ = [
     "BACKENDS",
@@ -59,6 +61,7 @@ __all__ = [
     "codes_as",
     "compile_ahead",
     "compute_dtype",
+    "decayed_step",
     "dequantize",
     "encode",
     "encode_many",
@@ -68,8 +71,10 @@ __all__ = [
     "kept_entries",
     "masked_hadamard",
     "masked_hadamard_many",
+    "nesterov",
     "norm_encode",
     "norm_encode_backward",
+    "odd_polynomial",
     "operand_gradient",
     "operand_of",
     "operand_values",

@@ -135,7 +135,7 @@ def _anything(*case: object) -> None:
     return None
 
 
-def _rows_in_triton(x: Tensor, block_size: int = 1) -> str | None:
+def _in_triton(x: Tensor) -> str | None:
     reason = unavailable("triton")
     if reason is not None:
         return reason
@@ -143,9 +143,14 @@ def _rows_in_triton(x: Tensor, block_size: int = 1) -> str | None:
         return f"the Triton kernels take float32, bfloat16 and float16, not {x.dtype}"
     if not x.is_cuda and (_requested != "triton" or x.device.type != "cpu"):
         return "the rows are not on a GPU, and Triton's interpreter, which is slow, runs only on request"
-    if not _triton_fits(x.shape[-1], block_size):
-        return f"the Triton kernels do not take rows of {x.shape[-1]} in blocks of {block_size}"
     return None
+
+
+def _rows_in_triton(x: Tensor, block_size: int = 1) -> str | None:
+    reason = _in_triton(x)
+    if reason is None and not _triton_fits(x.shape[-1], block_size):
+        return f"the Triton kernels do not take rows of {x.shape[-1]} in blocks of {block_size}"
+    return reason
 
 
 @torch.compiler.assume_constant_result  # imports a module
@@ -186,6 +191,18 @@ def _rotate_in_one_launch(gradients: Sequence[Tensor], joined: Tensor | None, bl
     if not all(gradient.is_contiguous() for gradient in gradients):
         return "not all gradients are contiguous"
     return _fused_backward(gradients[0], block_size)
+
+
+def _momentum_in_one_launch(first: Sequence[Tensor], second: Sequence[Tensor], stack: Tensor) -> str | None:
+    chosen = choose("odd_polynomial", stack)
+    if chosen != "triton":
+        return f"it is a Triton kernel, and matrices are multiplied by {chosen} here"
+    for one, other in zip(first, second, strict=True):
+        if one.dtype not in _TRITON_DTYPES or other.dtype not in _TRITON_DTYPES:
+            return f"the Triton kernels take float32, bfloat16 and float16, not {one.dtype} and {other.dtype}"
+        if one.stride() != other.stride() or not (one.is_contiguous() or one.mT.is_contiguous()):
+            return "not all matrices are contiguous or transposed views of such"
+    return None if stack.is_contiguous() else "the stack of matrices is not contiguous"
 
 
 def _codes_in_float8(device: torch.device, grid: Grid, dtype: torch.dtype) -> str | None:
@@ -290,6 +307,10 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     ),
     # (a, b, dtype): matrices (rows, K) and (columns, K) of float8
     "float8_gradient": (Implementation("float8", _matrices_in_float8), _REFERENCE),
+    # (matrices), a batch (count, rows, columns)
+    "odd_polynomial": (Implementation("triton", _in_triton), _REFERENCE),
+    # (matrices, matrices of the same strides, a stack of as many), in optimizers
+    "momentum": (Implementation("one launch", _momentum_in_one_launch), Implementation("one by one", _anything)),
     # (tensors, format, device, dtype, stay packed): the arguments of ops.prepack
     "packed_linear": (
         _packed("cpu", "questlm.ops.cpu.linear:NativeWeight"),

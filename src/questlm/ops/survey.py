@@ -48,5 +48,7 @@ def _cases(x: Tensor, dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "swiglu_quantize": fused,
         "swiglu_quantize_backward": rows,
         "float8_gradient": (float8, float8, dtype),
+        "odd_polynomial": (x.unsqueeze(0),),
+        "momentum": ([x], [x], x.unsqueeze(0)),
         "packed_linear": (packed, PackedFormat(_K, _BLOCK, _GRIDS["4 bits"], _GRIDS["4 bits"]), x.device, dtype, False),
     }

@@ -22,9 +22,9 @@ from questlm.ops.triton.quantize import CODE_DTYPES
 from questlm.ops.triton.quantize import LAUNCH as _QUANTIZE
 from questlm.ops.triton.tiles import Tiles, matrix
 
-__all__ = ["masked_hadamard_many", "quantize_many"]
+__all__ = ["MANY", "eight", "masked_hadamard_many", "pick", "quantize_many"]
 
-_MANY = 8
+MANY = 8
 _NEVER = 2**30  # number of a tile that there is not
 
 
@@ -38,7 +38,7 @@ def _place(tile, table_ptr):
 
 
 @triton.jit
-def _pick(which, p0, p1, p2, p3, p4, p5, p6, p7):
+def pick(which, p0, p1, p2, p3, p4, p5, p6, p7):
     picked = p0
     if which == 1:
         picked = p1
@@ -69,7 +69,7 @@ def _quantize_many(
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         which, local, first_row, rows = _place(tile, table_ptr)
         index, inside = pieces(local, rows, NB, R, P)
-        x_ptr = _pick(which, p0, p1, p2, p3, p4, p5, p6, p7)
+        x_ptr = pick(which, p0, p1, p2, p3, p4, p5, p6, p7)
         x = tl.load(x_ptr + offsets_of(index, T), mask=inside[:, None], other=0.0).to(tl.float32)
         if ROTATES:
             x = rotate(x, h, EXACT)
@@ -90,7 +90,7 @@ def _masked_hadamard_many(
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         which, local, first_row, rows = _place(tile, table_ptr)
         index, inside = pieces(local, rows, NB, R, P)
-        at = _pick(which, p0, p1, p2, p3, p4, p5, p6, p7) + offsets_of(index, T)
+        at = pick(which, p0, p1, p2, p3, p4, p5, p6, p7) + offsets_of(index, T)
         gradient = tl.load(at, mask=inside[:, None], other=0.0).to(tl.float32)
         gradient *= load_mask(mask_ptr, index + first_row * NB, inside, P, T)
         if ROTATES:
@@ -108,13 +108,13 @@ def quantize_many(
     step = first.new_empty((rows, 1), dtype=torch.float32)
     mask = first.new_empty((rows, k // 8) if mask_bound is not None else (0,), dtype=torch.uint8)
     row = 0
-    for start in range(0, len(xs), _MANY):
-        group = xs[start : start + _MANY]
+    for start in range(0, len(xs), MANY):
+        group = xs[start : start + MANY]
         stop = row + sum(len(x) for x in group)
         table, count = _table(tuple(len(x) for x in group), tiles, first.device)
         start_kernel(
             _quantize_many, _QUANTIZE.grid(count * tiles.R, tiles, first.device),
-            *_eight(group), table, matrix(tiles.T, block_size, first.device),
+            *eight(group), table, matrix(tiles.T, block_size, first.device),
             data[row:stop], step[row:stop], mask[row:stop], count, step_per_rms, mask_bound or 0.0, block_size**-0.5,
             *tiles, levels, code_dtype, block_size > 1, first.dtype is torch.bfloat16, mask_bound is not None,
             **_QUANTIZE.options(tiles),
@@ -127,20 +127,20 @@ def masked_hadamard_many(gradients: Sequence[Tensor], mask: Tensor, block_size: 
     """IHT(M * gradient) of each, in place; `mask` is bits of all their rows, one below the other."""
     first, row = gradients[0], 0
     tiles = _MASKED.tiles(first.shape[1], block_size)
-    for start in range(0, len(gradients), _MANY):
-        group = gradients[start : start + _MANY]
+    for start in range(0, len(gradients), MANY):
+        group = gradients[start : start + MANY]
         stop = row + sum(len(gradient) for gradient in group)
         table, count = _table(tuple(len(gradient) for gradient in group), tiles, first.device)
         start_kernel(
             _masked_hadamard_many, _MASKED.grid(count * tiles.R, tiles, first.device),
-            *_eight(group), table, matrix(tiles.T, block_size, first.device), mask[row:stop], count, block_size**-0.5,
+            *eight(group), table, matrix(tiles.T, block_size, first.device), mask[row:stop], count, block_size**-0.5,
             *tiles, block_size > 1, first.dtype is torch.bfloat16, **_MASKED.options(tiles),
         )  # fmt: skip
         row = stop
 
 
-def _eight(group: Sequence[Tensor]) -> list[Tensor]:
-    return [*group, *[group[0]] * (_MANY - len(group))]
+def eight(group: Sequence[Tensor]) -> list[Tensor]:
+    return [*group, *[group[0]] * (MANY - len(group))]
 
 
 @lru_cache(maxsize=1024)
@@ -153,7 +153,7 @@ def _table(rows: tuple[int, ...], tiles: Tiles, device: torch.device) -> tuple[T
     for count in rows:
         first_tiles.append(first_tiles[-1] + -(-count // tiles.R))
         first_rows.append(first_rows[-1] + count)
-    missing = _MANY - len(rows)
+    missing = MANY - len(rows)
     table = [*first_tiles[:-1], *[_NEVER] * missing, *first_rows, *[first_rows[-1]] * missing]
     with torch.inference_mode(False):
         return torch.tensor(table, dtype=torch.int32, device=device), first_tiles[-1]

@@ -10,13 +10,17 @@ of matrices. The factor 0.2 sqrt(max(R, C)) gives the update the root mean squar
 learning rate and the weight decay of AdamW are a good start (arXiv 2502.16982). This is the update of
 `torch.optim.Muon` with adjust_lr_fn='match_rms_adamw'.
 
-Matrices of one shape are stacked and multiplied in one batch, since a small model has many small matrices. Several
-processes share the matrices of a stack: each makes its share orthogonal and sends it to the others. Where FSDP has
-sharded the matrices by rows, they are first gathered, in the 16 bits in which the products are computed.
+Matrices of one shape are stacked and multiplied in one batch, since a small model has many small matrices; one that
+is taller than wide is stacked transposed. Each pass over memory reads and writes an entry once, for all matrices of a
+stack (`questlm.ops.momentum`), and a GPU computes only one half of the products that are symmetric
+(`questlm.ops.symmetric`). Several processes share the matrices of a stack: each makes its share orthogonal and sends it
+to the others. Where FSDP has sharded the matrices by rows, they are first gathered, in the 16 bits in which the
+products are computed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from questlm import ops
 from questlm.parallel import Processes, local_shard
 
 __all__ = ["Muon", "orthogonalize"]
@@ -53,9 +58,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     # The Frobenius norm is at least the largest singular value, which must not be above 1.
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=_EPS)
     for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        x = ops.odd_polynomial(x, a, b, c)
     return x.mT if tall else x
 
 
@@ -98,24 +101,28 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
 
     def _move(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
-        rows, columns = parameters[0].shape
-        weights = [local_shard(parameter) for parameter in parameters]
-        updates = torch.stack(self._momenta(parameters, group["momentum"]))
-        updates = self._orthogonal(updates, isinstance(parameters[0], DTensor), rows).to(weights[0].dtype)
-        updates.mul_(group["lr"] * (0.2 * max(rows, columns) ** 0.5))
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(weights, list(updates.unbind()))
+        sharded, (rows, columns) = isinstance(parameters[0], DTensor), parameters[0].shape
+        weights, gradients, buffers = self._shards(parameters)
+        precision = self.precision or (torch.bfloat16 if weights[0].is_cuda else torch.float32)
+        updates = weights[0].new_empty((len(weights), *weights[0].shape), dtype=precision)
+        ops.nesterov(gradients, buffers, group["momentum"], updates)
+        updates = self._orthogonal(updates, sharded, rows).contiguous()
+        ops.decayed_step(weights, updates, group["lr"], group["weight_decay"], 0.2 * max(rows, columns) ** 0.5)
 
-    def _momenta(self, parameters: Sequence[Tensor], momentum: float) -> list[Tensor]:
-        """Update the momentum buffers; returns the Nesterov updates u, in the dtype of the products."""
+    def _shards(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """This process's rows of the weights, gradients and momentum buffers; full matrices as wide ones."""
+        shards: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        buffers = [local_shard(self.state[parameter]["momentum"]) for parameter in parameters]
-        gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        precision = self.precision or (torch.bfloat16 if buffers[0].is_cuda else torch.float32)
-        return [ahead.to(precision) for ahead in torch._foreach_lerp(gradients, buffers, momentum)]
+            assert parameter.grad is not None
+            transposed = not isinstance(parameter, DTensor) and parameter.shape[0] > parameter.shape[1]
+            for found, tensor in zip(
+                shards, (parameter, parameter.grad, self.state[parameter]["momentum"]), strict=True
+            ):
+                shard = local_shard(tensor)
+                found.append(shard.mT if transposed else shard)
+        return shards
 
     def _orthogonal(self, updates: Tensor, sharded: bool, rows: int) -> Tensor:
         """This process's rows of the orthogonal matrices, (count, rows here, columns)."""
@@ -135,12 +142,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def _stacks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters of one shape together, as many as a stack may have entries."""
-    shapes: dict[torch.Size, list[Tensor]] = {}
+    """Parameters of one shape together, as many as a stack may have entries; full matrices may be transposed."""
+    shapes: dict[tuple[int, ...], list[Tensor]] = {}
     for parameter in parameters:
-        shapes.setdefault(parameter.shape, []).append(parameter)
+        shape = tuple(parameter.shape)
+        shapes.setdefault(shape if isinstance(parameter, DTensor) else tuple(sorted(shape)), []).append(parameter)
     for shape, alike in shapes.items():
-        most = max(1, _LARGEST_STACK // shape.numel())
+        alike.sort(key=lambda each: each.shape[0])  # those of one launch lie in memory alike
+        most = max(1, _LARGEST_STACK // math.prod(shape))
         for start in range(0, len(alike), most):
             yield alike[start : start + most]
 

@@ -14,7 +14,8 @@ the study's `runs/` is not trained again. A run that could not end before `--lim
 `study.yaml` holds `preset`, `settings` (of all runs), `seeds`, and `runs`: name -> settings of its own, and a preset of
 its own if it has one, laid over the common ones. All runs of the first seed come first, in the order of the file. If it
 holds `parts`, the data folder holds those parts of the corpus, val.txt.xz and bpe8192.json; otherwise `settings` say
-what the data are. `--records` is written after every run: {run: record}.
+what the data are. If it holds `plugin`, that file beside it has methods and recipes of the study. `--records` is
+written after every run: {run: record}.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
+        load_study_plugin(arguments.study)
         work()
     elif arguments.unpack:
         unpack(arguments.study, arguments.unpack)
@@ -77,6 +79,14 @@ def missing(study: Path, only: str = "", seeds: str | None = None) -> list[str]:
     names = [name for name in content["runs"] if any(part in name for part in only.split(","))]
     runs = [f"{name}-s{seed}" for seed in chosen for name in names]
     return [run for run in runs if not (study.parent / "runs" / run / "record.json").exists()]
+
+
+def load_study_plugin(study: Path) -> None:
+    """Load the methods and recipes that a study has of its own."""
+    if (name := read_yaml(study, "study").get("plugin")) is not None:
+        from questlm.plugins import load_plugin
+
+        load_plugin(study.parent / name)
 
 
 def settings(study: Path, run: str, data: Path, overrides: list[str]) -> RunConfig:
@@ -150,9 +160,9 @@ def train_missing(arguments: argparse.Namespace) -> None:
     queue = Queue(list(runs), configs, arguments.records, started + arguments.limit)
     if arguments.cores:
         firsts = [arguments.first_core + index * arguments.cores for index in range(arguments.workers)]
-        workers = [Worker("", range(first, first + arguments.cores)) for first in firsts]
+        workers = [Worker(arguments.study, "", range(first, first + arguments.cores)) for first in firsts]
     else:
-        workers = [Worker(gpu) for _ in range(arguments.workers) for gpu in gpus()]
+        workers = [Worker(arguments.study, gpu) for _ in range(arguments.workers) for gpu in gpus()]
     threads = [threading.Thread(target=worker.serve, args=(queue,), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
@@ -183,7 +193,8 @@ def gpus() -> list[str]:
 class Worker:
     """A process that trains runs on one GPU, or on some cores. One that dies is started anew for the next run."""
 
-    def __init__(self, gpu: str, cores: range | None = None) -> None:
+    def __init__(self, study: Path, gpu: str, cores: range | None = None) -> None:
+        self.study = study
         self.environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"}
         if cores is not None:
             names = ",".join(map(str, cores))
@@ -206,7 +217,7 @@ class Worker:
 
     def _train(self, config: RunConfig) -> dict[str, Any]:
         if self.process is None:
-            command = [sys.executable, __file__, "--worker"]
+            command = [sys.executable, __file__, str(self.study), "--worker"]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment
             )

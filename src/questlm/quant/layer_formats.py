@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 from questlm.config import LayerOverride, QuantSpec
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, quoted
 from questlm.grid import LayerFormat, Narrow
 from questlm.quant.methods import find_method, layer_requests, narrow_request
 from questlm.quant.patterns import override_of, plain_name, require_matches
 
-__all__ = ["INPUT_NORM_EPS", "branch_axis", "layer_formats", "narrow_width"]
+__all__ = ["INPUT_NORM_EPS", "branch_axis", "layer_formats", "narrow_width", "require_packable"]
 
 INPUT_NORM_EPS = 1e-5
 """Epsilon of the RMSNorm before a layer, for methods that have one."""
@@ -43,7 +43,20 @@ def layer_formats(spec: QuantSpec, shapes: Mapping[str, tuple[int, int]]) -> dic
     return found
 
 
+def require_packable(name: str) -> None:
+    """Refuse a method whose layers have something that the packed format does not hold.
+
+    Raises:
+        ConfigError: with what that is.
+    """
+    method = find_method(name)
+    parts = ("the mean of a layer's inputs" * method.centers, "a diagonal beside the matrix" * method.diagonal)
+    for part in filter(None, (*parts, method.unpackable)):
+        raise ConfigError(f"the packed format does not hold {part}, which the method {quoted(name)} has")
+
+
 def _layer_format(spec: QuantSpec, name: str, shape: tuple[int, int]) -> LayerFormat:
+    require_packable(spec.method)
     method, requests = find_method(spec.method), layer_requests(spec, *shape)
     narrow = None
     if (axis := branch_axis(spec, name)) is not None:

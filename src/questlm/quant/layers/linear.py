@@ -20,7 +20,8 @@ from questlm.errors import ConfigError
 from questlm.grid import Factor, LayerFormat
 from questlm.ops import Operand, without_autocast
 from questlm.quant.autograd import Pending, Rows, encode_rows, product
-from questlm.quant.layer_formats import INPUT_NORM_EPS
+from questlm.quant.layer_formats import INPUT_NORM_EPS, require_packable
+from questlm.quant.layers.corrections import InputMean, diagonal_product
 from questlm.quant.layers.mode import CachedWeight, LayerMode, Mode
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import Quantizer, refuse_transforms
@@ -41,6 +42,8 @@ class FakeQuantLinear(nn.Linear):
         weight_quantizer, act_quantizer: modules, or None for a factor that is not quantised.
         block_size: entries that the Hadamard transform rotates together; 1: no transform.
         input_norm: RMSNorm before the layer, for methods that have one.
+        input_mean: the running mean that is taken off the input before it is quantised, for methods that have one.
+        diagonal: the diagonal beside the quantised matrix, (max(in, out),), for methods that have one.
         strength: buffer, the share in [0, 1] to which quantisation is faded in; None without a gradual schedule.
         mode: how passes compute now; changed by `questlm.quant.dense`, `cached_weights` and
             `set_quantization_strength`.
@@ -53,6 +56,8 @@ class FakeQuantLinear(nn.Linear):
     act_quantizer: Quantizer | None
     block_size: int
     input_norm: nn.RMSNorm | None
+    input_mean: InputMean | None
+    diagonal: nn.Parameter | None
     strength: Tensor | None
     defers: bool = False
     _mode: LayerMode
@@ -69,13 +74,16 @@ class FakeQuantLinear(nn.Linear):
         layer.spec, layer._mode = spec, Mode.QUANTIZED
         quantizers = layer_quantizers(spec, linear.out_features, linear.in_features)
         layer.weight_quantizer, layer.act_quantizer, layer.block_size = quantizers
-        layer.input_norm = (
-            nn.RMSNorm(linear.in_features, eps=INPUT_NORM_EPS) if find_method(spec.method).input_norm else None
-        )
-        for module in (layer.weight_quantizer, layer.act_quantizer, layer.input_norm):
+        method, fades = find_method(spec.method), gradual_share(spec) > 0
+        layer.input_norm = nn.RMSNorm(linear.in_features, eps=INPUT_NORM_EPS) if method.input_norm else None
+        layer.input_mean = InputMean(linear.in_features) if method.centers else None
+        if fades and method.centers:
+            raise ConfigError(f"{spec.method} takes off the mean of its inputs and cannot be faded in; gradual is 0")
+        for module in (layer.weight_quantizer, layer.act_quantizer, layer.input_norm, layer.input_mean):
             if module is not None:
                 module.to(device=linear.weight.device, dtype=linear.weight.dtype)
-        fades = gradual_share(spec) > 0
+        longer = max(linear.in_features, linear.out_features)
+        layer.diagonal = nn.Parameter(linear.weight.new_zeros(longer)) if method.diagonal else None
         layer.register_buffer("strength", torch.ones((), device=linear.weight.device) if fades else None)
         return layer.train(linear.training)
 
@@ -99,7 +107,12 @@ class FakeQuantLinear(nn.Linear):
             return self.weight_quantizer.operand(self.weight)
 
     def packed_format(self) -> LayerFormat:
-        """Return how a packed model stores this layer: block size, grids, offsets, norm and narrow branch."""
+        """Return how a packed model stores this layer: block size, grids, offsets, norm and narrow branch.
+
+        Raises:
+            ConfigError: it has something that the packed format does not hold.
+        """
+        require_packable(self.spec.method)
         weight = act = None
         if (quantizer := self.weight_quantizer) is not None:
             has_offset = quantizer.grid is not None and self.quantized_weight().offset is not None
@@ -185,7 +198,8 @@ class FakeQuantLinear(nn.Linear):
     @property
     def takes_rows(self) -> bool:
         """Whether the input can come as rows that a norm or an activation before the layer has quantised."""
-        return self.input_norm is None and self.strength is None and self.weight.dtype is not torch.float16
+        parts = (self.input_norm, self.input_mean, self.diagonal, self.strength)
+        return all(part is None for part in parts) and self.weight.dtype is not torch.float16
 
     def forward(self, input: Tensor | Rows) -> Tensor | Pending:  # type: ignore[override]
         """Compute y = x_q w_q^T + b for a tensor, or for rows that a norm or an activation has quantised already."""
@@ -200,7 +214,7 @@ class FakeQuantLinear(nn.Linear):
         dtype = ops.autocast_dtype(input) or self.weight.dtype
         if self.act_quantizer is not None and self.act_quantizer.rounding is not None:
             input = input.to(dtype)  # as a plain linear layer does; learning quantisers see the unrounded input
-        y = self._product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
+        y = self._corrected_product(input.reshape(-1, self.in_features), ops.compute_dtype(dtype))
         return self._with_bias(y, dtype).reshape(*input.shape[:-1], self.out_features)
 
     def _of_rows(self, rows: Rows) -> Tensor | Pending:
@@ -232,6 +246,16 @@ class FakeQuantLinear(nn.Linear):
         super()._load_from_state_dict(*args, **kwargs)
         if self.strength is not None and not self.strength.is_meta:
             self._set_fading(bool(self.strength < 1))
+
+    def _corrected_product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The product of rows (tokens, K), with what the method has beside it (`questlm.quant.layers.corrections`)."""
+        if self.input_mean is None:
+            y = self._product(x, dtype)
+        else:
+            mean = self.input_mean(x)
+            constant = encode_rows(mean[None], None, self.block_size, dtype)
+            y = self._product(x - mean, dtype) + product(constant, self.weight_rows(dtype), dtype, self._float8)
+        return y if self.diagonal is None else y + diagonal_product(x, self.diagonal, self.out_features).to(y.dtype)
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.cached_weight is not None:

@@ -101,6 +101,10 @@ class Method:
         input_norm: whether an RMSNorm with a learned gain stands before each quantised layer.
         gradual: share of the training over which quantisation is faded in, unless the settings say otherwise.
         branches: whether each feed-forward layer has a small branch of 8 bits beside the rest (pQuant).
+        centers: whether the running mean of a layer's inputs is taken off before they are rounded, and its product
+            added (`questlm.quant.layers.corrections`).
+        diagonal: whether a layer has a diagonal of full precision beside its quantised matrix (likewise).
+        unpackable: what of its quantisers the packed format does not hold, so that `pack` refuses; '' for nothing.
     """
 
     summary: str
@@ -114,6 +118,9 @@ class Method:
     input_norm: bool = False
     gradual: float = 0.0
     branches: bool = False
+    centers: bool = False
+    diagonal: bool = False
+    unpackable: str = ""
 
     @property
     def learns(self) -> bool:

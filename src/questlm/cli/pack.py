@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from questlm.artifact.budget import Budget
     from questlm.artifact.write import PackReport
 
-__all__ = ["pack", "report_rows"]
+__all__ = ["comparison_rows", "pack", "report_rows"]
 
 
 def pack(
@@ -37,6 +38,9 @@ def pack(
     count_code: Annotated[
         list[Path] | None, typer.Option(help="File that counts within --budget; may be repeated.")
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print what the codes take by other compressors; takes a while.")
+    ] = False,
     plugin: Plugins = None,
 ) -> None:
     """Pack a run's newest checkpoint into an artifact, and check that its codes are those that trained.
@@ -68,6 +72,11 @@ def pack(
         budget=limit,
     )
     print_table(f"artifact {target}", report_rows(report, limit))
+    if compare:
+        from questlm.artifact.comparison import coded_sizes
+        from questlm.artifact.read import load_artifact
+
+        print_table("the codes alone", comparison_rows(coded_sizes(load_artifact(target))))
     say(f"Next: {command_text('eval', target)}   or   {command_text('generate', target, '--prompt', 'def ')}")
 
 
@@ -86,3 +95,14 @@ def report_rows(report: PackReport, budget: Budget | None = None) -> list[tuple[
         counted = "".join(f" + {name} {count:,}" for name, count in budget.counted.items())
         rows.append(("budget", f"{report.bytes:,}{counted} of {budget.limit:,} bytes: {left:,} left"))
     return rows
+
+
+def comparison_rows(sizes: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What the codes take by each way, smallest first, beside their entropy."""
+    entropy = sizes["entropy"]
+    over = {
+        way: f" ({count / entropy - 1:+.2%})" if entropy and way != "entropy" else "" for way, count in sizes.items()
+    }
+    return [
+        (way, f"{round(count):,} bytes{over[way]}") for way, count in sorted(sizes.items(), key=lambda item: item[1])
+    ]

@@ -13,8 +13,10 @@ from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.export.hugging_face import to_hugging_face
 from questlm.export.pack import pack
-from questlm.models import Llama
+from questlm.models import KVCache, Llama
 from questlm.quant import METHODS, quantized_layers
+
+FLIPPED = 2e-2  # of the largest logit
 
 
 @pytest.fixture(scope="module", params=specs(), ids=lambda spec: f"{spec.label}")
@@ -35,6 +37,19 @@ def test_the_packed_model_is_the_trained_one(both):
         assert torch.equal(questlm.load(path, weights=weights).logits(IDS), expected)
         half = questlm.load(path, dtype=torch.bfloat16, weights=weights)
         assert torch.equal(half.logits(IDS), rounded)
+
+
+def test_a_native_step_is_that_of_the_layers(both):
+    """Up to the order of float32 sums, where an input on the edge of two codes may get the other code."""
+    _, _, path = both
+    model, ids, counts = questlm.load(path), IDS.repeat(2, 1), torch.tensor([9, 4, 1, 7])
+    assert model.not_native is None
+    found = []
+    with torch.inference_mode():
+        for step in (model._next_logits, model._model.next_logits):
+            cache = KVCache(model.config, 4, 10, torch.float32, "cpu")
+            found.append(torch.stack([step(ids, cache, counts), step(ids[:, :1], cache, None)]))
+    assert (found[0] - found[1]).abs().max() <= FLIPPED * found[1].abs().max()
 
 
 def test_dense_weights_are_what_the_layers_multiply_by(both, tmp_path):

@@ -4,6 +4,9 @@ Sums over a batch or a longer window may be taken in another order, so logits ag
 the largest where inputs are not quantised. Where they are, a value on the edge of two codes may get the other code, for
 which `FLIPPED` allows. Greedy tokens are equal except where logits tie, which is shown: the first two tokens that
 differ must both be as likely as the likeliest, within that tolerance.
+
+All this holds for steps in one native call and for steps layer by layer, and both are held against `logits`, which is
+always computed layer by layer.
 """
 
 from __future__ import annotations
@@ -31,12 +34,17 @@ GREEDY = GenerationOptions(max_new_tokens=5, temperature=0, stop_at_end=False)
 PROMPTS = st.lists(st.lists(st.integers(0, SHAPE.vocab_size - 1), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
-@pytest.fixture(scope="module", params=list(SPECS))
+@pytest.fixture(scope="module", params=[(name, way) for name in SPECS for way in ("native", "layers")], ids="-".join)
 def model_and_tolerance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    spec, tolerance = SPECS[request.param]
+    name, way = request.param
+    spec, tolerance = SPECS[name]
     folder = tmp_path_factory.mktemp("packed") / "a"
     pack(trained(spec), folder)
-    return questlm.load(folder), tolerance
+    model = questlm.load(folder)
+    assert model.not_native is None
+    if way == "layers":
+        model._native = None
+    return model, tolerance
 
 
 def same_up_to_ties(model: PackedModel, prompt: list[int], a: list[int], b: list[int], tolerance: float) -> bool:

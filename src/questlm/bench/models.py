@@ -115,7 +115,7 @@ def _cases(
         tokens = sequences * (length if kind == "prefill" else count)
         yield Case(
             artifact=name,
-            what="model",
+            what="model in one call" if model.not_native is None else "model by layers",
             shape=f"{config.layers} x {config.hidden}",
             bits=" ".join(widths),
             batch=length if kind == "prefill" else sequences,

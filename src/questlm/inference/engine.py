@@ -16,6 +16,7 @@ from questlm.config import GenerationOptions, ModelConfig
 from questlm.errors import ConfigError, quoted
 from questlm.inference.build import build_model, resident_bytes
 from questlm.inference.generate import generate_tokens
+from questlm.inference.native import native_forward
 from questlm.inference.stream import TextStream
 from questlm.inference.text import TextDecoder
 from questlm.models import KVCache
@@ -38,21 +39,22 @@ def load(
     cache_dtype: torch.dtype | None = None,
     weights: Weights = "auto",
 ) -> PackedModel:
-    """Load the artifact `path`.
+    """Load the artifact in the folder `path`.
 
     Args:
-        path: a folder or a single file that `questlm.pack` wrote.
+        path: a folder that `questlm.export.pack` wrote.
         device: where to run.
         dtype: float32, or bfloat16 to compute as training under bf16 autocast does.
         cache_dtype: in what keys and values of past tokens are kept. float32 or bfloat16: attention is computed in it,
-            too. int8: rounded to 8 bits with a float32 scale for each token and head; attention is computed in `dtype`.
+            too, where a step is not one native call (`PackedModel.not_native`), which computes it in float32. int8:
+            rounded to 8 bits with a float32 scale for each token and head; attention is computed in `dtype`.
             None: `dtype`.
         weights: "auto" multiplies as fast as this machine can: by native kernels from packed weights on a CPU,
             elsewhere from weights unpacked to the size of `dtype`. "packed" never holds them larger than they are
             stored, but for 4 bytes a row, even where that is several times as slow.
 
     Raises:
-        ArtifactError: it is missing, damaged, hostile, or of another format.
+        ArtifactError: the folder is missing, damaged, hostile, or of another format.
         ConfigError: `device`, `dtype`, `cache_dtype` or `weights` cannot be used, or unpacked weights need more memory
             than is free.
     """
@@ -85,6 +87,7 @@ class PackedModel:
         weight_bytes: what the weights take in memory.
         device, dtype: where and in what it computes.
         cache_dtype: in what it keeps keys and values.
+        not_native: why text is generated layer by layer; None: each step is one native call.
     """
 
     def __init__(
@@ -103,6 +106,9 @@ class PackedModel:
         self.bytes = artifact.bytes
         self.device, self.dtype, self.cache_dtype = device, dtype, cache_dtype or dtype
         self._model = build_model(artifact, device, dtype, stay_packed)
+        native = native_forward(self._model, device, dtype)
+        self._native = None if isinstance(native, str) else native
+        self.not_native = native if isinstance(native, str) else None
         self.weight_bytes = resident_bytes(self._model)
 
     @torch.inference_mode()
@@ -220,6 +226,8 @@ class PackedModel:
                 return
 
     def _next_logits(self, ids: Tensor, cache: KVCache, counts: Tensor | None) -> Tensor:
+        if self._native is not None:
+            return self._native.next_logits(ids, cache, counts)
         with self._autocast():
             return self._model.next_logits(ids, cache, counts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from questlm.artifact.matrices import packed_matrix, packed_narrow
 from questlm.ops import PackedFormat, PackedWeight
 from questlm.ops.reference.storage import from_int8_rows
 
-__all__ = ["InputNorm", "PackedBranches", "PackedEmbedding", "PackedLinear", "Prepack", "packed_layer"]
+if TYPE_CHECKING:
+    from questlm.ops.cpu.llama import NativeLinear
+
+__all__ = ["NormedLinear", "PackedBranches", "PackedEmbedding", "PackedLinear", "Prepack", "packed_layer"]
 
 Prepack = Callable[[Mapping[str, Tensor], PackedFormat], PackedWeight]
 """`ops.prepack` for the device and dtype that a model runs in."""
@@ -32,6 +36,10 @@ class PackedLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return ops.packed_linear(input, self.weight)
+
+    def native_linear(self) -> NativeLinear | str:
+        """This layer for the native forward pass, or the reason why it cannot be in it."""
+        return self.weight.native_linear()
 
 
 class PackedBranches(nn.Module):
@@ -56,20 +64,33 @@ class PackedBranches(nn.Module):
         y: Tensor = self.wide(wide) + self.narrow(narrow)
         return y
 
+    def native_linear(self) -> NativeLinear | str:
+        """This layer for the native forward pass, or the reason why it cannot be in it."""
+        wide, narrow = self.wide.native_linear(), self.narrow.native_linear()
+        if isinstance(wide, str) or isinstance(narrow, str):
+            return wide if isinstance(wide, str) else str(narrow)
+        return wide.with_narrow(narrow, self.by_rows)
 
-class InputNorm(nn.Module):
-    """The norm before a layer: gain (in_features,)."""
+
+class NormedLinear(nn.Module):
+    """A layer behind a norm of its own: gain (in_features,)."""
 
     gain: Tensor
 
-    def __init__(self, gain: Tensor, eps: float) -> None:
+    def __init__(self, gain: Tensor, eps: float, layer: PackedLinear | PackedBranches) -> None:
         super().__init__()
         self.register_buffer("gain", gain)
-        self.eps = eps
+        self.eps, self.layer = eps, layer
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., in_features)."""
-        return ops.rms_norm(input, self.gain, self.eps)
+        """(..., in_features) -> (..., out_features)."""
+        y: Tensor = self.layer(ops.rms_norm(input, self.gain, self.eps))
+        return y
+
+    def native_linear(self) -> NativeLinear | str:
+        """This layer for the native forward pass, or the reason why it cannot be in it."""
+        linear = self.layer.native_linear()
+        return linear if isinstance(linear, str) else linear.with_norm(self.gain, self.eps)
 
 
 class PackedEmbedding(nn.Module):
@@ -94,12 +115,13 @@ class PackedEmbedding(nn.Module):
 
 def packed_layer(
     tensors: Mapping[str, Tensor], in_features: int, weight_format: WeightFormat, prepack: Prepack
-) -> nn.Module:
+) -> PackedLinear | PackedBranches | NormedLinear:
     """The layer of a matrix (out, in_features), with the norm before it where it has one."""
+    layer: PackedLinear | PackedBranches
     if weight_format.narrow is None:
-        layer: nn.Module = PackedLinear(prepack(*packed_matrix(tensors, weight_format, in_features)))
+        layer = PackedLinear(prepack(*packed_matrix(tensors, weight_format, in_features)))
     else:
         layer = PackedBranches(tensors, in_features, weight_format, prepack)
     if weight_format.input_norm is None:
         return layer
-    return nn.Sequential(InputNorm(tensors["input_norm"], weight_format.input_norm), layer)
+    return NormedLinear(tensors["input_norm"], weight_format.input_norm, layer)

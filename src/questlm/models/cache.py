@@ -136,17 +136,25 @@ class KVCache:
                         stored[:, :, place] = stored[:, :, sequence]
         self.lengths, self._first_slots = self.lengths[sequences], self._first_slots[: len(sequences)]
 
-    def step(self, batch: int, tokens: int) -> CacheStep:
-        """Places of the next `tokens` tokens of each sequence.
+    def check_room(self, batch: int, tokens: int) -> None:
+        """Refuse a step of `tokens` tokens of each of `batch` sequences that does not fit.
 
         Raises:
             ValueError: the cache is for another number of sequences, or too small.
         """
         if batch != len(self.lengths):
             raise ValueError(f"the cache is for {len(self.lengths)} sequences, but {batch} were given")
-        end = self._longest + tokens
-        if end > self.capacity:
+        if (end := self._longest + tokens) > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, but {end} are needed")
+
+    def step(self, batch: int, tokens: int) -> CacheStep:
+        """Places of the next `tokens` tokens of each sequence.
+
+        Raises:
+            ValueError: the cache is for another number of sequences, or too small.
+        """
+        self.check_room(batch, tokens)
+        end = self._longest + tokens
         self.window = max(self.window, min(self.capacity, _BLOCK * -(-end // _BLOCK)))
         device = self.lengths.device
         positions = self.lengths[:, None] + torch.arange(tokens, device=device)

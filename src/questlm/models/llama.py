@@ -18,7 +18,7 @@ from questlm.errors import ConfigError
 from questlm.models.cache import CacheStep, KVCache
 from questlm.ops import ResidualNorm, SwiGLU
 
-__all__ = ["Llama"]
+__all__ = ["Llama", "rotary_angles"]
 
 _INIT_STD = 0.02
 _PLAIN = re.compile(
@@ -169,10 +169,10 @@ class Llama(nn.Module):
         """The residual (batch, tokens, hidden) behind the last block."""
         if cache is None:
             past = None
-            angles = _rotary_angles(torch.arange(ids.shape[1], device=ids.device), self.config)
+            angles = rotary_angles(torch.arange(ids.shape[1], device=ids.device), self.config)
         else:
             past = cache.step(*ids.shape)
-            angles = _rotary_angles(past.positions[:, None], self.config)
+            angles = rotary_angles(past.positions[:, None], self.config)
         x: Tensor = self.embed(ids)
         for index, block in enumerate(self.layers):
             x = block(x, angles, index, past)
@@ -187,7 +187,7 @@ class Llama(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
 
 
-def _rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, (..., tokens, width) float32, of positions (..., tokens)."""
     half = positions[..., None].float() * _rotary_frequencies(config, positions.device)
     angles = torch.cat((half, half), dim=-1)

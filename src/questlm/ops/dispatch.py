@@ -12,7 +12,7 @@ one kernel) remain free to be chosen.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -255,6 +255,15 @@ def _product_in_int8(x: Operand, w: Operand, dtype: torch.dtype) -> str | None:
     return _only_bfloat16(dtype)
 
 
+def _llama_in_native_code(device: torch.device, dtype: torch.dtype, refused: Mapping[str, str]) -> str | None:
+    if device.type != "cpu":
+        return "the model is not on the CPU"
+    if dtype is not torch.float32:
+        return f"it computes in float32, not in {dtype}"
+    reason = unavailable("cpu")
+    return reason or next((f"{layer}: {why}" for layer, why in refused.items()), None)
+
+
 def _packed(name: str, where: str) -> Implementation:
     """The class `where` of packed weights, which says itself what it can run."""
 
@@ -317,5 +326,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
         _packed("unpacked", "questlm.ops.unpacking:UnpackedWeight"),
         _packed("reference", "questlm.ops.unpacking:TiledWeight"),
     ),
+    # (device, dtype, layers that cannot be in a native forward pass, with the reason): a step of a whole packed model
+    "llama_step": (Implementation("native", _llama_in_native_code), Implementation("layer by layer", _anything)),
 }
 """The implementations of each operation, fastest first; above each operation stands what its case is made of."""

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from torch import Tensor
 from questlm.grid import Grid
 from questlm.ops.dispatch import select
 from questlm.ops.precision import without_autocast
+
+if TYPE_CHECKING:
+    from questlm.ops.cpu.llama import NativeLinear
 
 __all__ = ["PackedFormat", "PackedWeight", "packed_linear", "prepack"]
 
@@ -86,6 +89,10 @@ class PackedWeight(ABC):
     def __deepcopy__(self, memo: object) -> Self:
         """Itself: it never changes, and a native layout is full of addresses."""
         return self
+
+    def native_linear(self) -> NativeLinear | str:
+        """This weight as a layer of the native forward pass, or the reason why it is none."""
+        return "its weight is not laid out for native kernels"
 
     @property
     @abstractmethod

@@ -52,10 +52,7 @@ Rows = NDArray[np.bool_]
 
 
 class Form(NamedTuple):
-    """A variant of the law for given runs.
-
-    `known` gets which runs are fitted, (rows,) bool, and returns which runs' eff or delta such a fit can tell.
-    """
+    """A variant for given runs. `known`: of which runs (rows,) a fit to the chosen ones (rows,) tells eff or delta."""
 
     model: Model
     bounds: tuple[Array, Array]
@@ -65,13 +62,13 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """The errors of one variant: root mean squares of log L_predicted - log L, or None where it cannot predict.
+    """How one variant did; errors are root mean squares of log L_predicted - log L, None where it cannot predict.
 
     Attributes:
         name: of the variant.
-        parameters: how many numbers it fits.
+        parameters: how many it fits.
         fitted: error on the runs it was fitted to, all of them.
-        rest: the constant E of that fit, in nats.
+        rest: E of that fit, nats.
         held_out: error on runs left out, by what was left out (`HELD_OUT`).
     """
 
@@ -83,7 +80,7 @@ class Score:
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs whose widths can be compared: BF16, and integer formats of the method with most runs.
+    """BF16 runs and those of integer formats of one method, the one with most of them: those have widths to compare.
 
     Raises:
         DataError: there are fewer than two widths.

@@ -13,8 +13,8 @@ from questlm.memory import Memory
 def test_decoding_is_timed_at_every_batch(packed: Path) -> None:
     report = decode_speed([packed], [1, 2], seconds=0.01, weights="packed")
     assert [(each.what, each.shape, each.bits, each.batch) for each in report.comparisons] == [
-        ("model", "2 x 32", "W4A4", 1),
-        ("model", "2 x 32", "W4A4", 2),
+        ("model by layers", "2 x 32", "W4A4", 1),
+        ("model by layers", "2 x 32", "W4A4", 2),
     ]
     assert json.loads(json.dumps(report.as_json()))["kind"] == "decode"
 
@@ -22,6 +22,7 @@ def test_decoding_is_timed_at_every_batch(packed: Path) -> None:
 def test_prompts_are_timed_at_every_length(packed: Path) -> None:
     report = prefill_speed([packed, packed], [5], seconds=0.01)
     assert [(each.artifact, each.batch) for each in report.comparisons] == [("tiny", 5), ("tiny", 5)]
+    assert {each.what for each in report.comparisons} == {"model in one call"}
 
 
 def test_without_memory_for_the_float_model_it_says_so(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,8 +123,8 @@ def test_generation_stops_at_the_end_of_text(model: PackedModel, monkeypatch) ->
 
 def test_no_step_is_computed_that_nobody_wants(model: PackedModel, monkeypatch) -> None:
     steps = []
-    next_logits = model._model.next_logits
-    monkeypatch.setattr(model._model, "next_logits", lambda *inputs: steps.append(inputs) or next_logits(*inputs))
+    next_logits = model._next_logits
+    monkeypatch.setattr(model, "_next_logits", lambda *inputs: steps.append(inputs) or next_logits(*inputs))
     draw_in_turn(model, monkeypatch, "AB\0A", "A\0BB")
     model.generate_ids(["a", "b"], options(1000))
     assert [len(ids) for ids, *_ in steps] == [2, 2, 1]  # the prompts, A A, and B alone

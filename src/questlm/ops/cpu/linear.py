@@ -19,6 +19,7 @@ from torch import Tensor
 from questlm import ops
 from questlm.grid import Grid, packed_width
 from questlm.ops.cpu import native
+from questlm.ops.cpu.llama import NativeLinear, native_input, native_linear
 from questlm.ops.machine import unavailable
 from questlm.ops.packed import PackedFormat, PackedWeight
 from questlm.ops.reference.matmul import factor
@@ -104,6 +105,14 @@ class NativeWeight(PackedWeight):
         """Layout, sums, steps, and what is kept beside them."""
         bias = [] if self._bias is None else [self._bias]
         return [*self._kept.values(), *self._input.values(), *bias]
+
+    def native_linear(self) -> NativeLinear | str:
+        """This weight as a layer of the native forward pass, or the reason why it is none."""
+        if self.dtype is not torch.float32:
+            return f"it computes in {self.dtype}, and the native forward pass in {torch.float32}"
+        in_integers, (step, offset) = bool(self._packed.in_integers), map(self._input.get, ("act_step", "act_offset"))
+        input = native_input(self.format.act, step, offset, in_integers)
+        return input if isinstance(input, str) else native_linear(self._packed, tuple(self._kept.values()), input)
 
     def linear(self, rows: Tensor) -> Tensor:
         """(tokens, in_features) -> (tokens, out_features) of `dtype`."""

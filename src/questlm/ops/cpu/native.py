@@ -21,6 +21,7 @@ __all__ = [
     "instruction_set",
     "instruction_sets",
     "limit_vector_width",
+    "llama_step",
     "masked_hadamard",
     "packed_bytes",
     "packed_linear",
@@ -32,7 +33,7 @@ __all__ = [
     "use_instruction_set",
 ]
 
-_ABI_VERSION = 2  # as in kernels.c: a library built from other sources must not be called
+_ABI_VERSION = 3  # as in kernels.c: a library built from other sources must not be called
 _REBUILD = "with a C compiler (gcc or clang) on the PATH, run: pip install --force-reinstall --no-deps questlm"
 
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
@@ -47,6 +48,7 @@ _ARGUMENTS = {
     ],
     "questlm_packed_product": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
     "questlm_packed_linear": [_POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
+    "questlm_llama_step": [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _POINTER],
     "questlm_read": [_POINTER, _SIZE, _INT, _POINTER],
     "questlm_instruction_set": [_INT],
     "questlm_supports": [_INT],
@@ -269,6 +271,24 @@ def packed_product(
     if failed:
         raise MemoryError(f"no memory for a buffer of rows of {weight.k} entries")
     return y
+
+
+def llama_step(
+    model: ctypes.Structure, cache: ctypes.Structure, ids: Tensor, counts: Tensor | None, logits: Tensor
+) -> None:
+    """One step of a model (`questlm.ops.cpu.llama`).
+
+    Args:
+        ids: (batch, tokens) int64, counts: (batch,) int64 or None, logits: (batch, vocabulary) float32, all contiguous.
+    """
+    failed = _library().questlm_llama_step(
+        ctypes.byref(model), ctypes.byref(cache), ids.data_ptr(), None if counts is None else counts.data_ptr(),
+        *ids.shape, logits.data_ptr(), torch.get_num_threads(), _parallel(),
+    )  # fmt: skip
+    if failed == 1:
+        raise MemoryError(f"no memory for the activations of {ids.numel()} tokens")
+    if failed == 2:
+        raise IndexError(f"token ids go from 0 to {logits.shape[1] - 1}, and there are others")
 
 
 def read(memory: Tensor) -> None:

@@ -14,9 +14,8 @@ import torch
 from questlm import ops
 
 KERNELS = [
-    "_decayed_step", "_masked_hadamard", "_masked_hadamard_many", "_nesterov", "_norm_quantize",
-    "_norm_quantize_backward",
-    "_quantize", "_quantize_many", "_swiglu_quantize", "_swiglu_quantize_backward", "_symmetric_product",
+    "_masked_hadamard", "_masked_hadamard_many", "_norm_quantize", "_norm_quantize_backward",
+    "_quantize", "_quantize_many", "_swiglu_quantize", "_swiglu_quantize_backward",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 #include "layout.h"
 #include "../export.h"
+#include "../llama/llama.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -14,19 +15,20 @@
 typedef struct {
     const char *name;
     const kernels_t *kernels;
+    const llama_kernels_t *llama;
     int vector_floats; /* of the kernels that quantise rows */
 } set_t;
 
 /* From the lowest to the highest. */
 static const set_t SETS[] = {
-    {"scalar", &questlm_kernels_scalar, 4},
+    {"scalar", &questlm_kernels_scalar, &questlm_llama_scalar, 4},
 #if defined(__x86_64__)
-    {"avx2", &questlm_kernels_avx2, 8},
-    {"avx512vnni", &questlm_kernels_avx512vnni, 16},
-    {"avx512vpopcntdq", &questlm_kernels_avx512vpopcntdq, 16},
+    {"avx2", &questlm_kernels_avx2, &questlm_llama_avx2, 8},
+    {"avx512vnni", &questlm_kernels_avx512vnni, &questlm_llama_avx512, 16},
+    {"avx512vpopcntdq", &questlm_kernels_avx512vpopcntdq, &questlm_llama_avx512, 16},
 #elif defined(__aarch64__) && defined(__linux__)
-    {"dotprod", &questlm_kernels_dotprod, 4},
-    {"i8mm", &questlm_kernels_i8mm, 4},
+    {"dotprod", &questlm_kernels_dotprod, &questlm_llama_neon, 4},
+    {"i8mm", &questlm_kernels_i8mm, &questlm_llama_neon, 4},
 #endif
 };
 enum { COUNT = sizeof SETS / sizeof *SETS };
@@ -67,6 +69,8 @@ static int in_use(void)
 }
 
 const kernels_t *questlm_kernels(void) { return SETS[in_use()].kernels; }
+
+const llama_kernels_t *questlm_llama_kernels(void) { return SETS[in_use()].llama; }
 
 /* Name of instruction set `index`, from the lowest; NULL after the last that this library knows. */
 EXPORT const char *questlm_instruction_set(int index) { return index < COUNT ? SETS[index].name : 0; }

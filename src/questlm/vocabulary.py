@@ -21,6 +21,7 @@ __all__ = [
     "END_OF_TEXT",
     "END_OF_TEXT_NAMES",
     "LARGEST_VOCABULARY",
+    "MAX_TOKENIZER_BYTES",
     "library_failures",
     "parse_tokenizer",
     "read_tokenizer_text",
@@ -34,7 +35,7 @@ END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 LARGEST_VOCABULARY = 4_194_304
 """Entries that a model or a tokenizer may have: ten times those of any tokenizer in use."""
 
-_MAX_FILE_BYTES = 128 * 2**20
+MAX_TOKENIZER_BYTES = 128 * 2**20
 
 
 def read_tokenizer_text(path: Path, error: type[QuestError]) -> str:
@@ -43,8 +44,8 @@ def read_tokenizer_text(path: Path, error: type[QuestError]) -> str:
         if not path.is_file():
             raise error(f"{path} is not a plain file, so no tokenizer is read from it")
         size = path.stat().st_size
-        if size > _MAX_FILE_BYTES:
-            raise error(f"{path} is {size:,} bytes long, but a tokenizer.json may have at most {_MAX_FILE_BYTES:,}")
+        if size > MAX_TOKENIZER_BYTES:
+            raise error(f"{path} is {size:,} bytes long, but a tokenizer.json may have at most {MAX_TOKENIZER_BYTES:,}")
         return path.read_bytes().decode()
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from None

@@ -14,15 +14,18 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from tables import markdown, read_losses, replace_part  # noqa: E402
 
+PRESETS = ("nano", "1m", "8m")
+
 
 def main() -> None:
-    """Write the table."""
-    replace_part(HERE / "README.md", "nano", table())
+    """Write a table for each preset."""
+    for preset in PRESETS:
+        replace_part(HERE / "README.md", preset, table(preset))
 
 
-def table() -> str:
-    """Settings of the nano preset, the lowest mean loss first."""
-    losses = read_losses(HERE / "runs")
+def table(preset: str) -> str:
+    """Settings of one preset, the lowest mean loss first."""
+    losses = {name: by_seed for name, by_seed in read_losses(HERE / "runs").items() if _preset(name) == preset}
     rows = []
     for name in sorted(losses, key=lambda name: fmean(losses[name].values())):
         by_seed = losses[name]
@@ -30,6 +33,10 @@ def table() -> str:
         tokens = median(_tokens(name, seed) for seed in by_seed)
         rows.append([name, f"{fmean(by_seed.values()):.4f}", values, f"{tokens:,.0f}"])
     return "\n" + markdown(("setting", "mean loss", "by seed", "tokens in 150 s"), rows)
+
+
+def _preset(name: str) -> str:
+    return next((preset for preset in PRESETS[1:] if name.startswith(f"{preset}-")), PRESETS[0])
 
 
 def _tokens(name: str, seed: int) -> int:

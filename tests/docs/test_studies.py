@@ -69,15 +69,17 @@ def test_the_tables_of_the_fair_baseline_show_its_records() -> None:
     assert f"<!-- all runs -->\n{script.all_runs(losses)}\n<!-- end of all runs -->" in shown
 
 
-def test_the_table_of_the_demo_recipe_shows_its_records_and_the_preset_takes_the_best() -> None:
+def test_the_tables_of_the_demo_recipe_show_its_records_and_the_presets_take_the_best() -> None:
     script, folder = _script("demo-recipe/summarise.py"), ROOT / "studies" / "demo-recipe"
     shown = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- nano -->\n{script.table()}\n<!-- end of nano -->" in shown
-    best = script.table().splitlines()[3].split("|")[1].strip()
-    config = _script("runner.py").settings(folder / "study.yaml", f"{best}-s0", Path(), [])
-    default = load_config("nano").train
-    for name in ("optimizer", "lr", "batch_size", "schedule", "final_lr"):
-        assert getattr(config.train, name) == getattr(default, name)
+    for preset in script.PRESETS:
+        assert f"<!-- {preset} -->\n{script.table(preset)}\n<!-- end of {preset} -->" in shown
+        best = script.table(preset).splitlines()[3].split("|")[1].strip()
+        config = _script("runner.py").settings(folder / "study.yaml", f"{best}-s0", Path(), [])
+        default = load_config(preset).train
+        for name in ("optimizer", "batch_size", "schedule", "final_lr"):
+            assert getattr(config.train, name) == getattr(default, name)
+        assert config.train.lr in (default.lr, 2 * default.lr)  # the README says why nano keeps the lower of two rates
 
 
 def test_the_tables_of_the_better_recipe_show_its_records_and_name_every_change() -> None:

@@ -17,9 +17,11 @@ from questlm.ops.triton.int8_matmul import int8_matmul
 from questlm.ops.triton.launch import compile_ahead
 from questlm.ops.triton.many import masked_hadamard_many, quantize_many
 from questlm.ops.triton.masked_hadamard import masked_hadamard
+from questlm.ops.triton.momentum import decayed_step, nesterov
 from questlm.ops.triton.norm_quantize import norm_quantize, norm_quantize_backward
 from questlm.ops.triton.quantize import quantize
 from questlm.ops.triton.swiglu_quantize import swiglu_quantize, swiglu_quantize_backward
+from questlm.ops.triton.symmetric import symmetric_product
 
 
 class AbsentGpu:
@@ -53,6 +55,9 @@ def start_each(code_dtype: str) -> None:
     norm_quantize_backward(x, mask, unit, rstd, gain, 128, x, torch.bfloat16, torch.bfloat16)
     swiglu_quantize(x, x, torch.bfloat16, *grid)
     swiglu_quantize_backward(x, mask, x, x, 128)
+    nesterov([x.float()], [x.float()], 0.9, x.unsqueeze(0))
+    decayed_step([x.T], x.T.contiguous().unsqueeze(0), torch.ones(()), 0.1, 0.2)
+    symmetric_product(x.T.contiguous().unsqueeze(0), 1.0, 1.0, 1.0)
     if code_dtype == "int8":
         sums = torch.zeros(rows, dtype=torch.int32)
         int8_matmul(data, data, step, step, sums, sums, torch.bfloat16)

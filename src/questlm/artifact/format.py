@@ -274,11 +274,19 @@ class ArtifactConfig(Section):
 
 
 class TensorSpec(NamedTuple):
-    """A tensor of model.safetensors: its safetensors dtype, its shape, and under which part its bytes are counted."""
+    """A tensor of model.safetensors.
+
+    Attributes:
+        dtype: of safetensors.
+        shape: of the tensor.
+        part: what its bytes are counted under.
+        codes: levels of the codes that are packed in it, and how many in a row; None: it holds no packed codes.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     part: str
+    codes: tuple[int, int] | None = None
 
     @property
     def bytes(self) -> int:
@@ -345,16 +353,16 @@ def matrix_tensor_specs(
         tensors |= {"codes": TensorSpec("I8", shape, weights), "scale": TensorSpec("F32", (rows, 1), weights)}
     elif weight_format.weight == "bf16-2:4":
         tensors |= {"weight": TensorSpec("BF16", (rows, columns // 2), weights)}
-        tensors |= {"kept": TensorSpec("U8", (rows, packed_width(columns, 2)), weights)}
+        tensors |= {"kept": _packed_spec(rows, columns, 2, weights)}
     elif isinstance(weight_format.weight, str):
         tensors |= {"weight": TensorSpec("BF16" if weight_format.weight == "bf16" else "F32", shape, weights)}
     else:
         grid = weight_format.weight
         stored = columns // 2 if grid.group else columns
-        tensors |= {"codes": TensorSpec("U8", (rows, packed_width(stored, grid.levels)), codes)}
+        tensors |= {"codes": _packed_spec(rows, stored, grid.levels, codes)}
         tensors |= {"step": TensorSpec("F32", (rows, 1), steps)}
         if grid.group:
-            tensors |= {"kept": TensorSpec("U8", (rows, packed_width(columns // grid.group, 2)), codes)}
+            tensors |= {"kept": _packed_spec(rows, columns // grid.group, 2, codes)}
     if weight_format.weight_offset:
         tensors |= {"offset": TensorSpec("F32", (rows, 1), steps)}
     if weight_format.act is not None and weight_format.act.step_per_scale is None:
@@ -369,7 +377,11 @@ def matrix_tensor_specs(
             if weight_format.narrow.axis == "rows"
             else (rows, weight_format.narrow.width)
         )
-        width = packed_width(narrow_columns, weight_format.narrow.weight.levels)
-        tensors |= {"narrow_codes": TensorSpec("U8", (narrow_rows, width), codes)}
+        levels = weight_format.narrow.weight.levels
+        tensors |= {"narrow_codes": _packed_spec(narrow_rows, narrow_columns, levels, codes)}
         tensors |= {"narrow_step": TensorSpec("F32", (narrow_rows, 1), steps)}
     return tensors
+
+
+def _packed_spec(rows: int, length: int, levels: int, part: str) -> TensorSpec:
+    return TensorSpec("U8", (rows, packed_width(length, levels)), part, (levels, length))

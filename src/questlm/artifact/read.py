@@ -33,13 +33,14 @@ from questlm.artifact.format import (
     matrix_shapes,
 )
 from questlm.artifact.matrices import check_codes, matrix_tensors
+from questlm.artifact.single_file import open_single_file
 from questlm.errors import ArtifactError, quoted
-from questlm.json_files import check_safetensors_header, read_json
+from questlm.json_files import check_safetensors_header, parse_json, read_json
 from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
 from questlm.sealed import MANIFEST_NAME, verify
 from questlm.terminal import command_text
-from questlm.vocabulary import parse_tokenizer, read_tokenizer_text, usual_end_of_text
+from questlm.vocabulary import MAX_TOKENIZER_BYTES, parse_tokenizer, read_tokenizer_text, usual_end_of_text
 
 __all__ = ["Artifact", "load_artifact", "read_fetched", "require_known_ids"]
 
@@ -84,16 +85,16 @@ class Artifact:
 
 
 def load_artifact(path: str | Path) -> Artifact:
-    """Check and read the artifact in the folder `path`.
+    """Check and read the artifact `path`, a folder or a single file.
 
     Raises:
-        ArtifactError: the folder is missing, damaged, hostile, or of another format or version.
+        ArtifactError: it is missing, damaged, hostile, or of another format or version.
     """
-    folder = Path(path)
+    path = Path(path)
     try:
-        return _load(folder)
+        return _load_file(path) if path.exists() and not path.is_dir() else _load(path)
     except (ArithmeticError, OSError, RuntimeError, ValueError, SafetensorError) as problem:
-        raise ArtifactError(f"{folder} is not a usable artifact: {_brief(problem)}") from None
+        raise ArtifactError(f"{path} is not a usable artifact: {_brief(problem)}") from None
 
 
 def read_fetched(config: ArtifactConfig, files: Sequence[Path]) -> Artifact:
@@ -126,7 +127,7 @@ def require_known_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 def _load(folder: Path) -> Artifact:
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a folder; give the folder of a packed model")
+        raise ArtifactError(f"{folder} is not a folder or file; give the folder or the single file of a packed model")
     if (folder / "config.yaml").exists() and not (folder / MANIFEST_NAME).exists():
         raise ArtifactError(
             f"{folder} is a run folder, not an artifact; pack it first: "
@@ -144,22 +145,43 @@ def _load(folder: Path) -> Artifact:
     tensors = _read_tensors([folder / TENSORS_NAME], config)
     # A tokenizer.json that the manifest does not list has not been verified, so it is not read.
     text = read_tokenizer_text(folder / TOKENIZER_NAME, ArtifactError) if TOKENIZER_NAME in files else None
-    tokenizer = None if text is None else parse_tokenizer(text, str(folder / TOKENIZER_NAME), ArtifactError)
+    size = sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *files))
+    return _artifact(config, tensors, text, str(folder / TOKENIZER_NAME), details, size)
+
+
+def _load_file(path: Path) -> Artifact:
+    with open_single_file(path, (_MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES)) as file:
+        name = f"the config in {path}"
+        config = _parsed_config(parse_json(file.config.encode(), name, ArtifactError), name)
+        try:
+            tensors, parts = file.tensors(expected_tensors(config))
+        except ArtifactError as problem:
+            raise ArtifactError(f"{path} is damaged: {problem}") from None
+        _check_values(config, tensors)
+        details = {"bytes_by_part": parts, "parameters": config.model.parameters}
+        return _artifact(config, tensors, file.tokenizer, f"the tokenizer in {path}", details, file.bytes)
+
+
+def _artifact(
+    config: ArtifactConfig,
+    tensors: dict[str, Tensor],
+    tokenizer_json: str | None,
+    tokenizer_name: str,
+    details: dict[str, Any],
+    size: int,
+) -> Artifact:
+    tokenizer = None if tokenizer_json is None else parse_tokenizer(tokenizer_json, tokenizer_name, ArtifactError)
     if tokenizer is not None:
         require_known_ids(tokenizer, config.model.vocab_size or 0)
-    return Artifact(
-        config=config,
-        tensors=tensors,
-        tokenizer=tokenizer,
-        tokenizer_json=text,
-        details=details,
-        bytes=sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *files)),
-    )
+    return Artifact(config, tensors, tokenizer, tokenizer_json, details, size)
 
 
 def _read_config(path: Path) -> ArtifactConfig:
     _refuse_oversized(path, _MAX_CONFIG_BYTES)
-    values = read_json(path, ArtifactError)
+    return _parsed_config(read_json(path, ArtifactError), str(path))
+
+
+def _parsed_config(values: Any, path: str) -> ArtifactConfig:
     if not isinstance(values, dict):
         raise ArtifactError(f"{path} holds a {type(values).__name__}, not an object")
     try:

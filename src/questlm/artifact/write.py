@@ -1,7 +1,8 @@
-"""Write an artifact: tensors, config and tokenizer in a sealed folder that is complete or absent."""
+"""Write an artifact, a sealed folder or a single file, that is complete or absent."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from questlm.artifact.for_transformers import TOKENIZER_CONFIG_NAME, model_settings, tokenizer_settings
+from questlm.artifact.budget import Budget
+from questlm.artifact.for_transformers import KEYS, TOKENIZER_CONFIG_NAME, model_settings, tokenizer_settings
 from questlm.artifact.format import (
     CONFIG_NAME,
     FORMAT,
@@ -22,13 +24,14 @@ from questlm.artifact.format import (
     expected_tensors,
 )
 from questlm.artifact.read import Artifact, load_artifact
+from questlm.artifact.single_file import write_single_file
 from questlm.errors import ArtifactError, ConfigError
-from questlm.files import atomic_folder, explain_failed_write
+from questlm.files import atomic_file, atomic_folder, explain_failed_write
 from questlm.json_files import canonical_json
 from questlm.sealed import MANIFEST_NAME, seal
 from questlm.vocabulary import parse_tokenizer
 
-__all__ = ["PackReport", "write_artifact"]
+__all__ = ["PackReport", "write_artifact", "write_artifact_file"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class PackReport:
     """The result of packing.
 
     Attributes:
-        path: the artifact's folder.
+        path: of the artifact.
         bytes: size of all its files.
-        bytes_by_part: of codes, steps, weights, embedding, head, norms, config, tokenizer, header and manifest; they
-            add up to `bytes`.
+        bytes_by_part: of codes, steps, weights, embedding, head, norms, config, tokenizer, header and manifest (of a
+            single file: checksum); they add up to `bytes`.
         parameters: all parameters of the model.
     """
 
@@ -55,7 +58,7 @@ class PackReport:
 
     @property
     def bits_per_parameter(self) -> float:
-        """Bits of the whole folder per parameter, tokenizer included."""
+        """Bits of the whole artifact per parameter, tokenizer included."""
         return 8 * self.bytes / self.parameters
 
 
@@ -65,6 +68,7 @@ def write_artifact(
     tensors: Mapping[str, Tensor],
     tokenizer: str | None,
     check: Callable[[Artifact], None],
+    budget: Budget | None = None,
 ) -> PackReport:
     """Write the new folder `out`, read it back, and keep it unless `check` raises.
 
@@ -74,9 +78,10 @@ def write_artifact(
         tensors: by name, contiguous and on the CPU, as `expected_tensors(config)` lists them.
         tokenizer: content of a tokenizer.json.
         check: called with the artifact that was read back.
+        budget: checked before anything is kept.
 
     Raises:
-        ConfigError: `config.training` is not plain JSON.
+        ConfigError: `config.training` is not plain JSON, or the budget is missed.
         ArtifactError: the folder cannot be written.
     """
     files = {CONFIG_NAME: _config_bytes(config)}
@@ -91,10 +96,40 @@ def write_artifact(
             parts = _bytes_by_part(config, folder)
             seal(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
             parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
+            if budget is not None:
+                budget.check(parts)
             check(load_artifact(folder))
     except (OSError, SafetensorError) as problem:
         raise ArtifactError(
             f"cannot write the artifact {out}: {explain_failed_write(problem)}, or name another folder"
+        ) from None
+    return PackReport(out, sum(parts.values()), parts, config.model.parameters)
+
+
+def write_artifact_file(
+    out: Path,
+    config: ArtifactConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: str | None,
+    check: Callable[[Artifact], None],
+    budget: Budget | None = None,
+) -> PackReport:
+    """Write the single file `out`, with its codes entropy-coded, read it back, and keep it unless `check` raises.
+
+    Arguments and errors are those of `write_artifact`.
+    """
+    values = {key: value for key, value in json.loads(_config_bytes(config)).items() if key not in KEYS}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out) as file:
+            parts = write_single_file(file, values, tokenizer, expected_tensors(config), tensors)
+            file.flush()
+            if budget is not None:
+                budget.check(parts)
+            check(load_artifact(file.name))
+    except OSError as problem:
+        raise ArtifactError(
+            f"cannot write the artifact {out}: {explain_failed_write(problem)}, or name another file"
         ) from None
     return PackReport(out, sum(parts.values()), parts, config.model.parameters)
 

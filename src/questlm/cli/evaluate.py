@@ -15,7 +15,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="Artifact or run folder.")],
+    path: Annotated[Path, typer.Argument(help="Run folder, or artifact: a folder or one file.")],
     data: Annotated[str | None, typer.Option(help="Other text to evaluate on, all of it.")] = None,
     cache_dtype: Annotated[
         CacheDtype | None, typer.Option(help="Of an artifact: round keys and values as quest generate would.")
@@ -30,6 +30,8 @@ def evaluate(
     Examples:
 
         quest eval model/
+
+        quest eval model.quest
 
         quest eval model/ --data 'tests/*.txt'
 

@@ -28,7 +28,7 @@ def _flag(name: str, **more: Any) -> Any:
 
 
 def generate(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder, made by quest pack.")],
+    artifact: Annotated[Path, typer.Argument(help="Artifact, made by quest pack: a folder or one file.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
     max_tokens: Annotated[int, _flag("max_new_tokens", max=1_000_000)] = _DEFAULT.max_new_tokens,
     temperature: Annotated[float, _flag("temperature")] = _DEFAULT.temperature,

@@ -2,50 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from questlm.cli.options import Plugins, load_plugins, print_table, size
+from questlm.cli.options import Plugins, load_plugins, parse_bytes, print_table, size
+from questlm.errors import ConfigError
 from questlm.terminal import command_text, say
 
 if TYPE_CHECKING:
+    from questlm.artifact.budget import Budget
     from questlm.artifact.write import PackReport
 
-__all__ = ["pack", "report_rows"]
+__all__ = ["comparison_rows", "pack", "report_rows"]
 
 
 def pack(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path, typer.Option(help="Artifact folder to make.")],
+    out: Annotated[Path | None, typer.Option(help="Artifact folder to make.")] = None,
+    single_file: Annotated[
+        Path | None, typer.Option(help="File to make instead of a folder, with its codes entropy-coded.")
+    ] = None,
     embeddings: Annotated[
         Literal["bf16", "int8"] | None,
         typer.Option(help="How to store embedding and head: bf16 or int8 [default: as trained]."),
     ] = None,
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the run's tokenizer goes with the model.")
+    ] = True,
+    budget: Annotated[
+        str | None, typer.Option(help="Most bytes that may be taken: 16000000, 16MB. Above it, nothing is kept.")
+    ] = None,
+    count_code: Annotated[
+        list[Path] | None, typer.Option(help="File that counts within --budget; may be repeated.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print what the codes take by other compressors; takes a while.")
+    ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Pack a run's newest checkpoint into an artifact folder, and check that its codes are those that trained.
+    """Pack a run's newest checkpoint into an artifact, and check that its codes are those that trained.
 
     Examples:
 
         quest pack runs/nano-quest-w4a4 --out model/
 
         quest pack runs/nano-quest-w4a4 --out model-small/ --embeddings int8
+
+        quest pack runs/nano-quest-w4a4 --single-file model.quest --budget 16MB --count-code train.py
     """
+    from questlm.artifact.budget import Budget
     from questlm.trained.pack import pack as pack_run
 
     load_plugins(plugin)
-    print_table(f"artifact {out}", report_rows(pack_run(run, out, embeddings=embeddings)))
-    say(f"Next: {command_text('eval', out)}   or   {command_text('generate', out, '--prompt', 'def ')}")
+    target = single_file or out
+    if target is None or (single_file and out):
+        raise ConfigError("say what to make: a folder with --out DIR, or one file with --single-file FILE")
+    if count_code and budget is None:
+        raise ConfigError("--count-code counts files within a budget; say it with --budget 16MB, or leave it out")
+    limit = None if budget is None else Budget.of_files(int(parse_bytes(budget, "--budget")), count_code or ())
+    report = pack_run(
+        run,
+        target,
+        embeddings=embeddings,
+        single_file=single_file is not None,
+        tokenizer=None if tokenizer else "",
+        budget=limit,
+    )
+    print_table(f"artifact {target}", report_rows(report, limit))
+    if compare:
+        from questlm.artifact.comparison import coded_sizes
+        from questlm.artifact.read import load_artifact
+
+        print_table("the codes alone", comparison_rows(coded_sizes(load_artifact(target))))
+    say(f"Next: {command_text('eval', target)}   or   {command_text('generate', target, '--prompt', 'def ')}")
 
 
-def report_rows(report: PackReport) -> list[tuple[str, str]]:
+def report_rows(report: PackReport, budget: Budget | None = None) -> list[tuple[str, str]]:
     """Sizes for a table."""
     parts = ", ".join(f"{name} {count:,}" for name, count in sorted(report.bytes_by_part.items()))
     ratio = report.bf16_bytes / report.bytes
-    return [
+    rows = [
         ("packed", size(report.bytes)),
         ("the same model in BF16", f"{size(report.bf16_bytes)}: {ratio:.2f} times as large"),
+        ("bits a parameter", f"{report.bits_per_parameter:.3f}"),
         ("bytes by part", parts),
+    ]
+    if budget is not None:
+        left = budget.left_for_model - report.bytes
+        counted = "".join(f" + {name} {count:,}" for name, count in budget.counted.items())
+        rows.append(("budget", f"{report.bytes:,}{counted} of {budget.limit:,} bytes: {left:,} left"))
+    return rows
+
+
+def comparison_rows(sizes: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What the codes take by each way, smallest first, beside their entropy."""
+    entropy = sizes["entropy"]
+    over = {
+        way: f" ({count / entropy - 1:+.2%})" if entropy and way != "entropy" else "" for way, count in sizes.items()
+    }
+    return [
+        (way, f"{round(count):,} bytes{over[way]}") for way, count in sorted(sizes.items(), key=lambda item: item[1])
     ]

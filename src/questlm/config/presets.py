@@ -25,26 +25,18 @@ def _published(layers: int, hidden: int, heads: int, lr: float) -> dict[str, Any
     }
 
 
-def _nano() -> dict[str, Any]:
-    """A few million parameters: minutes on two CPU cores. How it trains was chosen by `studies/demo-recipe`."""
-    recipe = {"optimizer": "muon", "lr": 3e-3, "batch_size": 8, "schedule": "linear", "final_lr": 0.0}
+def _small(layers: int, hidden: int, heads: int | None = None) -> dict[str, Any]:
+    """Minutes on two CPU cores. How they train was chosen by `studies/demo-recipe`, for `nano`, `1m` and `8m`."""
+    recipe = {"optimizer": "muon", "batch_size": 8, "schedule": "linear", "final_lr": 0.0}
     return {
-        "model": {"layers": 4, "hidden": 256, "heads": 2},
+        "model": {"layers": layers, "hidden": hidden, "heads": heads or hidden // 64},
         "data": {"vocab_size": 2048},
-        "train": {**recipe, "seq_len": 256, "eval_tokens": 32_768},
-    }
-
-
-def _small(layers: int, hidden: int) -> dict[str, Any]:
-    return {
-        "model": {"layers": layers, "hidden": hidden, "heads": hidden // 64},
-        "data": {"vocab_size": 2048},
-        "train": {"lr": min(3e-3, 0.768 / hidden), "seq_len": 256, "batch_size": 4, "eval_tokens": 32_768},
+        "train": {**recipe, "lr": min(3e-3, 0.768 / hidden), "seq_len": 256, "eval_tokens": 32_768},
     }
 
 
 PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
-    "nano": _nano,
+    "nano": lambda: _small(layers=4, hidden=256, heads=2),
     "125k": lambda: _small(layers=2, hidden=64),
     "250k": lambda: _small(layers=4, hidden=64),
     "500k": lambda: _small(layers=2, hidden=128),

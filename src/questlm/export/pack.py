@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from questlm.artifact.budget import Budget
 from questlm.artifact.format import (
     FORMAT,
     TOKENIZER_NAME,
@@ -23,7 +24,7 @@ from questlm.artifact.format import (
 )
 from questlm.artifact.matrices import matrix_tensors, narrow_operand, operand_tensors, weight_operand
 from questlm.artifact.read import Artifact, require_known_ids
-from questlm.artifact.write import PackReport, write_artifact
+from questlm.artifact.write import PackReport, write_artifact, write_artifact_file
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError, ConfigError, quoted
 from questlm.models import Llama
@@ -48,8 +49,10 @@ def pack(
     end_of_text: str | None = None,
     training: Mapping[str, Any] | None = None,
     embeddings: Literal["bf16", "int8"] | None = None,
+    single_file: bool = False,
+    budget: Budget | None = None,
 ) -> PackReport:
-    """Write `model` as an artifact to the new folder `out`, load it back, and check that the codes are the model's own.
+    """Write `model` as the new artifact `out`, load it back, and check that the codes are the model's own.
 
     Layers with 16-bit weights but quantised activations keep their float32 weights, which is what training used.
     Layers left out of quantisation keep the stored dtype they were trained with, or bf16 if that was float.
@@ -62,20 +65,23 @@ def pack(
         training: JSON to record: validation loss, data, sequence length.
         embeddings: stored dtype of embedding and head; None: the one they were trained with, or bf16 if that was float
             (the artifact then differs from the model by that rounding).
+        single_file: write one file with entropy-coded codes instead of a folder.
+        budget: the most bytes that it may take; where it takes more, nothing is kept.
 
     Raises:
-        ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights), or the
-            tokenizer or provenance is unusable.
+        ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights) or misses
+            the budget, or the tokenizer or provenance is unusable.
         ArtifactError: what was written does not read back as the same codes.
     """
     out = Path(out)
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
+        raise ConfigError(f"{out} exists already; choose a new name or remove it first")
     _check_model(model)
     text = None if tokenizer is None else _text(tokenizer)
     eos = None if text is None else _end_of_text(text, end_of_text, model.config.vocab_size or 0)
     config = _describe(model, dict(training or {}), embeddings, eos)
-    return write_artifact(out, config, _tensors(model, config), text, lambda written: _check_codes(model, written))
+    write = write_artifact_file if single_file else write_artifact
+    return write(out, config, _tensors(model, config), text, lambda written: _check_codes(model, written), budget)
 
 
 def _check_model(model: Llama) -> None:

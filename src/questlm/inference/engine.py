@@ -39,10 +39,10 @@ def load(
     cache_dtype: torch.dtype | None = None,
     weights: Weights = "auto",
 ) -> PackedModel:
-    """Load the artifact in the folder `path`.
+    """Load the artifact `path`.
 
     Args:
-        path: a folder that `questlm.export.pack` wrote.
+        path: a folder or a single file that `questlm.pack` wrote.
         device: where to run.
         dtype: float32, or bfloat16 to compute as training under bf16 autocast does.
         cache_dtype: in what keys and values of past tokens are kept. float32 or bfloat16: attention is computed in it,
@@ -54,7 +54,7 @@ def load(
             stored, but for 4 bytes a row, even where that is several times as slow.
 
     Raises:
-        ArtifactError: the folder is missing, damaged, hostile, or of another format.
+        ArtifactError: it is missing, damaged, hostile, or of another format.
         ConfigError: `device`, `dtype`, `cache_dtype` or `weights` cannot be used, or unpacked weights need more memory
             than is free.
     """

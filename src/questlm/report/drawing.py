@@ -30,7 +30,7 @@ _PNG_DPI = 160
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, and for points by their matplotlib gid the texts that hovering shows."""
+    """A matplotlib figure, and the texts that hovering over a point shows, by the gid of the points."""
 
     figure: Figure
     tips: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -43,10 +43,10 @@ class Picture:
     Attributes:
         name: of its files, without suffix; also its anchor in the page.
         title: heading.
-        caption: what one sees, with numbers; plain text.
-        draw: narrow (for phones) or not -> drawing.
+        caption: plain text that says what the picture shows, with numbers.
+        draw: makes the drawing, given whether it is the narrow one for phones.
         columns, rows: the data drawn, for its CSV file.
-        narrows: whether a narrow form exists; else the wide one scrolls on phones.
+        narrows: whether there is a narrow drawing; otherwise the wide one scrolls on phones.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Picture:
 
 
 def svg_file(drawing: Drawing, name: str) -> bytes:
-    """A file of its own in the light theme; the same bytes for the same numbers."""
+    """Return the drawing as an SVG file in the light theme. The same numbers give the same bytes."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -70,17 +70,17 @@ def svg_file(drawing: Drawing, name: str) -> bytes:
 
 
 def png_file(drawing: Drawing) -> bytes:
-    """The same as PNG."""
+    """Return the drawing as a PNG file in the light theme."""
     buffer = io.BytesIO()
     drawing.figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def inline_svg(svg: bytes, name: str, label: str, tips: Mapping[str, Sequence[str]]) -> Markup:
-    """The `<svg>` element of a file from `svg_file`, for an HTML page.
+    """Return the `<svg>` element of a file from `svg_file`, for an HTML page.
 
     Args:
-        name: goes before every identifier in it.
+        name: prefix of every identifier in it.
         label: identifier of the page's heading that names the picture.
     """
     ElementTree.register_namespace("", _SVG)

@@ -29,7 +29,7 @@ _LARGEST = 1e30
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the report.
+    """A run of the report, finished or not.
 
     Attributes:
         name: what the reader calls it: the folder, or the file and its row.
@@ -65,14 +65,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Runs in order of size, group, tokens and seed; and a sentence about each that is missing or lacks something."""
+    """The runs, in order of size, group, tokens and seed, and a sentence about each that is missing or incomplete."""
 
     entries: list[Entry]
     notes: list[str]
 
     @property
     def finished(self) -> list[Entry]:
-        """The runs with a final loss."""
+        """Return the runs that have a final loss."""
         return [entry for entry in self.entries if entry.finished]
 
 
@@ -80,7 +80,7 @@ def gather(paths: Sequence[Path], update: Callable[[int], None] = lambda done: N
     """Read run folders, folders of run folders, and JSON files of rows (see `questlm.scaling.read_runs`).
 
     Args:
-        update: is told how many files have been read.
+        update: called with the number of files that have been read.
 
     Raises:
         DataError: a path does not exist or holds no run; no run at all could be read (the first fault is named).
@@ -128,7 +128,7 @@ def clean(value: object, longest: int = _LONGEST_TEXT) -> str:
 
 
 def finite(value: object) -> float | None:
-    """`value` if it is a number from 0 to 1e30; else None."""
+    """Return `value` if it is a number from 0 to 1e30, else None."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if 0 <= value < _LARGEST else None

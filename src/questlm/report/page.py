@@ -34,7 +34,7 @@ __all__ = ["Drawn", "Law", "page"]
 
 @dataclass(frozen=True)
 class Law:
-    """The fitted law, or why there is none; and whether it was read from a file."""
+    """The fitted law, or the reason why there is none; and whether it was read from a file."""
 
     fit: LawFit | None
     reason: str = ""
@@ -59,12 +59,12 @@ def page(
     notes: Sequence[str],
     folder: str,
 ) -> str:
-    """The whole page.
+    """Return the whole page as HTML.
 
     Args:
         drawn: pictures by name: "curves", "frontier", "efficiency", "law" and "diagnostics-...", where they exist.
         notes: sentences about what could not be read or shown.
-        folder: where the pictures' files are, relative to the page.
+        folder: path of the pictures' files, relative to the page.
     """
     diagnostics = [part for name, part in drawn.items() if name.startswith("diagnostics-")]
     sections = {

@@ -31,7 +31,7 @@ _SHOWN_SECTIONS = ("budget.",)
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs that differ in their seed only.
+    """The runs that differ only in their seed.
 
     Attributes:
         group, parameters, ratio: of its runs; `ratio` is the tokens per parameter of their budget.
@@ -50,17 +50,17 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Of the losses."""
+        """Return the mean of the losses."""
         return fmean(self.losses)
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; None where there is one seed."""
+        """Return the standard deviation over seeds; None where there is only one."""
         return stdev(self.losses) if len(self.losses) > 1 else None
 
     @property
     def half_width(self) -> float | None:
-        """Half of the mean's 95 % interval, by Student's t; None where there is one seed."""
+        """Return half of the mean's 95 % interval, by Student's t; None where there is only one seed."""
         from scipy.special import stdtrit
 
         spread, count = self.spread, len(self.losses)
@@ -68,7 +68,7 @@ class Cell:
 
 
 def block_bytes(run: Run) -> int:
-    """Bytes of the weights inside the blocks, at their bits; steps and norms not counted.
+    """Return the bytes of the weights inside the blocks at their bits, without steps and norms.
 
     Ternary codes go five to a byte; of 2:4 sparse weights half are kept, and bits say which.
     """
@@ -79,7 +79,7 @@ def block_bytes(run: Run) -> int:
 
 
 def budgets(entries: Iterable[Entry]) -> dict[float, list[Entry]]:
-    """Runs by tokens per parameter, smallest first; ratios within 15 % of the smallest of their cluster are one."""
+    """Group runs by tokens per parameter, smallest first; a group ends 15 % above its smallest ratio."""
     clusters: list[list[Entry]] = []
     for entry in sorted(entries, key=_ratio):
         if not clusters or _ratio(entry) > _SAME_BUDGET * _ratio(clusters[-1][0]):
@@ -89,7 +89,7 @@ def budgets(entries: Iterable[Entry]) -> dict[float, list[Entry]]:
 
 
 def ratio_text(ratio: float) -> str:
-    """Tokens per parameter for people: two digits are what clusters leave."""
+    """Return tokens per parameter as text with two digits, as the runs of a group differ in the others."""
     rounded = float(f"{ratio:.2g}")
     return f"{rounded:,.0f}" if rounded >= 1 else f"{rounded:g}"
 
@@ -99,7 +99,7 @@ def _ratio(entry: Entry) -> float:
 
 
 def cells(entries: Sequence[Entry]) -> list[Cell]:
-    """The finished runs, those that differ in their seed only together, in the order of `entries`."""
+    """Group the finished runs by everything but their seed, in the order of `entries`."""
     result = []
     for ratio, cluster in budgets(entry for entry in entries if entry.finished).items():
         same: dict[tuple[str, int], list[Entry]] = {}
@@ -159,12 +159,12 @@ def _losses_by_seed(alike: Sequence[Entry]) -> tuple[float, ...]:
 
 
 def settings_text(entry: Entry, keys: Iterable[str]) -> str:
-    """The named settings of a run, as 'train.lr = 0.001, ...'."""
+    """Return the named settings of a run as text: 'train.lr = 0.001, ...'."""
     return ", ".join(f"{key} = {entry.settings[key]}" for key in keys if key in entry.settings)
 
 
 def differing(entries: Sequence[Entry]) -> list[str]:
-    """Settings in which runs differ, beyond what group, size, budget and seed say."""
+    """Return the names of the settings in which runs differ, other than those of group, size, budget and seed."""
     configured = [entry for entry in entries if entry.settings]
     keys = sorted({key for entry in configured for key in entry.settings})
     return [key for key in keys if not _shown_anyway(key) and _differs(configured, key)]
@@ -185,7 +185,7 @@ def _differs(entries: Sequence[Entry], key: str) -> bool:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other undercuts in both coordinates, by the first coordinate."""
+    """Return the indices of the points that no other point undercuts in both coordinates, sorted by the first."""
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: points[i]):
         if not front or points[index][1] < points[front[-1]][1]:
@@ -194,7 +194,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def shorten(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` points: means of runs of neighbours of equal number, the last point kept as it is."""
+    """Shorten a curve to at most `most` points, means of equally many neighbours. The last point stays."""
     if len(points) <= most:
         return list(points)
     body, end = points[:-1], points[-1]

@@ -23,7 +23,7 @@ _Column = tuple[str, Callable[[Entry], str]]
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss in a table: whether it is the lowest of its column, and how far it can be trusted."""
+    """A loss in a table, with its interval and whether it is the lowest of its column."""
 
     mean: str
     best: bool
@@ -32,7 +32,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class MethodTable:
-    """Groups by sizes at one budget of tokens; a cell has one loss for each variant of settings."""
+    """A table of groups by model sizes at one budget of tokens. A cell has one loss for each variant of settings."""
 
     title: str
     sizes: list[str]
@@ -52,10 +52,10 @@ class LawRow:
 
 @dataclass(frozen=True)
 class RunsTable:
-    """Every run.
+    """The table of all runs.
 
     Attributes:
-        common: what is the same of all runs, in words.
+        common: a sentence about the settings that all runs share.
         titles: of the columns.
         rows: whether the run is finished, and (title, text) of each cell.
         texts: titles of columns that hold words.
@@ -68,7 +68,7 @@ class RunsTable:
 
 
 def method_tables(cells: Sequence[Cell], groups: Iterable[str]) -> list[MethodTable]:
-    """One table a budget of tokens; `groups` in the order of their rows."""
+    """Return one table for each budget of tokens; `groups` gives the order of the rows."""
     order = list(groups)
     return [
         _method_table(ratio, [cell for cell in cells if cell.ratio == ratio], order)
@@ -103,7 +103,7 @@ def _loss(cell: Cell, best: bool) -> Loss:
 
 
 def law_rows(fit: LawFit, groups: Iterable[str]) -> list[LawRow]:
-    """The law's parameters, then the efficiencies, with their intervals; `groups` in the order of their rows."""
+    """Return the law's parameters, then the efficiencies in the order of `groups`, each with its interval."""
     order = list(groups)
     fitted = sorted(fit.eff, key=lambda group: order.index(group) if group in order else len(order))
     rows = [(name, "", fit.intervals[key], fit.n_runs) for key, name in _SYMBOLS.items()]
@@ -135,7 +135,7 @@ def _runs_columns(entries: Sequence[Entry]) -> list[_Column]:
 
 
 def runs_table(entries: Sequence[Entry]) -> RunsTable:
-    """Every run; what is the same of all is said once, above."""
+    """Return the table of all runs; what they share stands once, above it."""
     columns = [(title, [text(entry) for entry in entries]) for title, text in _runs_columns(entries)]
     common = [
         (title, texts[0]) for title, texts in columns if len(set(texts)) == 1 < len(entries) and title not in _ALWAYS

@@ -30,7 +30,7 @@ _OURS = re.compile(r"(curves|frontier|efficiency|law|diagnostics-\d+-[a-z-]+)\.(
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The files of a written report, and what it shows.
 
     Attributes:
         page: the HTML file.
@@ -38,7 +38,7 @@ class Report:
         runs, unfinished: how many runs the page shows, and how many of these are not finished.
         pictures: their names.
         fitted: whether the page shows a law.
-        notes: what could not be read or shown, a sentence each.
+        notes: a sentence about each thing that could not be read or shown.
     """
 
     page: Path
@@ -51,7 +51,7 @@ class Report:
 
 
 def write_report(paths: Sequence[Path], out: Path, fit: Path | None = None, show_progress: bool = True) -> Report:
-    """Write the page `out`, and its pictures as SVG, PNG and CSV into the folder `<name of out>_files` beside it.
+    """Write a page about runs to `out`, and pictures and data into the folder `<name of out>_files` beside it.
 
     What an earlier report left there is replaced; nothing else is.
 

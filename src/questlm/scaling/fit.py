@@ -39,11 +39,11 @@ Update = Callable[[float, str], None]
 
 
 def silent(completed: float, info: str) -> None:
-    """An `update` that shows nothing."""
+    """Ignore the progress: an `update` for callers who do not show it."""
 
 
 def fit_law(runs: Sequence[Run], draws: int = 200, seed: int = 0, update: Update = silent) -> LawFit:
-    """Fit the law, one efficiency a group, BF16's being 1.
+    """Fit the law to runs, with one efficiency for each group; that of BF16 is 1 by definition.
 
     The order of the runs changes nothing.
 
@@ -51,7 +51,7 @@ def fit_law(runs: Sequence[Run], draws: int = 200, seed: int = 0, update: Update
         runs: see `check_runs` for what they must be.
         draws: bootstrap samples.
         seed: of the starts and the bootstrap.
-        update: told how far it is, from 0 to 1, and what it is doing.
+        update: called with the share that is done, from 0 to 1, and what is being done.
 
     Raises:
         DataError: the runs cannot be fitted.
@@ -94,7 +94,7 @@ def fit_law(runs: Sequence[Run], draws: int = 200, seed: int = 0, update: Update
 
 
 def law_bounds(data: Data, efficiencies: int) -> tuple[Array, Array]:
-    """Lowest and highest value of each fitted parameter, (p,) each: wide, relative to the mean loss."""
+    """Return the lowest and highest value of each fitted parameter, (p,) each: wide, relative to the mean loss."""
     level, (least, most) = float(data.log_loss.mean()), np.log(_ALPHAS)
     low = [level - _LEAST, least, level - _LEAST, least, level - _LEAST]
     high = [level + 1, most, level + 1, most, float(data.log_loss.max())]
@@ -102,7 +102,10 @@ def law_bounds(data: Data, efficiencies: int) -> tuple[Array, Array]:
 
 
 def law_starts(data: Data, efficiencies: int, count: int, rng: np.random.Generator) -> Array:
-    """Starts (count, p): the mean loss dealt at random to the three terms, random exponents and efficiencies."""
+    """Draw starting points of the fit, (count, p).
+
+    The mean loss is divided at random among the law's three terms; exponents and efficiencies are random.
+    """
     shares = np.log(rng.dirichlet([1, 1, 1], count) + 0.01) + data.log_loss.mean()
     exponents = rng.uniform(np.log(0.05), 0, (count, 2))
     eff = rng.uniform(-3, 0, (count, efficiencies))

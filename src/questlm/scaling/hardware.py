@@ -23,7 +23,7 @@ _FILE = Path(__file__).with_name("gpus.json")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU.
+    """The measured speeds of one kind of GPU.
 
     Attributes:
         bytes_per_second: of a copy, read and written.
@@ -35,7 +35,9 @@ class Gpu:
     speeds: dict[str, list[tuple[float, float]]]
 
     def tokens_per_second(self, flops_per_token: Array, precision: str) -> Array:
-        """Of one GPU in training, interpolated between the measured models; beyond them at the nearest one's FLOP/s.
+        """Return the training speed of one GPU in tokens a second.
+
+        It is interpolated between the measured models; beyond them, the FLOP/s of the nearest one are assumed.
 
         A precision that was measured on fewer models than bf16 is taken to keep its distance from bf16; one that was
         measured on none is taken to be as fast.
@@ -46,7 +48,7 @@ class Gpu:
         return rate * _interpolated(ratios, flops_per_token) / flops_per_token
 
     def unmeasured(self, flops_per_token: float, precision: str) -> str | None:
-        """In words, what of such a training was not measured; None: all of it was."""
+        """Say in words which part of such a training was not measured; None if all of it was."""
         if precision not in self.speeds:
             return f"training in {precision} was not measured on a {self.name}; its speed is taken to be that of bf16"
         sizes = [flops for flops, _ in self.speeds[precision]]
@@ -62,7 +64,7 @@ def _interpolated(points: Sequence[tuple[float, float]], at: Array) -> Array:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of this short name, such as "h100".
+    """Return the GPU of this short name, such as "h100".
 
     Raises:
         ConfigError: nothing was measured on it; the message gives the nearest name and all of them.

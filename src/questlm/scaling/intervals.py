@@ -33,7 +33,10 @@ _HALVINGS = 10
 
 
 def bootstrap_weights(groups: Sequence[str], draws: int, rng: np.random.Generator) -> Array:
-    """How often each run is in each sample: (draws, runs), each group as often as it has runs."""
+    """Draw bootstrap samples: how often each run is in each sample, (draws, runs).
+
+    Each group keeps its number of runs in every sample.
+    """
     names = np.array(groups)
     weights = np.zeros((draws, len(names)))
     for name in sorted(set(groups)):
@@ -43,7 +46,7 @@ def bootstrap_weights(groups: Sequence[str], draws: int, rng: np.random.Generato
 
 
 def residual_scale(residuals: Array, parameters: int) -> float:
-    """Robust standard deviation of the errors behind the residuals (rows,) of a fit of so many parameters."""
+    """Estimate robustly the standard deviation of the errors from a fit's residuals, (rows,)."""
     from scipy.stats import norm  # takes longer to import than the rest of questlm, and only fits need it
 
     sizes = np.sort(np.abs(residuals))[min(parameters, len(residuals) - 1) :]
@@ -51,7 +54,7 @@ def residual_scale(residuals: Array, parameters: int) -> float:
 
 
 def profile_rise(residuals: Array, parameters: int, delta: float) -> float:
-    """Rise of the Huber loss over its minimum at which a profile interval ends."""
+    """Return by how much the Huber loss rises over its minimum where a profile interval ends."""
     from scipy.stats import f as f_distribution
     from scipy.stats import norm
 
@@ -74,12 +77,12 @@ def profile_intervals(
     bounds: tuple[Array, Array],
     update: Callable[[], None] = lambda: None,
 ) -> Array:
-    """Ends of the interval of each parameter in `which`: (len(which), 2), infinite where a side is open.
+    """Return both ends of the interval of each parameter in `which`, (len(which), 2); infinite where a side is open.
 
     Args:
         best: the optimum (p,), of loss `lowest_loss`.
-        rise: of the loss, at the ends.
-        update: called once in a while.
+        rise: by how much the loss is higher at the ends, see `profile_rise`.
+        update: called now and then, to show progress.
     """
     column = np.repeat(np.array(which), 2)  # one problem for each side of each parameter
     side = np.tile([-1.0, 1.0], len(which))

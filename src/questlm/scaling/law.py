@@ -37,7 +37,7 @@ Efficiency = Callable[[Array], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Data:
-    """The runs as arrays (rows,): log N - log_n0, log D - log_d0 and log loss."""
+    """The runs as arrays (rows,): log N - log_n0, log D - log_d0 and the log of the loss."""
 
     log_n: Array
     log_d: Array
@@ -47,19 +47,19 @@ class Data:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Data:
-        """Centred on the means of the logarithms."""
+        """Make the arrays, centred on the means of log N and log D."""
         log_n, log_d = np.log([float(run.parameters) for run in runs]), np.log([float(run.tokens) for run in runs])
         log_n0, log_d0 = float(log_n.mean()), float(log_d.mean())
         return cls(log_n - log_n0, log_d - log_d0, np.log([run.loss for run in runs]), log_n0, log_d0)
 
 
 def groups_of(runs: Sequence[Run]) -> list[str]:
-    """The groups that have an efficiency to be fitted, sorted."""
+    """Return the groups whose efficiency is fitted (all but BF16), sorted."""
     return sorted({run.group for run in runs} - {BASELINE})
 
 
 def by_group(runs: Sequence[Run], groups: Sequence[str]) -> Efficiency:
-    """One efficiency a group: the parameters are log eff, in the order of `groups`."""
+    """Return the function that gives each group an efficiency; its parameters are log eff, in the order of `groups`."""
     member = np.array([[run.group == group for group in groups] for run in runs], dtype=float).reshape(len(runs), -1)
 
     def efficiency(parameters: Array) -> tuple[Array, Array]:
@@ -69,7 +69,7 @@ def by_group(runs: Sequence[Run], groups: Sequence[str]) -> Efficiency:
 
 
 def law_model(data: Data, efficiency: Efficiency) -> Model:
-    """Residuals log L_predicted - log L of the law, with their Jacobian."""
+    """Return the function that computes the law's residuals, log L_predicted - log L, and their Jacobian."""
 
     def model(parameters: Array, derivatives: bool) -> tuple[Array, Array]:
         a, log_alpha, b, log_beta, e = (parameters[:, i, None] for i in range(LAW))

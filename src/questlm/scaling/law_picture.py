@@ -28,7 +28,7 @@ _HIGHEST_EFFICIENCY = 3.0  # intervals end here in the picture
 
 
 def draw_fit(fit: LawFit, path: Path) -> None:
-    """Write the picture of a law and the runs it was fitted to: a .png, .svg or .pdf file.
+    """Draw a law and the runs that it was fitted to, and write the picture as a .png, .svg or .pdf file.
 
     Raises:
         ConfigError: the name ends in none of .png, .svg and .pdf.
@@ -44,7 +44,7 @@ def draw_fit(fit: LawFit, path: Path) -> None:
 
 
 def draw_curve(axis: Axes, fit: LawFit, runs: Sequence[Residual], shown: Mapping[str, GroupStyle]) -> None:
-    """The law's curve over effective parameters, and the runs; the points of group number i have the gid "law-i"."""
+    """Draw the law over effective parameters, and the runs. The points of group number i have the gid "law-i"."""
     sizes = [run.parameters * fit.efficiency(run.group) for run in runs]
     grid = np.geomspace(min(sizes) / 1.4, max(sizes) * 1.4, 100)
     axis.plot(grid, fit.A / grid**fit.alpha + fit.E, color=LIGHT["muted"], linewidth=1.2, zorder=1)
@@ -61,7 +61,7 @@ def draw_curve(axis: Axes, fit: LawFit, runs: Sequence[Residual], shown: Mapping
 
 
 def draw_residuals(axis: Axes, runs: Sequence[Residual], shown: Mapping[str, GroupStyle]) -> None:
-    """The log residuals over tokens a parameter; the points of group number i have the gid "residual-i"."""
+    """Draw the log residuals over tokens a parameter. The points of group number i have the gid "residual-i"."""
     axis.axhline(0, color=LIGHT["muted"], linewidth=1.2, zorder=1)
     for rank, (group, style) in enumerate(shown.items()):
         own = [run for run in runs if run.group == group]

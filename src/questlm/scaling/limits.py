@@ -19,15 +19,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan has to keep to; None: no limit. Exactly one of the four amounts of training is set.
+    """The limits that a plan keeps to; None is no limit. Exactly one of the four amounts of training is set.
 
     Attributes:
         memory: bytes of the packed model, embeddings included.
         latency: seconds per generated token at batch 1, taken as the time to read all weights once.
         bandwidth: bytes per second at which they are read.
         tokens, tokens_per_parameter, flops, gpu_hours: the amount of training, in one of these units.
-        gpu: the kind that `gpu_hours` are of.
-        vocab_size, embeddings, tied_head: of every model that is considered.
+        gpu: the kind of GPU on which `gpu_hours` are counted.
+        vocab_size, embeddings, tied_head: settings that every considered model has.
         extrapolate: follow the law also to fewer tokens a parameter than were fitted, where there is a choice.
     """
 
@@ -99,7 +99,7 @@ class Candidates(NamedTuple):
     Attributes:
         parameters: N, non-embedding.
         bytes: of the packed model.
-        read: bytes for each generated token: all but the table of embeddings, of which it is a row.
+        read: bytes that each generated token reads: all but the table of embeddings, of which it reads one row.
         flops: operations a training token.
     """
 

@@ -42,24 +42,24 @@ _EVALUATED_LOGIT = 8.5  # bytes, of each logit: it and its logarithm, without gr
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes on each device: of weights, gradients and optimizer, and of each sequence of a pass."""
+    """Bytes that training takes on each device: for weights, gradients and optimizer, and for each sequence."""
 
     model: float
     sequence: float
 
     def total(self, sequences: int) -> float:
-        """Bytes with so many sequences in a pass."""
+        """Return the bytes with `sequences` sequences in a pass."""
         return self.model + sequences * self.sequence
 
     def most_sequences(self, memory: float) -> int:
-        """The most sequences of a pass that fit; 0 where not even one does."""
+        """Return how many sequences of a pass fit into `memory` bytes; 0 where not even one does."""
         return max(0, int((memory - self.model) / self.sequence))
 
 
 def training_memory(
     model: ModelConfig, quant: QuantSpec, train: TrainConfig, gpu: bool, compiled: bool, processes: int = 1
 ) -> TrainingMemory:
-    """What training takes on each device.
+    """Estimate the memory that training takes on each device.
 
     Args:
         model: with `vocab_size` set.
@@ -78,14 +78,14 @@ def training_memory(
 
 
 def loading_memory(model: ModelConfig) -> float:
-    """Bytes that a trained model takes in float32 on the CPU, evaluated on 4,096 tokens at a time."""
+    """Estimate the bytes that a trained model takes on the CPU, in float32 and evaluated on 4,096 tokens at a time."""
     return 4.0 * model.parameters + _EVALUATED_TOKENS * max(
         _EVALUATED_LOGIT * (model.vocab_size or 0), _CPU.working * _kept_numbers(model)
     )
 
 
 def packing_memory(model: ModelConfig) -> float:
-    """Bytes that packing a trained model takes: it, packed tensors of at most 2 bytes a weight, and their file."""
+    """Estimate the bytes that packing takes: the model, packed tensors of at most 2 bytes a weight, and their file."""
     return (4.0 + 2.0 + 2.0) * model.parameters
 
 

@@ -46,14 +46,14 @@ _ALIKE = 1.25  # shapes that lack tokens compete within this factor of the one t
 
 @dataclass(frozen=True)
 class Choice:
-    """The best shape in one precision.
+    """The best model shape in one precision.
 
     Attributes:
         group: of the fit, such as "quest/w4a4/int4".
         loss, low, high: predicted, nats a token, with a 95 % interval for one run.
-        wins: share of the bootstrap draws by which this choice is the best of all.
-        outside: in words, how it leaves the range that the law was fitted on.
-        unmeasured: in words, what its amount of training was guessed from.
+        wins: share of the bootstrap draws of the law in which this choice is the best of all.
+        outside: sentences that say where it lies outside the range that the law was fitted on.
+        unmeasured: a sentence that says which speed was assumed for its training, as it was not measured; or None.
     """
 
     group: str
@@ -71,11 +71,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `make_plan` found.
+    """The models that `make_plan` found, and its warnings.
 
     Attributes:
         choices: models to train, the one of least predicted loss first.
-        notes: sentences that warn of what the choice rests on.
+        notes: sentences that warn of weak assumptions behind the choice.
     """
 
     choices: list[Choice]
@@ -83,12 +83,12 @@ class Plan:
 
     @property
     def best(self) -> Choice:
-        """The choice of least predicted loss."""
+        """Return the choice of least predicted loss."""
         return self.choices[0]
 
 
 def make_plan(fit: LawFit, limits: Limits, groups: Sequence[str] | None = None) -> Plan:
-    """The best shape of each precision.
+    """Find the best model shape in each precision under the limits.
 
     Args:
         groups: of the fit; None: all whose packed size is known before packing.
@@ -104,7 +104,7 @@ def make_plan(fit: LawFit, limits: Limits, groups: Sequence[str] | None = None) 
 
 
 def best_shapes(fit: LawFit, limits: Limits, groups: Sequence[str]) -> list[Choice]:
-    """The choice of each precision in which any model keeps to the limits, the best first.
+    """Return the best choice of each precision in which a model keeps to the limits, the lowest loss first.
 
     Raises:
         ConfigError: limits that contradict each other.
@@ -115,7 +115,7 @@ def best_shapes(fit: LawFit, limits: Limits, groups: Sequence[str]) -> list[Choi
 
 
 def matching(groups: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Those of `groups` that are named, in full or by a part between slashes ("w4a4", "quest").
+    """Return those of `groups` that `names` name, in full or by a part between slashes ("w4a4", "quest").
 
     Raises:
         ConfigError: a name of none; the message gives the nearest and all.
@@ -130,7 +130,7 @@ def matching(groups: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def plannable(fit: LawFit) -> list[str]:
-    """Groups of a fit that can be planned for: those that are settings of `quest train` with a known packed size."""
+    """Return the groups of a fit that `quest train` can train and whose packed size is known."""
     model, groups = ModelConfig(vocab_size=2), []
     for group in fit.groups:
         try:
@@ -142,7 +142,7 @@ def plannable(fit: LawFit) -> list[str]:
 
 
 def spec_of_group(group: str, embeddings: str) -> QuantSpec:
-    """The settings that a group stands for.
+    """Return the quantisation settings that a group stands for.
 
     Raises:
         ConfigError: none that is known here.

@@ -11,7 +11,7 @@ __all__ = ["run_config"]
 
 
 def run_config(choice: Choice, limits: Limits) -> RunConfig:
-    """Settings of a run that trains `choice`, made under `limits`; only the text to train on is left to give."""
+    """Return the settings of a run that trains `choice`, made under `limits`. Only the training text is missing."""
     model, quant = choice.model, choice.quant
     settings = {
         "model": {

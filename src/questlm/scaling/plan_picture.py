@@ -43,7 +43,7 @@ def frontier(fit: LawFit, limits: Limits, groups: Sequence[str], around: float) 
 
 
 def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
-    """Write the picture as a .png, .svg or .pdf file.
+    """Draw how the plan moves with memory and with data, and write the picture as a .png, .svg or .pdf file.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.

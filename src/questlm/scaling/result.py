@@ -41,13 +41,13 @@ class Estimate:
 
     @property
     def identified(self) -> bool:
-        """Whether the runs bound the value on both sides."""
+        """Return whether the runs bound the value on both sides."""
         return self.low > 0 and math.isfinite(self.high)
 
 
 @dataclass(frozen=True)
 class Residual:
-    """One run that was fitted; `log_residual` is log L_predicted - log L."""
+    """A run that was fitted, and its error `log_residual`, which is log L_predicted - log L."""
 
     group: str
     parameters: int
@@ -59,7 +59,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class LawFit:
-    """L(N, D, P) = A / (N eff(P))^alpha + B / D^beta + E, fitted to runs.
+    """The law L(N, D, P) = A / (N eff(P))^alpha + B / D^beta + E, fitted to runs.
 
     Attributes:
         alpha, A, beta, B, E: of the best fit; N in parameters, D in tokens, L in nats a token.
@@ -68,10 +68,10 @@ class LawFit:
         draws: bootstrap draws (draws,) of alpha, A, beta, B, E and each group's eff; equal places belong together.
         groups: how many runs each group has, "bf16" included.
         range: smallest and largest "parameters", "tokens" and "tokens_per_parameter" that were fitted.
-        residuals: one a run.
+        residuals: one for each run.
         rms_log_residual: root of the mean of the squared residuals.
         n_runs: how many runs were fitted.
-        warnings: a sentence each.
+        warnings: sentences about what the runs do not determine.
     """
 
     alpha: float
@@ -90,7 +90,7 @@ class LawFit:
     warnings: list[str]
 
     def efficiency(self, group: str) -> float:
-        """eff of a group.
+        """Return eff of a group.
 
         Raises:
             ConfigError: the group was not fitted.
@@ -105,7 +105,7 @@ class LawFit:
         return self.eff[group].value
 
     def predict(self, parameters: float, tokens: float, group: str) -> float:
-        """Loss in nats a token.
+        """Predict the loss of a model, in nats a token.
 
         Raises:
             ConfigError: the group was not fitted.
@@ -115,12 +115,14 @@ class LawFit:
     def predict_many(
         self, parameters: NDArray[np.float64], tokens: NDArray[np.float64], group: str
     ) -> NDArray[np.float64]:
-        """`predict` of arrays of one shape."""
+        """Predict the losses of many models at once, as `predict` does, from arrays of one shape."""
         size = np.asarray(parameters, dtype=float) * self.efficiency(group)
         return _losses(vars(self), size, np.asarray(tokens, dtype=float))
 
     def predict_draws(self, parameters: float, tokens: float, group: str) -> NDArray[np.float64]:
-        """The loss by each draw of the parameters: (draws,). Their spread is the fit's; a run's own noise is not in it.
+        """Predict the loss with each bootstrap draw of the parameters, (draws,).
+
+        Their spread is the uncertainty of the fit; the noise of a single run is not in it.
 
         Raises:
             ConfigError: the group was not fitted.
@@ -130,12 +132,12 @@ class LawFit:
         return _losses(self.draws, size, tokens)
 
     def bootstrap_interval(self, name: str) -> tuple[float, float]:
-        """2.5 % and 97.5 % points of the draws of a parameter of the law, or of a group's eff."""
+        """Return the 2.5 % and 97.5 % points of the draws of a parameter of the law, or of a group's eff."""
         low, high = np.quantile(self.draws[name], [0.025, 0.975])
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `canonical_json`; an open upper end is null."""
+        """Return plain values for `canonical_json`; an open upper end is null."""
         return {
             "format": _FORMAT,
             "law": "L = A / (N eff)^alpha + B / D^beta + E",
@@ -153,15 +155,15 @@ class LawFit:
         }
 
     def save(self, path: Path) -> None:
-        """Write it, atomically."""
+        """Write the law to a JSON file, atomically."""
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> LawFit:
-        """Read what `save` wrote.
+        """Read a law from a JSON file that `save` wrote.
 
         Raises:
-            DataError: absent, damaged, hostile, or not a fit of this format.
+            DataError: the file is absent, damaged, or not a law in this format.
         """
         content = read_json(path, DataError, _MOST_BYTES)
         if not isinstance(content, dict) or "format" not in content or "eff" not in content:

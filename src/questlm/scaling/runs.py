@@ -28,7 +28,7 @@ _LARGEST = 10**18  # more than any model or corpus; keeps every product of two c
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model.
+    """A trained model, as the scaling law sees it.
 
     Attributes:
         parameters: N, embedding and head not counted.
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        """The group whose efficiency the run shares: "bf16", or method/wXaY/format such as "quest/w4a4/int4"."""
+        """Return the group whose efficiency the run shares: "bf16", or method/wXaY/format such as "quest/w4a4/int4"."""
         if self.weight_bits == self.act_bits == 16 and self.format == BASELINE:
             return BASELINE
         weight, act = ("t" if bits == "ternary" else bits for bits in (self.weight_bits, self.act_bits))
@@ -63,18 +63,18 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Names the run in messages."""
+        """Return the name of the run for messages."""
         seed = "" if self.seed is None else f", seed {self.seed}"
         return f"{self.group} with N = {self.parameters:,} and D = {self.tokens:,}{seed}"
 
 
 def bits_of(bits: int | str) -> float:
-    """Information in one weight: log2 of its levels."""
+    """Return the information in one weight of this width, log2 of its levels, in bits."""
     return math.log2(3) if bits == "ternary" else float(bits)
 
 
 def published_runs() -> list[Run]:
-    """The 58 runs that QuEST's authors published (C4, Llama-2 tokenizer), which come with questlm."""
+    """Return the 58 runs that QuEST's authors published (C4, Llama-2 tokenizer), which come with questlm."""
     return [replace(run, source="the published runs") for run in _rows(_PUBLISHED)]
 
 
@@ -85,8 +85,8 @@ def read_runs(paths: Sequence[Path], left_out: list[str] | None = None) -> list[
 
     Args:
         paths: folders and files.
-        left_out: gets a sentence for each run folder that is not read, its training being unfinished or begun from
-            weights of another run, whose tokens are not in D.
+        left_out: a sentence is added for each run folder that is not read, because its training is unfinished or
+            began from the weights of another run, whose tokens are not in D.
 
     Raises:
         DataError: nothing to read, a row or value that cannot be used, or no run that is finished.
@@ -107,7 +107,7 @@ def read_runs(paths: Sequence[Path], left_out: list[str] | None = None) -> list[
 
 
 def run_of_record(record: RunRecord, source: str) -> Run:
-    """What the law sees of a finished run.
+    """Make a `Run` from the record of a finished run.
 
     Raises:
         DataError: the run is not finished, or its record lacks what the law needs.

@@ -21,7 +21,7 @@ _MLP = (7 / 3, 8 / 3, 3)  # width inside the SwiGLU over that of the stream; 8 /
 
 @cache
 def shapes(vocab_size: int, tied_head: bool = False) -> tuple[ModelConfig, ...]:
-    """Every shape considered: 82 thousand to 84 billion non-embedding parameters."""
+    """Return every model shape that a plan considers, of 82 thousand to 84 billion non-embedding parameters."""
     return tuple(
         ModelConfig(
             layers=layers, hidden=hidden, heads=hidden // (64 if hidden < 640 else 128), mlp_hidden=mlp_hidden,
@@ -34,7 +34,7 @@ def shapes(vocab_size: int, tied_head: bool = False) -> tuple[ModelConfig, ...]:
 
 
 def training_settings(parameters: int) -> dict[str, Any]:
-    """Settings of `train` for a model of so many non-embedding parameters: those of the preset nearest in size.
+    """Return the `train` settings for a model of `parameters` non-embedding parameters: those of the nearest preset.
 
     The learning rate is interpolated between presets on logarithmic scales; beyond the smallest and the largest it is
     theirs. Batches go with it, as rates hold for the batches that they were chosen with.
@@ -47,5 +47,5 @@ def training_settings(parameters: int) -> dict[str, Any]:
 
 
 def training_flops(model: ModelConfig) -> int:
-    """Floating-point operations a training token: 6 for each weight of blocks and head; attention is not counted."""
+    """Return the operations a training token: 6 for each weight of blocks and head; attention is not counted."""
     return 6 * (model.block_parameters + (model.vocab_size or 0) * model.hidden)

@@ -18,9 +18,9 @@ _Shape = tuple[int, int]
 
 
 def packed_bytes(model: ModelConfig, quant: QuantSpec) -> int:
-    """Bytes of the tensors that `quest pack` writes: codes and steps of the blocks, embedding, head, norms.
+    """Return the bytes of the tensors that `quest pack` writes: codes and steps of the blocks, embedding, head, norms.
 
-    On top come a few kilobytes of names, config and manifest, and the tokenizer.
+    The files are a few kilobytes larger, for names, config and manifest, and hold the tokenizer too.
 
     Raises:
         ConfigError: `model.vocab_size` is not set, or no model of this shape can be prepared with these settings.
@@ -29,7 +29,7 @@ def packed_bytes(model: ModelConfig, quant: QuantSpec) -> int:
 
 
 class PackedSizes:
-    """The packed sizes of many models under the same settings; layers of one shape are worked out once."""
+    """Computes the packed sizes of many models under the same settings, and layers of one shape only once."""
 
     def __init__(self, quant: QuantSpec) -> None:
         self._quant = quant
@@ -38,7 +38,7 @@ class PackedSizes:
         self._known: dict[tuple[str, _Shape], int] = {}
 
     def of(self, model: ModelConfig) -> int:
-        """As `packed_bytes`."""
+        """Return the packed bytes of a model, as `packed_bytes` does."""
         if model.vocab_size is None:
             raise ConfigError("the packed size of a model needs model.vocab_size, which is not set yet")
         if self._quant.overrides:

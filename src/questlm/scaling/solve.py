@@ -34,14 +34,14 @@ _MOST_DAMPING = 1e12
 
 
 class Solution(NamedTuple):
-    """parameters (problems, p) and their Huber losses (problems,)."""
+    """The parameters that were found, (problems, p), and their Huber losses, (problems,)."""
 
     parameters: Array
     loss: Array
 
 
 def huber(residuals: Array, delta: float) -> Array:
-    """The Huber loss of each residual."""
+    """Return the Huber loss of each residual."""
     size = np.abs(residuals)
     return np.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
 
@@ -59,14 +59,14 @@ def minimize(
     """Minimise sum_i weights_i huber(r_i) for each problem of a batch.
 
     Args:
-        model: the residuals, and their Jacobian where it is wanted.
+        model: computes the residuals, and their Jacobian on request.
         start: (problems, p).
         weights: (problems, rows) or (1, rows), not negative.
-        delta: of the Huber loss.
+        delta: residual beyond which the Huber loss is linear.
         bounds: lowest and highest value of each parameter, (p,) each.
         held: (problems, p), true where a parameter keeps the value it starts with.
-        first_delta: where delta begins. 0.1 lies above the residuals of any sensible start, so that the loss is plain
-            least squares there; less will do from a start that is near the optimum.
+        first_delta: the larger delta that the fit begins with. 0.1 lies above the residuals of any sensible start, so
+            that the loss is plain least squares there; less is enough from a start that is near the optimum.
         steps: most steps at the last delta (a tenth of them at each before).
     """
     parameters = np.clip(start, *bounds) if held is None else np.where(held, start, np.clip(start, *bounds))

@@ -52,7 +52,10 @@ Rows = NDArray[np.bool_]
 
 
 class Form(NamedTuple):
-    """A variant for given runs. `known`: of which runs (rows,) a fit to the chosen ones (rows,) tells eff or delta."""
+    """A variant of the law for given runs.
+
+    `known` gets which runs are fitted, (rows,) bool, and returns which runs' eff or delta such a fit can tell.
+    """
 
     model: Model
     bounds: tuple[Array, Array]
@@ -62,13 +65,13 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """How one variant did; errors are root mean squares of log L_predicted - log L, None where it cannot predict.
+    """The errors of one variant: root mean squares of log L_predicted - log L, or None where it cannot predict.
 
     Attributes:
         name: of the variant.
-        parameters: how many it fits.
+        parameters: how many numbers it fits.
         fitted: error on the runs it was fitted to, all of them.
-        rest: E of that fit, nats.
+        rest: the constant E of that fit, in nats.
         held_out: error on runs left out, by what was left out (`HELD_OUT`).
     """
 
@@ -80,7 +83,7 @@ class Score:
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """BF16 runs and those of integer formats of one method, the one with most of them: those have widths to compare.
+    """Return the runs whose widths can be compared: BF16, and integer formats of the method with most runs.
 
     Raises:
         DataError: there are fewer than two widths.

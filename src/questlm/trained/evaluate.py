@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from questlm.artifact.format import TOKENIZER_NAME
 from questlm.config import DataConfig, TrainConfig
 from questlm.data import PreparedData, holds_text, prepare, prepare_all
 from questlm.errors import ArtifactError, ConfigError, DataError
@@ -67,8 +69,8 @@ def evaluate(
     """Measure loss, perplexity and bits per byte of a model on a text, in float32 unless the model computes otherwise.
 
     Args:
-        model: folder of a run, of which the newest checkpoint is measured with the training code; folder of a packed
-            model; or a model in memory, measured where it is.
+        model: folder of a run, of which the newest checkpoint is measured with the training code; folder or single file
+            of a packed model; or a model in memory, measured where it is.
         data: text to measure on, all of it: a file, folder, glob or data set as the setting `data.source` takes it.
             None: the validation split that the run or packed model was trained beside.
         tokenizer: path of the tokenizer.json of a model in memory, to which text has to be made tokens. A folder brings
@@ -92,7 +94,8 @@ def evaluate(
         if (path / "config.yaml").exists():
             _refuse_cache(cache_dtype, f"the run {path}")
             return _measure(_run(path, source), source is not None)
-        result = _measure(_artifact(path, source, cache_dtype), source is not None)
+        with tempfile.TemporaryDirectory() as scratch:
+            result = _measure(_artifact(path, source, cache_dtype, Path(scratch)), source is not None)
         if not math.isfinite(result.loss):
             raise ArtifactError(f"{path} has a loss of {result.loss}; its weights are out of any sensible range")
         return result
@@ -117,7 +120,8 @@ def _run(path: Path, source: str | None) -> _Subject:
     return _Subject(loaded.model, settings, config.train.seq_len, config.model.vocab_size, training)
 
 
-def _artifact(path: Path, source: str | None, cache_dtype: torch.dtype | None) -> _Subject:
+def _artifact(path: Path, source: str | None, cache_dtype: torch.dtype | None, scratch: Path) -> _Subject:
+    """`scratch`: a folder for the tokenizer of a single file, which data are prepared with."""
     model = load(path, cache_dtype=cache_dtype)
     training = model.training
     try:
@@ -131,7 +135,11 @@ def _artifact(path: Path, source: str | None, cache_dtype: torch.dtype | None) -
     if model.tokenizer is not None:
         token, usual = model.end_of_text, usual_end_of_text(model.tokenizer)
         end = None if token in (None, usual) else model.tokenizer.id_to_token(token or 0)
-        settings = settings.model_copy(update={"tokenizer": str(path / "tokenizer.json"), "end_of_text": end})
+        tokenizer = path / TOKENIZER_NAME
+        if path.is_file():
+            tokenizer = scratch / TOKENIZER_NAME
+            tokenizer.write_text(model.tokenizer.to_str(), encoding="utf-8")
+        settings = settings.model_copy(update={"tokenizer": str(tokenizer), "end_of_text": end})
     return _Subject(model, settings, seq_len, model.config.vocab_size, training)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from questlm.artifact.budget import Budget
 from questlm.artifact.write import PackReport
 from questlm.errors import ConfigError
 from questlm.export.pack import pack as pack_model
@@ -26,38 +27,46 @@ def pack(
     end_of_text: str | None = None,
     training: Mapping[str, Any] | None = None,
     embeddings: Literal["bf16", "int8"] | None = None,
+    single_file: bool = False,
+    budget: Budget | int | None = None,
 ) -> PackReport:
-    """Pack a trained model into the new folder `out`, load it back, and check that its codes are those that trained.
+    """Pack a trained model into the new artifact `out`, load it back, and check that its codes are those that trained.
 
     Args:
         model: folder of a run, of which the newest checkpoint is packed; or a Llama after `questlm.prepare`, with
             float32 parameters, on any device.
         out: must not exist.
-        tokenizer: content of a tokenizer.json. A run brings its own, and `end_of_text` and `training` too.
+        tokenizer: content of a tokenizer.json. A run brings its own, and `end_of_text` and `training` too; "" leaves
+            that of the run out.
         end_of_text: name of its token that ends a document; None: one of a usual name, if it has one.
         training: JSON to record: validation loss, data, sequence length.
         embeddings: dtype in which embedding and head are stored; None: the one that they were trained in, or bf16 if
             that was float (the artifact then differs from the model by that rounding).
+        single_file: write one file with entropy-coded codes instead of a folder.
+        budget: the most bytes that the artifact may take, or a `Budget` with files that count beside it. Where they
+            take more, nothing is kept.
 
     Returns:
         Sizes of what was written.
 
     Raises:
         ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights), it does
-            not fit the memory, or the tokenizer or provenance is unusable.
+            not fit the memory or the budget, or the tokenizer or provenance is unusable.
         CheckpointError: not a run folder, no checkpoint, a damaged one, or a plugin that is not loaded or has changed.
         ArtifactError: what was written does not read back as the same codes.
     """
+    limit = Budget(budget) if isinstance(budget, int) else budget
     if isinstance(model, str | Path):
-        if any(given is not None for given in (tokenizer, end_of_text, training)):
+        if tokenizer or any(given is not None for given in (end_of_text, training)):
             raise ConfigError(f"the run {model} brings its own tokenizer, end_of_text and training; leave these out")
-        return _pack_run(Path(model), out, embeddings)
-    return pack_model(
-        model, out, tokenizer=tokenizer, end_of_text=end_of_text, training=training, embeddings=embeddings
-    )
+        given = _of_run(Path(model), with_tokenizer=tokenizer is None)
+    else:
+        given = {"model": model, "tokenizer": tokenizer or None, "end_of_text": end_of_text, "training": training}
+    return pack_model(**given, out=out, embeddings=embeddings, single_file=single_file, budget=limit)
 
 
-def _pack_run(run: Path, out: str | Path, embeddings: Literal["bf16", "int8"] | None) -> PackReport:
+def _of_run(run: Path, with_tokenizer: bool) -> dict[str, Any]:
+    """What is packed of a run, as arguments of `questlm.export.pack.pack`."""
     folder = RunFolder(run)
     needed = packing_memory(folder.read_config().model)
     require_memory(needed, host_memory(), f"packing {run}", "use a machine that has more memory")
@@ -73,5 +82,5 @@ def _pack_run(run: Path, out: str | Path, embeddings: Literal["bf16", "int8"] | 
         "val_hash": record.data.get("val_hash"),
     }
     file, end = folder.tokenizer_file, loaded.config.data.end_of_text
-    text = file.read_text(encoding="utf-8") if file.exists() else None
-    return pack_model(loaded.model, out, tokenizer=text, end_of_text=end, training=training, embeddings=embeddings)
+    text = file.read_text(encoding="utf-8") if with_tokenizer and file.exists() else None
+    return {"model": loaded.model, "tokenizer": text, "end_of_text": end, "training": training}

@@ -133,7 +133,13 @@ def _begin_recipes(state: TrainingState, recipes: Sequence[Recipe]) -> None:
     beginning = Beginning(state.model, run.device, vocab_size, run.data.tokenizer, load_model)
     inputs: dict[str, str] = {}
     for recipe in recipes:
-        inputs |= _begun(recipe, beginning)
+        begun = _begun(recipe, beginning)
+        for setting in sorted(begun.keys() & inputs.keys()):
+            raise ConfigError(
+                f"the recipe {type(recipe).__name__} returned the key {quoted(setting)} from `begin`, and so did a "
+                "recipe before it; each is to use keys of its own"
+            )
+        inputs |= begun
     state.set_recipe_inputs(inputs)
 
 

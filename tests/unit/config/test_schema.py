@@ -248,7 +248,8 @@ def test_small_presets_are_one_family(name):
     assert abs(model.block_parameters / named - 1) < 0.07
     assert model.head_width == 64
     assert model.hidden == 64 or model.hidden % 128 == 0
-    assert (config.data.vocab_size, train.seq_len, train.batch_size) == (2048, 256, 4)
+    assert (config.data.vocab_size, train.seq_len, train.batch_size) == (2048, 256, 8)
+    assert (train.optimizer, train.schedule, train.final_lr) == ("muon", "linear", 0.0)
 
 
 def test_the_rule_of_small_learning_rates_meets_the_published_one():

@@ -176,7 +176,7 @@ def test_training_settings_are_the_presets() -> None:
     assert training_settings(822_151_168) == {"lr": pytest.approx(7.5e-5), **published} == training_settings(10**12)
     rates = [training_settings(10**power)["lr"] for power in (5, 6, 7, 8, 9)]
     assert rates == sorted(rates, reverse=True)
-    assert training_settings(10**6)["batch_size"] == 4  # with the rates of small presets go their batches
+    assert training_settings(10**6)["batch_size"] == 8  # with the rates of small presets go their batches
 
 
 def test_the_ends_of_the_list_are_said() -> None:

@@ -28,11 +28,12 @@ def run(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("trained") / "run"
     train(tiny_settings(), path)
     questlm.pack(path, path / "packed")
+    questlm.pack(path, path / "model.quest", single_file=True)
     return path
 
 
-@pytest.mark.parametrize("folder", ["", "packed"])
-def test_a_folder_is_measured_on_the_validation_split_of_its_training(folder: str, run: Path) -> None:
+@pytest.mark.parametrize("folder", ["", "packed", "model.quest"])
+def test_a_run_or_packed_model_is_measured_on_the_validation_split_of_its_training(folder: str, run: Path) -> None:
     final = RunRecord.load(run).final
     assert final is not None
     result = questlm.evaluate(run / folder)

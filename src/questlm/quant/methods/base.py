@@ -142,12 +142,12 @@ def dynamic(grid: Callable[[Request], Grid], estimator: Estimator, bits: tuple[B
     """Describe a factor whose step sizes are computed from its rows; the estimator says where gradients pass."""
 
     def make(request: Request) -> Quantizer:
-        from questlm.quant.quantizers import DynamicQuantizer, SparseQuantizer
+        from questlm.quant.quantizers import MaskedQuantizer, SparseQuantizer
 
         if request.format == "bf16-2:4":
             return SparseQuantizer(request.block_size)
         chosen = grid(request)
-        return DynamicQuantizer(chosen, request.block_size, estimator(chosen, request.block_size > 1, request.trust))
+        return MaskedQuantizer(chosen, request.block_size, estimator(chosen, request.block_size > 1, request.trust))
 
     def stored(request: Request) -> Factor:
         if request.format == "bf16-2:4":

@@ -16,13 +16,14 @@ from questlm.quant.quantizers.base import (
     refuse_transforms,
 )
 from questlm.quant.quantizers.centered_sign import CenteredSignQuantizer
-from questlm.quant.quantizers.dynamic import DynamicQuantizer
+from questlm.quant.quantizers.dynamic import DynamicQuantizer, MaskedQuantizer
 from questlm.quant.quantizers.sparse import SparseQuantizer
 
 __all__ = [
     "CenteredSignQuantizer",
     "DynamicQuantizer",
     "LearningQuantizer",
+    "MaskedQuantizer",
     "MaskedRounding",
     "Quantizer",
     "SparseQuantizer",

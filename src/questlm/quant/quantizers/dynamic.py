@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from questlm import ops
 from questlm.ops import Grid, Operand
 from questlm.quant.quantizers.base import MaskedRounding, Quantizer, StraightThrough
 
-__all__ = ["DynamicQuantizer"]
+__all__ = ["DynamicQuantizer", "MaskedQuantizer"]
 
 
 class _Masked(torch.autograd.Function):
@@ -35,9 +35,9 @@ class _Masked(torch.autograd.Function):
 
 
 class DynamicQuantizer(Quantizer):
-    """Computes the step size from each row; the gradient is 1 or 0 by distance. QuEST, STE, QuaRot and BitNet use it.
+    """Computes the step size from each row; the gradient is 1 or 0 by distance.
 
-    A subclass that overrides `operand` (its codes) or `values` (its gradient) has no `rounding`.
+    For subclasses with an `operand` (codes) or `values` (gradient) of their own, which layers call as they are.
 
     Args:
         mask_bound: gradients pass where |x_h| <= mask_bound * step; None: everywhere.
@@ -48,13 +48,6 @@ class DynamicQuantizer(Quantizer):
     def __init__(self, grid: Grid, block_size: int, mask_bound: float | None) -> None:
         super().__init__()
         self.grid, self.block_size, self.mask_bound = grid, block_size, mask_bound
-
-    @property
-    def rounding(self) -> MaskedRounding | None:
-        kind = type(self)
-        if kind.operand is not DynamicQuantizer.operand or kind.values is not DynamicQuantizer.values:
-            return None
-        return MaskedRounding(self.grid, self.block_size, self.mask_bound)
 
     def operand(self, x: Tensor) -> Operand:
         codes, step, _ = ops.quantize(x.detach(), self.grid, self.block_size)
@@ -67,3 +60,12 @@ class DynamicQuantizer(Quantizer):
         else:
             result = _Masked.apply(x, self.grid, self.block_size, self.mask_bound)
         return result
+
+
+@final
+class MaskedQuantizer(DynamicQuantizer):
+    """A `DynamicQuantizer` as it is, so that layers may use fused kernels. QuEST, STE, QuaRot and BitNet use it."""
+
+    @property
+    def rounding(self) -> MaskedRounding:
+        return MaskedRounding(self.grid, self.block_size, self.mask_bound)

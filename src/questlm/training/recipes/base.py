@@ -84,7 +84,8 @@ class Recipe:
         """Called once, before the first step of a run or of its resumption.
 
         Returns:
-            SHA-256 of what the recipe reads from outside the run, by setting. A run is only resumed with the same.
+            SHA-256 of what the recipe reads from outside the run, by setting: a name that no other recipe of the run
+            uses. A run is only resumed with the same.
 
         Raises:
             ConfigError, CheckpointError: the recipe cannot be used.

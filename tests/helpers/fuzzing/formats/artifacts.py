@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -25,9 +26,10 @@ from questlm.inference.engine import PackedModel
 from questlm.models import Llama
 from questlm.sealed import MANIFEST_NAME
 
-__all__ = ["Artifacts", "Tensors", "redigest"]
+__all__ = ["Artifacts", "SingleFiles", "Tensors", "redigest"]
 
 _SHAPE = ModelConfig(layers=1, hidden=16, heads=2, mlp_hidden=32, vocab_size=24)
+_LARGER = _SHAPE.model_copy(update={"hidden": 64, "mlp_hidden": 256})  # whose codes are worth coding
 _IDS = np.arange(9, dtype=np.uint16)
 _TENSORS = "model.safetensors"
 _SPECS = {
@@ -44,17 +46,25 @@ _SPECS = {
 }
 
 
-def _pack(spec: QuantSpec, path: Path) -> None:
+def _pack(spec: QuantSpec, path: Path, single_file: bool = False) -> None:
     model = questlm.prepare(Llama(_SHAPE).initialize(0), spec)
     model(torch.from_numpy(_IDS.astype(np.int64))[None])  # quantisers that learn begin from a batch
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w0")).to_str()
-    pack(model.eval(), path, tokenizer=tokenizer, training={"seq_len": 8, "data": {"source": "x"}})
+    pack(
+        model.eval(),
+        path,
+        tokenizer=tokenizer,
+        training={"seq_len": 8, "data": {"source": "x"}},
+        single_file=single_file,
+    )
 
 
 def _use(path: Path) -> None:
     """Load an artifact, compare what was loaded with the file, and run it."""
     artifact = load_artifact(path)
-    require(_same(artifact.tensors, (path / _TENSORS).read_bytes()), "tensors that were read are not those of the file")
+    if path.is_dir():
+        own = (path / _TENSORS).read_bytes()
+        require(_same(artifact.tensors, own), "tensors that were read are not those of the file")
     model = PackedModel(artifact, torch.device("cpu"), torch.float32, stay_packed=True)
     assert artifact.config.model.vocab_size is not None
     result = evaluate(model.logits, TokenStream([_IDS % artifact.config.model.vocab_size]), 8, show_progress=False)
@@ -139,6 +149,35 @@ class Tensors(FolderFormat):
         self.folder.write(f"{self._chosen}/{MANIFEST_NAME}", self.folder.files[f"{self._chosen}/{MANIFEST_NAME}"])
         reseal(self.folder.path / self._chosen)
         return f"{self._chosen}: {what}"
+
+    def read(self) -> None:
+        _use(self.folder.path / self._chosen)
+
+
+class SingleFiles(FolderFormat):
+    """Single files of several methods, most of them with the checksum that belongs to the changed bytes."""
+
+    name = "single"
+    _chosen = ""
+
+    def build(self, samples: Path) -> None:
+        for name in ("quest-1-int8", "ternary", "sparse", "learned"):
+            _pack(_SPECS[name], samples / f"{name}.quest", single_file=True)
+        model = questlm.prepare(Llama(_LARGER).initialize(0), _SPECS["quest-4"])
+        pack(model.eval(), samples / "coded.quest", single_file=True)
+
+    def mutate(self, draw: random.Random) -> str:
+        self._chosen = draw.choice(sorted(self.folder.files))
+        if draw.random() < 0.05:
+            return self.folder.displace(draw, self._chosen)
+        old = self.folder.files[self._chosen]
+        if draw.random() < 0.1:
+            new, what = mutated_bytes(draw, old)
+            self.folder.write(self._chosen, new)
+            return f"{self._chosen}: {what}"
+        new, what = mutated_bytes(draw, old[:-32])
+        self.folder.write(self._chosen, new + hashlib.sha256(new).digest())
+        return f"{self._chosen}: {what}, with its checksum"
 
     def read(self) -> None:
         _use(self.folder.path / self._chosen)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -277,24 +274,27 @@ def test_codes_beyond_their_grid_read_no_memory_of_others() -> None:
             assert weight.linear(rows(3, 40)).shape == (3, 20)
 
 
-def in_use_with(variable: str) -> subprocess.CompletedProcess[str]:
-    code = "from questlm.ops.cpu import native; print(native.instruction_set())"
-    environment = os.environ | {"QUESTLM_CPU": variable}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+@pytest.fixture
+def load_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Loads the library as a new process does that has the variable QUESTLM_CPU; gives the set that is then in use."""
+
+    def load(variable: str) -> str:
+        monkeypatch.setenv("QUESTLM_CPU", variable)
+        native._library.__wrapped__()
+        return native.instruction_set()
+
+    return load
 
 
-@pytest.mark.parametrize("name", [SETS[0], SETS[-1]] if SETS else [])
-def test_the_environment_chooses_an_instruction_set(name: str) -> None:
-    assert in_use_with(name).stdout.strip() == name
+@pytest.mark.parametrize("name", SETS)
+def test_the_environment_chooses_an_instruction_set(name: str, load_with: Callable[[str], str]) -> None:
+    native.use_instruction_set(next((other for other in SETS if other != name), name))
+    assert load_with(name) == name
 
 
-def test_an_unknown_instruction_set_is_an_error() -> None:
-    answer = in_use_with("skalar")
-    assert answer.returncode != 0
-    assert "QUESTLM_CPU = 'skalar': there is no such instruction set" in answer.stderr
-    assert "scalar" in answer.stderr.splitlines()[-1]
+def test_an_unknown_instruction_set_is_an_error(load_with: Callable[[str], str]) -> None:
+    with pytest.raises(BackendError, match=r"QUESTLM_CPU = 'skalar': there is no such instruction set.*scalar"):
+        load_with("skalar")
     with pytest.raises(BackendError, match="there is no such instruction set"):
         native.use_instruction_set("avx1024")
 

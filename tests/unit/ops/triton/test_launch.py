@@ -14,8 +14,9 @@ import torch
 from questlm import ops
 
 KERNELS = [
-    "_masked_hadamard", "_masked_hadamard_many", "_norm_quantize", "_norm_quantize_backward",
-    "_quantize", "_quantize_many", "_swiglu_quantize", "_swiglu_quantize_backward",
+    "_decayed_step", "_masked_hadamard", "_masked_hadamard_many", "_nesterov", "_norm_quantize",
+    "_norm_quantize_backward",
+    "_quantize", "_quantize_many", "_swiglu_quantize", "_swiglu_quantize_backward", "_symmetric_product",
 ]  # fmt: skip
 
 

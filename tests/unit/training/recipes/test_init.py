@@ -69,6 +69,16 @@ def test_a_recipe_that_returns_something_else_is_refused_before_anything_is_writ
     assert not (tmp_path / "run").exists()
 
 
+def test_two_recipes_with_one_key_are_refused(tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later would replace the hash of the first, which could then change unseen."""
+    for name, digest in (("one", "aa"), ("two", "bb")):
+        monkeypatch.setitem(RECIPES, name, lambda digest=digest: _Mine({"file": digest}))
+    config = tiny.model_copy(update={"train": tiny.train.model_copy(update={"recipes": {"one": {}, "two": {}}})})
+    with pytest.raises(ConfigError, match=r"_Mine returned the key 'file' from `begin`, and so did a recipe before it"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_fading_in_sets_the_strength_of_every_layer() -> None:
     model = prepared(gradual=0.5)
     recipe = FadeIn()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from questlm import ops
+from questlm.config.quant import Bits
 from questlm.ops import Grid, Operand
 from questlm.parallel import local_shard
 from questlm.quant import Method, Quantizer, find_method, quantized_layers, register_method
@@ -19,7 +20,7 @@ from questlm.quant.estimators import trust_bound
 from questlm.quant.grids import gaussian_grid
 from questlm.quant.layers.mode import Mode
 from questlm.quant.methods import ALL_BITS, FactorSpec, Request
-from questlm.quant.quantizers import DynamicQuantizer
+from questlm.quant.quantizers import DynamicQuantizer, MaskedQuantizer
 from questlm.training.recipes import Moment, Recipe, register_recipe
 from questlm.training.recipes.cage import pull_to_grid
 
@@ -44,7 +45,7 @@ def factor(trust: float | None = None, scale: float = 1.0) -> FactorSpec:
     def make(request: Request) -> Quantizer:
         rotates = request.block_size > 1
         bound = trust_bound(gaussian_grid(request.bits), rotates, request.trust if trust is None else trust) / scale
-        return DynamicQuantizer(grid(request), request.block_size, None if trust == float("inf") else bound)
+        return MaskedQuantizer(grid(request), request.block_size, None if trust == float("inf") else bound)
 
     return FactorSpec(ALL_BITS, make)
 
@@ -170,6 +171,27 @@ class DenseFirst(Recipe):
                 layer.mode = mode
 
 
+class MoreBitsFirst(Recipe):
+    """Trains on the grid of more bits for the first share of the budget."""
+
+    not_recordable = "grids change during the run"
+
+    def __init__(self, share: float, bits: Bits, weights: bool = True) -> None:
+        self.share, self.bits, self.weights = share, bits, weights
+        self._own: dict[DynamicQuantizer, tuple[Grid, float | None]] = {}
+
+    def before_step(self, moment: Moment) -> None:
+        """Set grid and bound of the mask of all quantisers, or of those of the activations."""
+        grid = gaussian_grid(self.bits)
+        for layer in quantized_layers(moment.model).values():
+            for quantizer in (layer.act_quantizer, layer.weight_quantizer if self.weights else None):
+                if isinstance(quantizer, DynamicQuantizer):
+                    own = self._own.setdefault(quantizer, (quantizer.grid, quantizer.mask_bound))
+                    now = (grid, trust_bound(grid, layer.block_size > 1)) if moment.done < self.share else own
+                    if now != (quantizer.grid, quantizer.mask_bound):
+                        quantizer.grid, quantizer.mask_bound = now
+
+
 class WinQ(Recipe):
     """Pulls weights to their grid every so many steps, w <- w - a (w - Q(w)) (arXiv 2605.17471, without its noise)."""
 
@@ -200,5 +222,6 @@ class BoundedWeights(Recipe):
 
 
 register_recipe("dense-first", DenseFirst)
+register_recipe("more-bits-first", MoreBitsFirst)
 register_recipe("winq", WinQ)
 register_recipe("bounded-weights", BoundedWeights)

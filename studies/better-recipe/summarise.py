@@ -15,6 +15,8 @@ from tables import markdown, read_losses, replace_part  # noqa: E402
 
 WIDTHS = ("bf16", "w4a4", "w2a2", "w1a1")
 BASELINE = "muon-b32-lr1.2-cosine"
+TUNED = "head-x4-linear50"
+"""The change on top of which those named `tuned-` are made."""
 
 Losses = dict[str, dict[str, float]]
 """Change -> width -> mean loss over seeds, in nats a token."""
@@ -30,12 +32,13 @@ def main() -> None:
 def read() -> Losses:
     """Losses by change and width, from names such as `w1a1-linear50`; the baseline first."""
     found: Losses = {"none": {}}
-    for folder, rename in ((HERE.parent / "fair-baseline" / "runs", True), (HERE / "runs", False)):
-        for name, by_seed in read_losses(folder).items():
-            width, _, change = name.partition("-")
-            if rename and change != BASELINE:
-                continue
-            found.setdefault("none" if rename else change, {})[width] = fmean(by_seed.values())
+    for name, by_seed in read_losses(HERE.parent / "fair-baseline" / "runs").items():
+        width, _, change = name.partition("-")
+        if change == BASELINE:
+            found["none"][width] = fmean(by_seed.values())
+    for name, by_seed in read_losses(HERE / "runs").items():
+        width, _, change = name.partition("-")
+        found.setdefault("none again" if change == "none" else change, {})[width] = fmean(by_seed.values())
     return found
 
 
@@ -47,7 +50,7 @@ def best(losses: Losses) -> str:
     rows = []
     for width in WIDTHS[1:]:
         gap = losses["none"][width] - losses["none"]["bf16"]
-        found = {change: own[width] for change, own in losses.items() if width in own}
+        found = {change: own[width] for change, own in losses.items() if width in own and "only" not in change}
         change = min(found, key=lambda each: found[each])
         recovered = (losses["none"][width] - found[change]) / gap
         both = losses[change].get("bf16")
@@ -58,10 +61,11 @@ def best(losses: Losses) -> str:
 
 
 def changes(losses: Losses) -> str:
-    """Every change that has a run: loss at each width, and the difference from the baseline's."""
+    """Every change that has a run: loss at each width, and the difference from what it changes."""
     rows = []
     for change, own in losses.items():
-        cells = [_cell(own.get(width), None if change == "none" else losses["none"][width]) for width in WIDTHS]
+        without = losses.get(TUNED, {}) if change.startswith("tuned-") else losses["none"] if change != "none" else {}
+        cells = [_cell(own.get(width), without.get(width)) for width in WIDTHS]
         rows.append([change, *cells])
     return "\n" + markdown(("change", *(width.upper() for width in WIDTHS)), rows)
 

@@ -112,6 +112,21 @@ def test_dense_first_quantises_from_its_share_on(candidates):
     assert layer.mode is Mode.QUANTIZED
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_more_bits_come_first(candidates, weights):
+    recipe, moment = candidates.MoreBitsFirst(0.5, bits=4, weights=weights), SimpleNamespace(model=model(), done=0.4)
+    (layer,), x = quantized_layers(moment.model).values(), torch.randn(3, 64)
+    own = layer(x).detach()
+    recipe.before_step(moment)
+    torch.manual_seed(0)
+    wide = nn.Linear(64, 8, bias=False)
+    more = prepare(nn.Sequential(wide), QuantSpec(weight_bits=4 if weights else 1, act_bits=4))
+    assert torch.equal(layer(x), more(x))
+    moment.done = 0.5
+    recipe.before_step(moment)
+    assert torch.equal(layer(x), own)
+
+
 def test_winq_pulls_every_so_many_steps(candidates):
     recipe, moment = candidates.WinQ(every=2, share=0.25), SimpleNamespace(model=model())
     (layer,) = quantized_layers(moment.model).values()

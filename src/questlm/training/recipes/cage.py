@@ -1,8 +1,10 @@
 """CAGE: pull weights towards their quantised values late in the training (arXiv 2510.18784).
 
 After each optimizer step   w <- w - lr * lambda_t * (w - Q(w)),   with lambda_t zero for the first 80 % of the
-training, then rising linearly to `train.cage` (10 in the paper). It needs nothing of the method but Q, so it goes with
-any. It means most where Q(Q(w)) = Q(w); BitNet's ternary scale shrinks each time it is taken, and the weights with it.
+training, then rising linearly to `train.cage` (10 in the paper). lr is the rate at which the optimizer moves w: like
+weight decay the pull is added to the update and not preconditioned, so under Muon it is that of the matrices. It needs
+nothing of the method but Q, so it goes with any. It means most where Q(Q(w)) = Q(w); BitNet's ternary scale shrinks
+each time it is taken, and the weights with it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import nn
 
 from questlm.config import TrainConfig
 from questlm.parallel import gathered, local_shard
-from questlm.quant import quantized_layers
+from questlm.quant import FakeQuantLinear, quantized_layers
 from questlm.training.recipes.base import Moment, Recipe
 
 __all__ = ["Cage", "pull_to_grid"]
@@ -42,16 +44,23 @@ class Cage(Recipe):
         return self.strength * max(0.0, done - _SILENT) / (1 - _SILENT)
 
     def after_step(self, moment: Moment) -> None:
-        """Pull by the learning rate times lambda_t."""
+        """Pull each weight by its learning rate times lambda_t."""
         if (strength := self.strength_at(moment.done)) > 0:
-            pull_to_grid(moment.model, moment.lr * strength)
+            groups = moment.optimizer.groups
+            ratios = {id(weight): float(group["lr_ratio"]) for group in groups for weight in group["params"]}
+            for layer in quantized_layers(moment.model).values():
+                _pull(layer, moment.lr * ratios.get(id(layer.weight), 0.0) * strength)  # a frozen weight is in no group
+
+
+def pull_to_grid(model: nn.Module, rate: float) -> None:
+    """w <- w - rate (w - Q(w)) for every layer with quantised weights."""
+    for layer in quantized_layers(model).values():
+        _pull(layer, rate)
 
 
 @torch.no_grad()
-def pull_to_grid(model: nn.Module, rate: float) -> None:
-    """w <- w - rate (w - Q(w)) for every layer with quantised weights; `rate` is lr * lambda_t."""
-    for layer in quantized_layers(model).values():
-        if layer.weight_quantizer is not None:
-            with gathered(layer):
-                rounded = layer.rounded_weight()
-            local_shard(layer.weight).lerp_(local_shard(rounded, like=layer.weight), rate)
+def _pull(layer: FakeQuantLinear, rate: float) -> None:
+    if layer.weight_quantizer is not None:
+        with gathered(layer):
+            rounded = layer.rounded_weight()
+        local_shard(layer.weight).lerp_(local_shard(rounded, like=layer.weight), rate)

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from questlm import QuantSpec, prepare
+from questlm.config import ModelConfig, TrainConfig
+from questlm.models import Llama
 from questlm.quant import METHODS, fake_quantize, quantized_layers
-from questlm.training.recipes import Cage
+from questlm.training.optim import make_optimizer
+from questlm.training.recipes import Cage, Moment
 from questlm.training.recipes.cage import pull_to_grid
 
 
@@ -24,6 +27,17 @@ def test_it_pulls_weights_by_the_rate_towards_their_rounded_values():
     pull_to_grid(model, 0.25)
     rounded = fake_quantize(w, bits=2, rotate_back=True)
     torch.testing.assert_close(model[0].weight.detach(), w - 0.25 * (w - rounded))
+
+
+def test_the_rate_is_that_of_the_optimizer_that_moves_the_weight():
+    torch.manual_seed(0)
+    shape = ModelConfig(layers=1, hidden=32, heads=1, vocab_size=64)
+    model = prepare(Llama(shape).initialize(seed=0), QuantSpec(weight_bits=2))
+    train = TrainConfig(optimizer="muon", lr=4e-3, muon_lr=1e-3)
+    layer = quantized_layers(model)["layers.0.mlp.up"]
+    before, rounded = layer.weight.detach().clone(), layer.rounded_weight()
+    Cage(10).after_step(Moment(model, make_optimizer(model, train), done=1.0, lr=4e-3))
+    torch.testing.assert_close(layer.weight.detach(), before - 1e-3 * 10 * (before - rounded))
 
 
 # BitNet's scale is the mean magnitude with zeros counted in, so rounding again gives less, and weights shrink.

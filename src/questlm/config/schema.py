@@ -74,6 +74,12 @@ class TrainConfig(Section):
     muon_lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="peak rate of the matrices that Muon moves; None: lr"
     )
+    embedding_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="peak rate of the embedding; None: lr"
+    )
+    head_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="peak rate of the output head, unless it shares the embedding's weight; None: lr"
+    )
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     schedule: Literal["cosine", "linear"] = Field(
         default="cosine",

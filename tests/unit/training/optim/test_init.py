@@ -105,6 +105,18 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
     assert learned["lr"] == pytest.approx(5e-5)
 
 
+def test_embedding_and_head_may_have_rates_of_their_own() -> None:
+    model = small_model()
+    optimizer = make_optimizer(model, TrainConfig(optimizer="muon", lr=1e-3, embedding_lr=8e-3, head_lr=2e-3))
+    optimizer.set_learning_rate(5e-4)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {names[p]: group["lr"] for group in optimizer.groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    assert rates["embed.weight"] == pytest.approx(4e-3)
+    assert rates["lm_head.weight"] == pytest.approx(1e-3)
+    assert rates["norm.weight"] == rates["layers.0.mlp.up.weight"] == pytest.approx(5e-4)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_made_state_is_what_a_first_step_finds(name: str) -> None:
     model, again = small_model(), small_model()

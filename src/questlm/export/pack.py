@@ -27,6 +27,7 @@ from questlm.artifact.read import Artifact, require_known_ids
 from questlm.artifact.write import PackReport, write_artifact, write_artifact_file
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError, ConfigError, quoted
+from questlm.export.from_transformers import as_llama, tokenizer_text
 from questlm.models import Llama
 from questlm.ops.reference.storage import to_int8_rows
 from questlm.quant import (
@@ -42,10 +43,10 @@ __all__ = ["pack"]
 
 
 def pack(
-    model: Llama,
+    model: nn.Module,
     out: str | Path,
     *,
-    tokenizer: str | bytes | None = None,
+    tokenizer: object = None,
     end_of_text: str | None = None,
     training: Mapping[str, Any] | None = None,
     embeddings: Literal["bf16", "int8"] | None = None,
@@ -58,10 +59,10 @@ def pack(
     Layers left out of quantisation keep the stored dtype they were trained with, or bf16 if that was float.
 
     Args:
-        model: a Llama after `questlm.prepare`, with float32 parameters, on any device.
+        model: a Llama, ours or that of transformers, after `questlm.prepare`, with float32 parameters, on any device.
         out: must not exist.
-        tokenizer: content of a tokenizer.json.
-        end_of_text: name of its token that ends a document; None: one of a usual name, if it has one.
+        tokenizer: content of a tokenizer.json, or a fast tokenizer of transformers.
+        end_of_text: name of its token that ends a document; None: the tokenizer's own, or one of a usual name.
         training: JSON to record: validation loss, data, sequence length.
         embeddings: stored dtype of embedding and head; None: the one they were trained with, or bf16 if that was float
             (the artifact then differs from the model by that rounding).
@@ -76,17 +77,19 @@ def pack(
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} exists already; choose a new name or remove it first")
-    _check_model(model)
-    text = None if tokenizer is None else _text(tokenizer)
-    eos = None if text is None else _end_of_text(text, end_of_text, model.config.vocab_size or 0)
-    config = _describe(model, dict(training or {}), embeddings, eos)
+    llama = as_llama(model)
+    _check_model(llama)
+    text = eos = None
+    if tokenizer is not None:
+        content, own_end = tokenizer_text(tokenizer)
+        text = _text(content)
+        eos = _end_of_text(text, end_of_text or own_end, llama.config.vocab_size or 0)
+    config = _describe(llama, dict(training or {}), embeddings, eos)
     write = write_artifact_file if single_file else write_artifact
-    return write(out, config, _tensors(model, config), text, lambda written: _check_codes(model, written), budget)
+    return write(out, config, _tensors(llama, config), text, lambda written: _check_codes(llama, written), budget)
 
 
 def _check_model(model: Llama) -> None:
-    if not isinstance(model, Llama):
-        raise ConfigError(f"only a questlm Llama can be packed, not a {type(model).__name__}")
     layers = quantized_layers(model)
     matrices = matrix_shapes(model.config)
     expected = {f"{name}.weight" for name in (*matrices, *norm_names(model.config))}

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from questlm.artifact.budget import Budget
 from questlm.artifact.write import PackReport
 from questlm.errors import ConfigError
 from questlm.export.pack import pack as pack_model
 from questlm.memory import host_memory, require_memory
-from questlm.models import Llama
 from questlm.records import RunRecord
 from questlm.scaling.memory import packing_memory
 from questlm.training import RunFolder, load_run
@@ -20,10 +21,10 @@ __all__ = ["pack"]
 
 
 def pack(
-    model: Llama | str | Path,
+    model: nn.Module | str | Path,
     out: str | Path,
     *,
-    tokenizer: str | bytes | None = None,
+    tokenizer: object = None,
     end_of_text: str | None = None,
     training: Mapping[str, Any] | None = None,
     embeddings: Literal["bf16", "int8"] | None = None,
@@ -33,12 +34,12 @@ def pack(
     """Pack a trained model into the new artifact `out`, load it back, and check that its codes are those that trained.
 
     Args:
-        model: folder of a run, of which the newest checkpoint is packed; or a Llama after `questlm.prepare`, with
-            float32 parameters, on any device.
+        model: folder of a run, of which the newest checkpoint is packed; or a Llama, ours or that of transformers,
+            after `questlm.prepare`, with float32 parameters, on any device.
         out: must not exist.
-        tokenizer: content of a tokenizer.json. A run brings its own, and `end_of_text` and `training` too; "" leaves
-            that of the run out.
-        end_of_text: name of its token that ends a document; None: one of a usual name, if it has one.
+        tokenizer: content of a tokenizer.json, or a fast tokenizer of transformers. A run brings its own, and
+            `end_of_text` and `training` too; "" leaves that of the run out.
+        end_of_text: name of its token that ends a document; None: the tokenizer's own, or one of a usual name.
         training: JSON to record: validation loss, data, sequence length.
         embeddings: dtype in which embedding and head are stored; None: the one that they were trained in, or bf16 if
             that was float (the artifact then differs from the model by that rounding).
@@ -57,11 +58,16 @@ def pack(
     """
     limit = Budget(budget) if isinstance(budget, int) else budget
     if isinstance(model, str | Path):
-        if tokenizer or any(given is not None for given in (end_of_text, training)):
+        if tokenizer not in (None, "") or any(given is not None for given in (end_of_text, training)):
             raise ConfigError(f"the run {model} brings its own tokenizer, end_of_text and training; leave these out")
         given = _of_run(Path(model), with_tokenizer=tokenizer is None)
     else:
-        given = {"model": model, "tokenizer": tokenizer or None, "end_of_text": end_of_text, "training": training}
+        given = {
+            "model": model,
+            "tokenizer": None if tokenizer == "" else tokenizer,
+            "end_of_text": end_of_text,
+            "training": training,
+        }
     return pack_model(**given, out=out, embeddings=embeddings, single_file=single_file, budget=limit)
 
 

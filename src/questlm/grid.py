@@ -13,6 +13,7 @@ __all__ = [
     "LayerFormat",
     "Narrow",
     "Scale",
+    "Steps",
     "fit_block_size",
     "packed_width",
 ]
@@ -27,6 +28,10 @@ TERNARY_PER_BYTE = 5
 
 Scale = Literal["rms", "absmax", "absmean", "one"]
 """What a row's step is a multiple of: its rms, its largest magnitude, the mean magnitude of the whole tensor, or 1."""
+
+
+Steps = Literal["fp32", "fp16", "fp8"]
+"""Numbers that the steps of a weight's rows are kept in. fp8 is E4M3 of 256 times the step."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,13 @@ class Factor:
         grid: of the codes; None: values instead of codes.
         offset: whether rows of a weight, or the activations as a whole, have an offset beside their step.
         values_format: how values are stored, where there is no grid.
+        steps: numbers that the steps of a weight's rows are kept in.
     """
 
     grid: Grid | None
     offset: bool = False
     values_format: Literal["bf16-2:4"] | None = None
+    steps: Steps = "fp32"
 
 
 @dataclass(frozen=True)

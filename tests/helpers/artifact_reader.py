@@ -17,12 +17,13 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 Json = dict[str, Any]
 
-_DTYPES = {"F32": "<f4", "BF16": "<u2", "U8": "u1", "I8": "i1"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1"}
 _MODEL_DEFAULTS = {
     "layers": 4, "hidden": 256, "heads": 2, "kv_heads": None, "head_dim": None, "mlp_hidden": None,
     "tied_head": False, "norm_eps": 1e-5, "rope_theta": 10_000.0, "rope_scaling": None,
 }  # fmt: skip
 _FORMAT_DEFAULTS: Json = {"weight_offset": False, "act_offset": False, "input_norm": None, "narrow": None}
+_FORMAT_DEFAULTS["steps"] = "fp32"
 _GRID_DEFAULTS: Json = {"scale": "rms", "zero": None, "table": None, "group": 0}
 
 
@@ -89,6 +90,12 @@ def level_of(codes: Array, grid: Json) -> Array:
 def zero_of(grid: Json) -> float:
     """The code that stands for 0."""
     return float((grid["levels"] - 1) / 2 if grid["zero"] is None else grid["zero"])
+
+
+def e4m3(codes: Array) -> Array:
+    """The numbers, not negative, of FP8 E4M3 codes: 4 bits of exponent with a bias of 7, and 3 of mantissa."""
+    exponent, mantissa = codes.astype(int) >> 3, codes.astype(int) & 7
+    return np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
 
 
 def spread(half: Array, kept: Array, group: int) -> Array:
@@ -230,6 +237,8 @@ class Reader:
         if isinstance(weight, str):
             return hadamard(own["weight"].astype(float), form["block_size"])
         columns = self._columns(name)
+        if form["steps"] == "fp8":
+            own["step"] = e4m3(own["step"]) / 256
         if form["narrow"] is None:
             return self._values(own, weight, columns)
         narrow = form["narrow"]

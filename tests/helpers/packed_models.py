@@ -18,6 +18,16 @@ IDS = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(1))
 OVERRIDES = {"lm_head": 8, "mlp.down": {"act_bits": 8}, "layers.1.attention.*": {"method": "lsq"}}
 
 
+SHIPPED = [
+    QuantSpec(weight_bits=3, act_bits=16, steps="fp16", embeddings="int4"),
+    QuantSpec(weight_bits=2, act_bits=4, steps="fp8", embeddings="int2"),
+    QuantSpec(method="lsq", steps="fp16", embeddings="int7"),
+    QuantSpec(method="adabin", weight_bits=1, act_bits=1, steps="fp16", embeddings="int8"),
+    QuantSpec(format="int-2:4", act_format="int", steps="fp8", embeddings="int3"),
+]
+"""Steps and embeddings in fewer bits than usual."""
+
+
 def specs() -> list[QuantSpec]:
     """Every method at its widest and narrowest, both factors and each alone, and every format."""
     found: list[dict[str, Any]] = []
@@ -34,7 +44,7 @@ def specs() -> list[QuantSpec]:
             ]
     found.append({"format": "lloydmax", "weight_bits": 3, "act_bits": 2})
     found.append({"overrides": OVERRIDES})
-    return [QuantSpec(**settings, embeddings="bf16") for settings in found]
+    return [*(QuantSpec(**settings, embeddings="bf16") for settings in found), *SHIPPED]
 
 
 def trained(spec: QuantSpec, shape: ModelConfig = SHAPE) -> Llama:

@@ -10,7 +10,8 @@
 Every matrix M (embedding, linear layers, head), (out, in), is stored in one of these ways, by `quantization_config`:
 
     weight format       tensors
-    a grid              M.codes uint8 (out, packed_width(in, levels)), bit-packed; M.step float32 (out, 1)
+    a grid              M.codes uint8 (out, packed_width(in, levels)), bit-packed; M.step (out, 1): float32, or as
+                        `steps` says float16 or uint8 (E4M3 of 256 times the step)
     a 2:4 sparse grid   M.codes of the kept half of each row; M.kept uint8, a bit for each group of entries; M.step
     "float32"           M.weight float32 (out, in)
     "bf16"              M.weight bfloat16 (out, in)
@@ -38,7 +39,7 @@ from questlm.config import ModelConfig
 from questlm.config.quant import Bits
 from questlm.config.section import Section
 from questlm.errors import quoted
-from questlm.grid import Grid, LayerFormat, Narrow, Scale, packed_width
+from questlm.grid import Grid, LayerFormat, Narrow, Scale, Steps, packed_width
 
 __all__ = [
     "CONFIG_NAME",
@@ -70,7 +71,8 @@ StoredDtype = Literal["float32", "bf16", "int8", "bf16-2:4"]
 """Ways to store a matrix that is not quantised by a method."""
 
 _ROPE_THETA_LIMITS = (1e-30, 1e30)  # beyond these the rotary frequencies overflow float32
-_BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F32": 4}
+_BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}
+_STEPS = {"fp32": "F32", "fp16": "F16", "fp8": "U8"}
 
 
 class GridConfig(Section):
@@ -127,6 +129,7 @@ class WeightFormat(Section):
         act_offset: whether the activations have a learned offset.
         input_norm: epsilon of an RMSNorm before the layer; None: it has none.
         narrow: the 8-bit branch of pQuant; None: the matrix has one branch.
+        steps: numbers that the steps of the rows are stored in.
     """
 
     block_size: Annotated[int, Field(ge=1, le=65_536)]
@@ -136,6 +139,7 @@ class WeightFormat(Section):
     act_offset: bool = False
     input_norm: Annotated[float, Field(gt=0, lt=1)] | None = None
     narrow: NarrowBranch | None = None
+    steps: Steps = "fp32"
 
     @model_validator(mode="after")
     def _fits(self) -> WeightFormat:
@@ -147,6 +151,8 @@ class WeightFormat(Section):
             raise ValueError("weights that are multiplied by quantised activations are codes, float32 or bf16-2:4")
         if self.weight_offset and not isinstance(self.weight, GridConfig):
             raise ValueError("only codes have an offset")
+        if self.steps != "fp32" and (isinstance(self.weight, str) or self.narrow is not None):
+            raise ValueError(f"only the steps of codes in one branch are stored in {self.steps}")
         if self.act_offset and (self.act is None or self.act.step_per_scale is not None):
             raise ValueError("only activations with a learned step have an offset")
         if self.act is not None and (self.act.group or self.act.scale == "absmean"):
@@ -173,12 +179,21 @@ class WeightFormat(Section):
             act_offset=act is not None and act.offset,
             input_norm=layer.input_norm,
             narrow=None if narrow is None else NarrowBranch.of(narrow),
+            steps="fp32" if layer.weight is None else layer.weight.steps,
         )
 
     @property
     def quantized(self) -> bool:
         """Whether the product of this layer has a quantised factor."""
         return not isinstance(self.weight, str) or self.weight == "bf16-2:4" or self.act is not None
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether a row of this matrix is its values as they are, so that it can be an embedding."""
+        if not isinstance(self.weight, GridConfig):
+            return not self.quantized
+        plain = self.block_size == 1 and self.act is None and self.input_norm is None and self.narrow is None
+        return plain and not (self.weight.group or self.weight_offset)
 
     @property
     def grids(self) -> tuple[Grid | None, Grid | None]:
@@ -256,8 +271,10 @@ class ArtifactConfig(Section):
                 self._formats[index].check_shape(shapes[name])
             except ValueError as problem:
                 raise ValueError(f"{name}: {problem}") from None
-        if self.weight_format("embed").quantized:
-            raise ValueError("the embedding cannot be quantised by a grid; its format is float32, bf16 or int8")
+        if not self.weight_format("embed").looks_up:
+            raise ValueError(
+                "the embedding is looked up, so it has neither rotation, norm, sparsity, offset nor branch"
+            )
         return self
 
     @property
@@ -360,7 +377,7 @@ def matrix_tensor_specs(
         grid = weight_format.weight
         stored = columns // 2 if grid.group else columns
         tensors |= {"codes": _packed_spec(rows, stored, grid.levels, codes)}
-        tensors |= {"step": TensorSpec("F32", (rows, 1), steps)}
+        tensors |= {"step": TensorSpec(_STEPS[weight_format.steps], (rows, 1), steps)}
         if grid.group:
             tensors |= {"kept": _packed_spec(rows, columns // grid.group, 2, codes)}
     if weight_format.weight_offset:

@@ -11,6 +11,7 @@ from questlm import ops
 from questlm.artifact.format import GridConfig, WeightFormat
 from questlm.errors import ArtifactError
 from questlm.ops import Operand, PackedFormat
+from questlm.ops.reference.storage import load_steps
 from questlm.ops.unpacking import stored_rows
 
 __all__ = [
@@ -57,6 +58,8 @@ def packed_matrix(
         columns: entries of a row of this branch.
     """
     own = {kind: tensor for kind, tensor in tensors.items() if not kind.startswith("narrow_") and kind != "input_norm"}
+    if "step" in own:
+        own["step"] = load_steps(own["step"], weight_format.steps)
     return own, PackedFormat(columns, weight_format.block_size, *weight_format.grids)
 
 

@@ -273,6 +273,8 @@ def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:
             raise ArtifactError(f"{name} holds a value that is not finite; the artifact is damaged")
         if name.endswith(("step", ".scale")) and (tensor < 0).any():
             raise ArtifactError(f"{name} holds a negative size; the artifact is damaged")
+        if name.endswith(".step") and tensor.dtype is torch.uint8 and (tensor >= 0x7F).any():
+            raise ArtifactError(f"{name} holds a step that is negative or no number; the artifact is damaged")
         if tensor.dtype is torch.int8 and (tensor == -128).any():
             raise ArtifactError(f"{name} holds the code -128, but the smallest is -127; the artifact is damaged")
     shapes = matrix_shapes(config.model)

@@ -43,7 +43,7 @@ _DOCUMENT = struct.Struct("<BII")
 _HASH_BYTES = 32
 _BLOCK = 1 << 20
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 22}]
-_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16, "F32": torch.float32}
+_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MEMORY_OVER_TENSORS = 2.0  # they, and what is decoded at a time; layers take them or ask for more themselves
 
 

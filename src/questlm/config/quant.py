@@ -9,13 +9,17 @@ from pydantic import Field, field_validator, model_validator
 from questlm.config.section import Section
 from questlm.errors import quoted
 
-__all__ = ["Bits", "Format", "LayerOverride", "QuantSpec"]
+__all__ = ["Bits", "Embeddings", "Format", "LayerOverride", "QuantSpec"]
 
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "ternary"]
 """Width of a tensor's codes: 1 to 8 bits, 'ternary' (three levels, log2(3) bits), or 16 for not quantised."""
 
 Format = Literal["int", "ternary", "fp4", "lloydmax", "int-2:4", "bf16-2:4"]
 """Kind of grid: evenly spaced, three levels, E2M1, non-uniform Gaussian; 2:4 sparse weights of 4 bits or in bf16."""
+
+
+Embeddings = Literal["float", "bf16", "int8", "int7", "int6", "int5", "int4", "int3", "int2"]
+"""What matrices that no method quantises are rounded to."""
 
 
 def _with_bits_of_format(values: Any) -> Any:
@@ -65,10 +69,15 @@ class QuantSpec(Section):
         description="size of the Hadamard blocks, a power of two; where 128 does not divide a layer's input dimension, "
         "the largest power of two that does, at least 16, is used",
     )
-    embeddings: Literal["float", "bf16", "int8"] = Field(
+    embeddings: Embeddings = Field(
         default="bf16",
         description="what embedding, head and other layers left out are trained and shipped in: 'float' (as the model "
-        "has them; packed as bf16), 'bf16', or 'int8' (8-bit rows)",
+        "has them; packed as bf16), 'bf16', 'int8' (8-bit rows), or 'int2' to 'int7' (rows on the Gaussian grid)",
+    )
+    steps: Literal["fp32", "fp16", "fp8"] = Field(
+        default="fp32",
+        description="numbers that the weights' steps, one a row, are trained and shipped in; fp8 is E4M3 of 256 times "
+        "the step",
     )
     gradual: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None,

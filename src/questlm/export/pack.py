@@ -16,6 +16,7 @@ from questlm.artifact.format import (
     TOKENIZER_NAME,
     VERSION,
     ArtifactConfig,
+    GridConfig,
     QuantizationConfig,
     StoredDtype,
     WeightFormat,
@@ -29,7 +30,8 @@ from questlm.config import QuantSpec
 from questlm.errors import ArtifactError, ConfigError, quoted
 from questlm.export.from_transformers import as_llama, tokenizer_text
 from questlm.models import Llama
-from questlm.ops.reference.storage import to_int8_rows
+from questlm.ops import Operand
+from questlm.ops.reference.storage import store_steps, to_int8_rows
 from questlm.quant import (
     FakeQuantLinear,
     StoredEmbedding,
@@ -37,6 +39,7 @@ from questlm.quant import (
     quantized_layers,
 )
 from questlm.quant.layers.mode import Mode
+from questlm.quant.quantizers import Quantizer
 from questlm.vocabulary import parse_tokenizer, usual_end_of_text
 
 __all__ = ["pack"]
@@ -144,8 +147,14 @@ def _describe(
 def _format(module: nn.Module, name: str, embeddings: StoredDtype | None) -> WeightFormat:
     if isinstance(module, FakeQuantLinear):
         return WeightFormat.of(module.packed_format())
-    trained = cast(StoredDtype, module.stored_dtype) if isinstance(module, StoredEmbedding | StoredLinear) else "bf16"
     chosen = embeddings if name in ("embed", "lm_head") else None
+    trained: StoredDtype = "bf16"
+    if isinstance(module, StoredEmbedding | StoredLinear):
+        if (quantizer := module.quantizer) is not None and quantizer.grid is not None:
+            if chosen is not None:
+                raise ConfigError(f"{name} was trained in {module.stored_dtype}; leave embeddings = {chosen!r} out")
+            return WeightFormat(block_size=1, weight=GridConfig.of(quantizer.grid), act=None, steps=quantizer.steps)
+        trained = cast(StoredDtype, module.stored_dtype)
     return WeightFormat(block_size=1, weight=chosen or trained, act=None)
 
 
@@ -185,6 +194,8 @@ def _matrix_tensors(module: nn.Module, weight_format: WeightFormat) -> dict[str,
     if isinstance(module, FakeQuantLinear):
         return _quantized_tensors(module)
     weight: Tensor = module.get_parameter("weight")
+    if isinstance(module, StoredEmbedding | StoredLinear) and module.quantizer is not None:
+        return _stored_codes(module.quantizer.operand(weight.detach()), module.quantizer)
     if weight_format.weight == "int8":
         rows, scale = to_int8_rows(weight)
         return {"codes": rows, "scale": scale}
@@ -192,14 +203,22 @@ def _matrix_tensors(module: nn.Module, weight_format: WeightFormat) -> dict[str,
 
 
 def _quantized_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
-    quantizes_weight = layer.weight_quantizer is not None
-    tensors = operand_tensors(layer.quantized_weight()) if quantizes_weight else {"weight": layer.weight}
+    tensors = {"weight": layer.weight}
+    if layer.weight_quantizer is not None:
+        tensors = _stored_codes(layer.quantized_weight(), layer.weight_quantizer)
     if (narrow := layer.quantized_narrow_branch()) is not None:
         tensors |= {f"narrow_{kind}": tensor for kind, tensor in operand_tensors(narrow).items()}
     act = layer.act_quantizer
     learned = {"act_step": act.step_per_scale(), "act_offset": act.offset()} if act is not None else {}
     tensors |= {kind: tensor for kind, tensor in learned.items() if tensor is not None}
     return tensors if layer.input_norm is None else tensors | {"input_norm": layer.input_norm.weight}
+
+
+def _stored_codes(operand: Operand, quantizer: Quantizer) -> dict[str, Tensor]:
+    tensors = operand_tensors(operand)
+    if "step" in tensors:
+        tensors["step"] = store_steps(tensors["step"], quantizer.steps)
+    return tensors
 
 
 def _check_codes(model: Llama, artifact: Artifact) -> None:

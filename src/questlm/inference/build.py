@@ -55,7 +55,7 @@ def packed_layers(
     config, prepack = artifact.config.model, partial(ops.prepack, device=device, dtype=dtype, stay_packed=stay_packed)
     shapes, formats = matrix_shapes(config), dict(artifact.config.weight_formats())
     embedding = {kind: tensor.to(device) for kind, tensor in matrix_tensors(artifact.tensors, "embed").items()}
-    yield "embed", PackedEmbedding(embedding)
+    yield "embed", PackedEmbedding(embedding, formats["embed"], config.hidden)
     for name in formats.keys() - {"embed"}:
         yield name, packed_layer(matrix_tensors(artifact.tensors, name), shapes[name][1], formats[name], prepack)
     if config.tied_head:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from questlm import ops
 from questlm.artifact.format import WeightFormat
-from questlm.artifact.matrices import packed_matrix, packed_narrow
+from questlm.artifact.matrices import packed_matrix, packed_narrow, weight_operand
 from questlm.ops import PackedFormat, PackedWeight
 from questlm.ops.reference.storage import from_int8_rows
 
@@ -94,14 +94,18 @@ class NormedLinear(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """Looks rows up in an embedding that stays as it is stored: float32, bfloat16, or int8 codes with scales.
+    """Looks rows up in an embedding that stays as it is stored: float32, bfloat16, or codes with scales or steps.
 
     Args:
-        tensors: `weight` (entries, width), or `codes` int8 (entries, width) and `scale` float32 (entries, 1).
+        tensors: `weight` (entries, width); or `codes` int8 (entries, width) and `scale` float32 (entries, 1); or packed
+            `codes` and `step` (entries, 1).
+        weight_format: how they are stored.
+        width: of a row.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], weight_format: WeightFormat, width: int) -> None:
         super().__init__()
+        self.weight_format, self.width = weight_format, width
         for kind, tensor in tensors.items():
             self.register_buffer(kind, tensor)
 
@@ -110,6 +114,10 @@ class PackedEmbedding(nn.Module):
         rows = {kind: tensor[ids] for kind, tensor in self.named_buffers()}
         if "scale" in rows:
             return from_int8_rows(rows["codes"], rows["scale"])
+        if "step" in rows:
+            flat = {kind: row.reshape(-1, row.shape[-1]) for kind, row in rows.items()}
+            values = ops.operand_values(weight_operand(flat, self.weight_format, self.width))
+            return values.reshape(*ids.shape, self.width)
         return rows["weight"].to(torch.float32)
 
 

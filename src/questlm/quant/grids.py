@@ -32,7 +32,16 @@ from questlm.config.quant import Bits
 from questlm.errors import ConfigError, quoted
 from questlm.grid import Grid
 
-__all__ = ["fp4_grid", "gaussian_grid", "gaussian_mse", "gaussian_scale", "grid_mse", "level_count", "lloydmax_grid"]
+__all__ = [
+    "fp4_grid",
+    "gaussian_grid",
+    "gaussian_mse",
+    "gaussian_scale",
+    "grid_mse",
+    "level_count",
+    "lloydmax_grid",
+    "stored_grid",
+]
 
 _FP4_HALF = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FP4_SHAPE = (*(-level for level in reversed(_FP4_HALF)), 0.0, *_FP4_HALF)
@@ -84,6 +93,12 @@ def lloydmax_grid(bits: Bits | float) -> Grid:
     """Return the 2^bits levels, unevenly spaced, that minimise the error on N(0, 1) (Lloyd 1982, Max 1960)."""
     table = _lloyd_max(level_count(bits))
     return Grid(len(table), 1.0, table=table)
+
+
+def stored_grid(stored_dtype: str) -> Grid | None:
+    """Return the grid of a stored dtype 'int2' to 'int7': the Gaussian grid of so many bits; None for any other."""
+    bits = stored_dtype.removeprefix("int")
+    return gaussian_grid(int(bits)) if bits in tuple("234567") else None
 
 
 def grid_mse(format: str, bits: Bits | float = 4) -> float:

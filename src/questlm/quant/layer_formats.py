@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from questlm.config import LayerOverride, QuantSpec
 from questlm.errors import ConfigError, quoted
-from questlm.grid import LayerFormat, Narrow
+from questlm.grid import Factor, LayerFormat, Narrow
 from questlm.quant.methods import find_method, layer_requests, narrow_request
 from questlm.quant.patterns import override_of, plain_name, require_matches
 
@@ -66,11 +67,15 @@ def _layer_format(spec: QuantSpec, name: str, shape: tuple[int, int]) -> LayerFo
         narrow = Narrow(axis, width, grid)
     return LayerFormat(
         block_size=requests.block_size,
-        weight=None if requests.weight is None else method.weight.factor(requests.weight),
+        weight=None if requests.weight is None else _with_steps(method.weight.factor(requests.weight), spec),
         act=None if requests.act is None else method.act.factor(requests.act),
         input_norm=INPUT_NORM_EPS if method.input_norm else None,
         narrow=narrow,
     )
+
+
+def _with_steps(weight: Factor, spec: QuantSpec) -> Factor:
+    return weight if weight.grid is None else replace(weight, steps=spec.steps)
 
 
 def branch_axis(spec: QuantSpec, name: str) -> Literal["rows", "columns"] | None:

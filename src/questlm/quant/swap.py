@@ -78,9 +78,9 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             except ConfigError as problem:
                 raise ConfigError(f"layer {quoted(name or 'model')}: {problem}") from None
         elif name in linears and spec.embeddings != "float":
-            replacements[module] = StoredLinear.from_linear(linears[name], spec.embeddings)
+            replacements[module] = StoredLinear.from_linear(linears[name], spec.embeddings, spec.steps)
         elif type(module) is nn.Embedding and spec.embeddings != "float":
-            replacements[module] = StoredEmbedding.from_embedding(module, spec.embeddings)
+            replacements[module] = StoredEmbedding.from_embedding(module, spec.embeddings, spec.steps)
     if spec.enabled and not specs:
         skipped = "".join(f"; {quoted(name)} is left out: {why}" for name, why in [*skipped_layers(model).items()][:1])
         raise ConfigError(

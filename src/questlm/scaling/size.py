@@ -6,9 +6,10 @@ The methods say what each layer holds (`questlm.quant.layer_formats`), and the p
 
 from __future__ import annotations
 
-from questlm.artifact.format import WeightFormat, block_shapes, matrix_shapes, matrix_tensor_specs
+from questlm.artifact.format import GridConfig, WeightFormat, block_shapes, matrix_shapes, matrix_tensor_specs
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
+from questlm.quant.grids import stored_grid
 from questlm.quant.layer_formats import layer_formats
 
 __all__ = ["PackedSizes", "packed_bytes"]
@@ -33,8 +34,7 @@ class PackedSizes:
 
     def __init__(self, quant: QuantSpec) -> None:
         self._quant = quant
-        embeddings = "bf16" if quant.embeddings == "float" else quant.embeddings
-        self._left_out = WeightFormat(block_size=1, weight=embeddings, act=None)
+        self._left_out = _format_of_left_out(quant)
         self._known: dict[tuple[str, _Shape], int] = {}
 
     def of(self, model: ModelConfig) -> int:
@@ -60,3 +60,10 @@ class PackedSizes:
         formats = {name: WeightFormat.of(layer) for name, layer in layer_formats(self._quant, linears).items()}
         tensors = (matrix_tensor_specs(shape, formats.get(name, self._left_out)) for name, shape in shapes.items())
         return sum(tensor.bytes for matrix in tensors for tensor in matrix.values())
+
+
+def _format_of_left_out(quant: QuantSpec) -> WeightFormat:
+    """How embedding and head are packed where no method quantises them."""
+    if (grid := stored_grid(quant.embeddings)) is not None:
+        return WeightFormat(block_size=1, weight=GridConfig.of(grid), act=None, steps=quant.steps)
+    return WeightFormat(block_size=1, weight="int8" if quant.embeddings == "int8" else "bf16", act=None)

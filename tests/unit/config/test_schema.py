@@ -76,7 +76,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name_and_all_names(section, k
         (QuantSpec, "act_bits", "tenary"),
         (QuantSpec, "act_bits", None),
         (QuantSpec, "block_size", 0),
-        (QuantSpec, "embeddings", "int4"),
+        (QuantSpec, "embeddings", "int9"),
         (DataConfig, "val_fraction", 0),
         (DataConfig, "vocab_size", 256),
         (TrainConfig, "lr", 0),

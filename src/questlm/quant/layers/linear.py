@@ -116,7 +116,7 @@ class FakeQuantLinear(nn.Linear):
         weight = act = None
         if (quantizer := self.weight_quantizer) is not None:
             has_offset = quantizer.grid is not None and self.quantized_weight().offset is not None
-            weight = Factor(quantizer.grid, has_offset, quantizer.values_format)
+            weight = Factor(quantizer.grid, has_offset, quantizer.values_format, quantizer.steps)
         if (quantizer := self.act_quantizer) is not None:
             act = Factor(quantizer.grid, quantizer.offset() is not None)
         norm = None if self.input_norm is None else self.input_norm.eps

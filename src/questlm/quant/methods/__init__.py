@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from questlm.config import QuantSpec
 from questlm.config.quant import Bits
 from questlm.errors import ConfigError, nearest_name, quoted
-from questlm.grid import fit_block_size
+from questlm.grid import Steps, fit_block_size
 from questlm.plugins import Table
 from questlm.quant.methods import adabin, bitnet, extra_rmsnorm, lsq, lsq_plus, pact, pquant, quarot, quest, seq, ste
 from questlm.quant.methods.base import ALL_BITS, FactorSpec, Method, Request, Role, dynamic, format_grid, learned
@@ -197,10 +197,18 @@ def layer_quantizers(spec: QuantSpec, out_features: int, in_features: int) -> La
     """
     weight, act, block_size = layer_requests(spec, out_features, in_features)
     return LayerQuantizers(
-        None if weight is None else _made(spec.method, "weight", weight),
+        None if weight is None else _with_steps(_made(spec.method, "weight", weight), spec.steps),
         None if act is None else _made(spec.method, "activation", act),
         block_size,
     )
+
+
+def _with_steps(quantizer: Quantizer, steps: Steps) -> Quantizer:
+    if steps == "fp32" or quantizer.grid is None:
+        return quantizer
+    from questlm.quant.quantizers.stored_steps import StoredStepsQuantizer
+
+    return StoredStepsQuantizer(quantizer, steps)
 
 
 def narrow_quantizer(method: str, out_features: int, in_features: int) -> Quantizer:
@@ -216,6 +224,8 @@ def layer_requests(spec: QuantSpec, out_features: int, in_features: int) -> Laye
     """
     block_size = _block_size(find_method(spec.method), in_features, spec.block_size)
     weight = act = None
+    if spec.steps != "fp32" and find_method(spec.method).branches:
+        raise ConfigError(f"{spec.method} has branches with scales of their own, so its steps are fp32 only")
     if spec.weight_bits == 16 and spec.format == "int-2:4":
         raise ConfigError("the format int-2:4 is of 4-bit weights, not 16; sparse weights of 16 bits are bf16-2:4")
     if spec.weight_bits != 16 or spec.format == "bf16-2:4":

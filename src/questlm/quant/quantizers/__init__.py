@@ -6,6 +6,7 @@ learned        step sizes that are parameters
 adabin         AdaBin's learned centre and distance
 centered_sign  1-bit weights around the mean of the tensor
 sparse         2:4 sparse bf16 weights
+stored_steps   steps kept in fp16 or fp8
 """
 
 from questlm.quant.quantizers.base import (

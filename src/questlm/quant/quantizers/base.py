@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from questlm.errors import CheckpointError, ConfigError, quoted
+from questlm.grid import Steps
 from questlm.ops import Grid, Operand
 
 __all__ = ["LearningQuantizer", "MaskedRounding", "Quantizer", "StraightThrough", "refuse_transforms"]
@@ -52,6 +53,7 @@ class Quantizer(nn.Module, ABC):
         block_size: of the Hadamard transform; 1: none.
         setting: what it was made for, as 'lsq, 4 bits, int'; '' where `make_quantizer` did not make it.
         values_format: how the packed format stores the values of a quantiser without a grid; None where there is one.
+        steps: numbers that the steps of a weight's rows are kept in.
         starts_from_data: whether parameters take their first values from the first tensor that is quantised. That pass
             breaks a compiled graph, so it has to come before compiling.
     """
@@ -60,6 +62,7 @@ class Quantizer(nn.Module, ABC):
     block_size: int
     setting: str = ""
     values_format: Literal["bf16-2:4"] | None = None
+    steps: Steps = "fp32"
     starts_from_data: bool = False
 
     @abstractmethod

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from questlm import ops
 from questlm.ops.reference.storage import as_stored, from_int8_rows, to_int8_rows
 from questlm.quant import StoredEmbedding, StoredLinear
 
@@ -85,3 +86,22 @@ def test_embedding_options_survive_both_ways():
     assert type(plain) is nn.Embedding
     assert plain.weight is embedding.weight
     assert (plain.padding_idx, plain.scale_grad_by_freq) == (3, True)
+
+
+@pytest.mark.parametrize(("form", "steps"), [("int2", "fp32"), ("int4", "fp16"), ("int7", "fp8")])
+def test_rows_of_codes_learn_as_if_they_were_not_rounded(form: str, steps: str) -> None:
+    torch.manual_seed(0)
+    embedding, head = nn.Embedding(10, 16), nn.Linear(16, 10)
+    rows, logits = StoredEmbedding.from_embedding(embedding, form, steps), StoredLinear.from_linear(head, form, steps)
+    ids, x = torch.tensor([[1, 2, 1]]), torch.randn(3, 16)
+    looked_up, y = rows(ids), logits(x)
+    assert len(looked_up.unique()) <= 2 * 2 ** int(form[-1])  # of two rows
+    torch.testing.assert_close(looked_up, embedding(ids), rtol=0, atol={"int2": 2.0, "int4": 1.0, "int7": 0.2}[form])
+    values = ops.operand_values(logits.quantizer.operand(head.weight.detach()))
+    torch.testing.assert_close(y, nn.functional.linear(x, values, head.bias))
+    (looked_up.sum() + y.sum()).backward()
+    expected = torch.zeros(10, 16)
+    expected[1], expected[2] = 2, 1
+    assert torch.equal(embedding.weight.grad, expected)
+    torch.testing.assert_close(head.weight.grad, x.sum(0).expand(10, -1))
+    assert rows.to_plain().weight is embedding.weight

@@ -14,9 +14,9 @@ from questlm.files import atomic_write, read_plain_file
 
 __all__ = [
     "canonical_json",
-    "check_safetensors_header",
     "parse_json",
     "read_json",
+    "read_safetensors_header",
     "validated",
     "write_json",
 ]
@@ -54,18 +54,22 @@ def parse_json(content: bytes, name: str, error: type[QuestError]) -> Any:
     return value
 
 
-def check_safetensors_header(path: Path, error: type[QuestError]) -> None:
-    """Refuse a safetensors file whose header is larger than 16 MiB or names a tensor twice, before it is opened.
+def read_safetensors_header(path: Path, error: type[QuestError]) -> tuple[Any, int]:
+    """The header of a safetensors file, as JSON, and where the data begin, before the library opens the file.
 
-    The library would read 100 MB, and takes the last of two tensors of one name.
+    The library would read a header of 100 MB, and takes the last of two tensors of one name. What the header says is
+    for it to check; of a file that is cut, which it refuses, the header is empty.
+
+    Raises:
+        QuestError: `error`, of a header that is larger than 16 MiB, is no JSON, or names a tensor twice.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if 8 + length > path.stat().st_size:
-            return  # it is cut or no such file, which the library says
+            return {}, 8
         if length > _MAX_HEADER_BYTES:
             raise error(f"{path} has a header of {length} bytes, but at most {_MAX_HEADER_BYTES} are allowed")
-        parse_json(file.read(length), f"the header of {path}", error)
+        return parse_json(file.read(length), f"the header of {path}", error), 8 + length
 
 
 def _is_nested_beyond(depth: int, value: Any) -> bool:

@@ -28,7 +28,7 @@ __all__ = [
 def matrix_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return the tensors of the matrix `name` by kind: 'codes', 'step', ..."""
     prefix = f"{name}."
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == name}
+    return {key.removeprefix(prefix): tensors[key] for key in tensors if key.rpartition(".")[0] == name}
 
 
 def operand_tensors(operand: Operand) -> dict[str, Tensor]:
@@ -93,6 +93,11 @@ def narrow_operand(tensors: Mapping[str, Tensor], weight_format: WeightFormat, c
 def check_codes(tensors: Mapping[str, Tensor], weight_format: WeightFormat, columns: int) -> None:
     """Refuse codes outside their grid, and sparsity patterns that do not keep 2 of each 4 groups.
 
+    Args:
+        tensors: by kind, all that the matrix is stored as or some of them.
+        weight_format: how they are stored.
+        columns: entries of a row of the wide branch.
+
     Raises:
         ArtifactError: names the tensor.
     """
@@ -107,7 +112,7 @@ def check_codes(tensors: Mapping[str, Tensor], weight_format: WeightFormat, colu
         if isinstance(weight_format.weight, GridConfig)
         else int(weight_format.weight == "bf16-2:4")
     )
-    if group:
+    if group and "kept" in tensors:
         _require_on_grid(tensors, "kept", 2, columns // group)
         fours = ops.unpack(tensors["kept"], 2, columns // group).unflatten(-1, (-1, 4))
         if not bool((fours.sum(-1) == 2).all()):
@@ -116,7 +121,7 @@ def check_codes(tensors: Mapping[str, Tensor], weight_format: WeightFormat, colu
 
 def _require_on_grid(tensors: Mapping[str, Tensor], kind: str, levels: int, length: int) -> None:
     """Refuse anything but packed rows of `length` codes below `levels`."""
-    if not _on_grid(tensors[kind], levels, length):
+    if kind in tensors and not _on_grid(tensors[kind], levels, length):
         raise ArtifactError(f"{kind} holds a code that is not on its grid")
 
 

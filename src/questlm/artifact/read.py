@@ -1,22 +1,25 @@
 """Read an artifact that may be damaged or hostile.
 
-Checks run in this order, each before the next file is examined: the manifest and every file's SHA-256; config.json;
-then names, shapes and dtypes in the header of model.safetensors, against those that the config implies. Only then are
-tensors read, so a config alone cannot make us allocate memory. Codes must lie on their grid and floats be finite. Any
-fault is an ArtifactError. docs/concepts/artifact.md states every bound.
+Checks run in this order, each before the next file is examined: the manifest, the size of every file, and the SHA-256
+of all but model.safetensors; config.json; the tokenizer; then names, shapes and dtypes in the header of
+model.safetensors, against those that the config implies. Only then are tensors read, so a config alone cannot make us
+allocate memory. Codes must lie on their grid and floats be finite. The SHA-256 of model.safetensors is computed in a
+thread beside all this, and nothing is believed before it is right. Any fault is an ArtifactError.
+docs/concepts/artifact.md states every bound.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -28,35 +31,34 @@ from questlm.artifact.format import (
     TOKENIZER_NAME,
     VERSION,
     ArtifactConfig,
-    TensorSpec,
     expected_tensors,
-    matrix_shapes,
 )
-from questlm.artifact.matrices import check_codes, matrix_tensors
 from questlm.artifact.single_file import open_single_file
+from questlm.artifact.tensors import StoredTensors, check_tensor
 from questlm.errors import ArtifactError, quoted
-from questlm.json_files import check_safetensors_header, parse_json, read_json
+from questlm.json_files import parse_json, read_json
 from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
-from questlm.sealed import MANIFEST_NAME, verify
+from questlm.sealed import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from questlm.terminal import command_text
 from questlm.vocabulary import MAX_TOKENIZER_BYTES, parse_tokenizer, read_tokenizer_text, usual_end_of_text
 
-__all__ = ["Artifact", "load_artifact", "read_fetched", "require_known_ids"]
+__all__ = ["Artifact", "load_artifact", "open_artifact", "read_fetched", "require_known_ids"]
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_CONFIG_VALUES = 50_000  # `training` left out; pydantic takes 2 kB for each value that is wrong
 _MAX_MESSAGE = 300
-_MEMORY_OVER_FILE = 2.0  # its tensors as the file is mapped, and copied; layers take these or ask for more themselves
+_MEMORY_OVER_FILE = 1.1  # its tensors, or their layout for native kernels; layers that take more ask for it themselves
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A packed model in memory.
+    """A packed model, in memory or in its file.
 
     Attributes:
         config: shape, formats and provenance.
-        tensors: by name, as `questlm.artifact.format` lists them, on the CPU.
+        tensors: by name, as `questlm.artifact.format` lists them, on the CPU; where `open_artifact` gave it, read anew
+            at each look-up.
         tokenizer: with truncation and padding off, or None.
         tokenizer_json: the content of its file, unchanged.
         details: what the manifest records beside hashes: bytes by part.
@@ -64,7 +66,7 @@ class Artifact:
     """
 
     config: ArtifactConfig
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     tokenizer: Tokenizer | None
     tokenizer_json: str | None
     details: dict[str, Any]
@@ -90,9 +92,41 @@ def load_artifact(path: str | Path) -> Artifact:
     Raises:
         ArtifactError: it is missing, damaged, hostile, or of another format or version.
     """
+    with open_artifact(path) as artifact:
+        return replace(artifact, tensors=dict(artifact.tensors))
+
+
+@contextmanager
+def open_artifact(path: str | Path) -> Iterator[Artifact]:
+    """Within it, the artifact `path`; tensors of a folder are read and checked one by one as they are used.
+
+    Meanwhile a thread computes the SHA-256 of model.safetensors, and the block ends when that is known. Use what was
+    made of the tensors only behind a block that has ended without an error; to lay them out in memory before is safe.
+    A single file is read and checked as a whole, at the beginning.
+
+    Raises:
+        ArtifactError: as `load_artifact`, at the beginning, at a look-up, or at the end of the block.
+    """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        with _library_errors(path):
+            whole = _load_file(path)
+        yield whole
+        return
+    with _library_errors(path):
+        manifest = _read_manifest(path)
+    with _hashed(path, manifest):
+        with _library_errors(path):
+            artifact, tensors = _open(path, manifest)
+        with tensors:
+            yield artifact
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Within it, whatever a library finds wrong is an ArtifactError."""
     try:
-        return _load_file(path) if path.exists() and not path.is_dir() else _load(path)
+        yield
     except (ArithmeticError, OSError, RuntimeError, ValueError, SafetensorError) as problem:
         raise ArtifactError(f"{path} is not a usable artifact: {_brief(problem)}") from None
 
@@ -105,11 +139,22 @@ def read_fetched(config: ArtifactConfig, files: Sequence[Path]) -> Artifact:
     Raises:
         ArtifactError: the files do not hold what the config says.
     """
-    try:
-        tensors = _read_tensors(files, config)
-        return Artifact(config, tensors, None, None, {}, sum(path.stat().st_size for path in files))
-    except (ArithmeticError, OSError, RuntimeError, ValueError, SafetensorError) as problem:
-        raise ArtifactError(f"{files[0].parent} is not a usable artifact: {_brief(problem)}") from None
+    with _library_errors(files[0].parent), StoredTensors(files, config) as tensors:
+        return Artifact(config, dict(tensors), None, None, {}, sum(path.stat().st_size for path in files))
+
+
+@contextmanager
+def _hashed(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Within it, a thread checks the SHA-256 of all files; damage that it finds is the error, whatever it led to."""
+    with ThreadPoolExecutor(1, "questlm-hash") as pool:
+        hashing = pool.submit(verify_files, folder, manifest, ArtifactError)
+        try:
+            yield
+        except Exception:
+            if (damage := hashing.exception()) is not None:
+                raise damage from None
+            raise
+        hashing.result()
 
 
 def require_known_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -125,7 +170,8 @@ def require_known_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def _load(folder: Path) -> Artifact:
+def _read_manifest(folder: Path) -> Manifest:
+    """The manifest, behind the check of all files but the content of model.safetensors."""
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a folder or file; give the folder or the single file of a packed model")
     if (folder / "config.yaml").exists() and not (folder / MANIFEST_NAME).exists():
@@ -134,19 +180,27 @@ def _load(folder: Path) -> Artifact:
             f"{command_text('pack', folder, '--out', folder / 'packed')}"
         )
     _refuse_oversized(folder / MANIFEST_NAME, _MAX_CONFIG_BYTES)
-    details = verify(folder, FORMAT, VERSION, ArtifactError)
-    files = read_json(folder / MANIFEST_NAME, ArtifactError)["files"]
+    manifest = read_manifest(folder, FORMAT, VERSION, ArtifactError)
+    tensors = {name: entry for name, entry in manifest.files.items() if name == TENSORS_NAME}
+    others = {name: entry for name, entry in manifest.files.items() if name != TENSORS_NAME}
+    verify_files(folder, manifest.model_copy(update={"files": others}), ArtifactError)
+    verify_files(folder, manifest.model_copy(update={"files": tensors}), ArtifactError, most_hashed=0)
     for name in (CONFIG_NAME, TENSORS_NAME):
-        if name not in files:
+        if name not in manifest.files:
             raise ArtifactError(f"{folder} has no {name} in its manifest; it is not complete")
+    return manifest
+
+
+def _open(folder: Path, manifest: Manifest) -> tuple[Artifact, StoredTensors]:
     config = _read_config(folder / CONFIG_NAME)
-    needed = _MEMORY_OVER_FILE * (folder / TENSORS_NAME).stat().st_size
-    require_memory(needed, host_memory(), f"the packed model {folder}", "use a machine that has more memory")
-    tensors = _read_tensors([folder / TENSORS_NAME], config)
     # A tokenizer.json that the manifest does not list has not been verified, so it is not read.
-    text = read_tokenizer_text(folder / TOKENIZER_NAME, ArtifactError) if TOKENIZER_NAME in files else None
-    size = sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *files))
-    return _artifact(config, tensors, text, str(folder / TOKENIZER_NAME), details, size)
+    listed = TOKENIZER_NAME in manifest.files
+    text = read_tokenizer_text(folder / TOKENIZER_NAME, ArtifactError) if listed else None
+    size = sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *manifest.files))
+    needed = _MEMORY_OVER_FILE * manifest.files[TENSORS_NAME].bytes
+    require_memory(needed, host_memory(), f"the packed model {folder}", "use a machine that has more memory")
+    tensors = StoredTensors([folder / TENSORS_NAME], config)
+    return _artifact(config, tensors, text, str(folder / TOKENIZER_NAME), manifest.details, size), tensors
 
 
 def _load_file(path: Path) -> Artifact:
@@ -157,14 +211,15 @@ def _load_file(path: Path) -> Artifact:
             tensors, parts = file.tensors(expected_tensors(config))
         except ArtifactError as problem:
             raise ArtifactError(f"{path} is damaged: {problem}") from None
-        _check_values(config, tensors)
+        for each, tensor in tensors.items():
+            check_tensor(each, tensor, config)
         details = {"bytes_by_part": parts, "parameters": config.model.parameters}
         return _artifact(config, tensors, file.tokenizer, f"the tokenizer in {path}", details, file.bytes)
 
 
 def _artifact(
     config: ArtifactConfig,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     tokenizer_json: str | None,
     tokenizer_name: str,
     details: dict[str, Any],
@@ -236,53 +291,6 @@ def _require_exact(given: Any, meant: Any, place: str) -> None:
     elif type(given) is not type(meant) and not (type(given) is int and type(meant) is float):
         kind = type(meant).__name__
         raise ValueError(f"{place} = {quoted(given)} is of another type than it must be; write it as {kind} {meant!r}")
-
-
-def _read_tensors(paths: Sequence[Path], config: ArtifactConfig) -> dict[str, Tensor]:
-    """The tensors that belong to `config`, which lie in these files; everything but hashes is checked."""
-    for path in paths:
-        check_safetensors_header(path, ArtifactError)
-    expected, places = expected_tensors(config), dict[str, Any]()
-    with ExitStack() as stack:
-        for path in paths:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
-                if name not in expected or name in places:
-                    raise ArtifactError(f"{path} has an unexpected tensor {quoted(name)}, by its config")
-                places[name] = file
-                _check_header(path, name, file.get_slice(name), expected[name])
-        if missing := expected.keys() - places.keys():
-            raise ArtifactError(f"{paths[0]} lacks tensor {quoted(min(missing))}, by its config")
-        # Copied, because the files are memory-mapped: a later change of one would change the model.
-        tensors: dict[str, Tensor] = {name: places[name].get_tensor(name).clone() for name in expected}
-    _check_values(config, tensors)
-    return tensors
-
-
-def _check_header(path: Path, name: str, header: Any, spec: TensorSpec) -> None:
-    dtype, shape = header.get_dtype(), tuple(header.get_shape())
-    if (dtype, shape) != (spec.dtype, spec.shape):
-        raise ArtifactError(
-            f"{path}: {name} is {dtype} {shape}, but by its config it must be {spec.dtype} {spec.shape}"
-        )
-
-
-def _check_values(config: ArtifactConfig, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ArtifactError(f"{name} holds a value that is not finite; the artifact is damaged")
-        if name.endswith(("step", ".scale")) and (tensor < 0).any():
-            raise ArtifactError(f"{name} holds a negative size; the artifact is damaged")
-        if name.endswith(".step") and tensor.dtype is torch.uint8 and (tensor >= 0x7F).any():
-            raise ArtifactError(f"{name} holds a step that is negative or no number; the artifact is damaged")
-        if tensor.dtype is torch.int8 and (tensor == -128).any():
-            raise ArtifactError(f"{name} holds the code -128, but the smallest is -127; the artifact is damaged")
-    shapes = matrix_shapes(config.model)
-    for name, weight_format in config.weight_formats():
-        try:
-            check_codes(matrix_tensors(tensors, name), weight_format, weight_format.wide_shape(shapes[name])[1])
-        except ArtifactError as problem:
-            raise ArtifactError(f"{name}.{problem}; the artifact is damaged") from None
 
 
 def _refuse_oversized(path: Path, limit: int) -> None:

@@ -36,14 +36,20 @@ from questlm.artifact.format import TensorSpec
 from questlm.errors import ArtifactError
 from questlm.memory import host_memory, require_memory
 
-__all__ = ["SingleFile", "open_single_file", "tensor_matrices", "write_single_file"]
+__all__ = ["DTYPES", "SingleFile", "open_single_file", "tensor_matrices", "write_single_file"]
 
 _MAGIC: Final = b"QuestLM\x01"
 _DOCUMENT = struct.Struct("<BII")
 _HASH_BYTES = 32
 _BLOCK = 1 << 20
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 22}]
-_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+DTYPES = {
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+}
 _MEMORY_OVER_TENSORS = 2.0  # they, and what is decoded at a time; layers take them or ask for more themselves
 
 
@@ -124,7 +130,7 @@ class SingleFile:
         return found, dict(parts)
 
     def _read_tensor(self, spec: TensorSpec) -> Tensor:
-        tensor = torch.empty(spec.shape, dtype=_DTYPES[spec.dtype])
+        tensor = torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
         rows, columns = _matrix_shape(spec)
         if spec.codes is not None:
             levels, length = spec.codes

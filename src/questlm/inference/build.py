@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from questlm import ops
-from questlm.artifact.format import matrix_shapes, norm_names
+from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_names
 from questlm.artifact.matrices import matrix_tensors, packed_matrix
 from questlm.artifact.read import Artifact
+from questlm.artifact.tensors import meta_tensors
 from questlm.inference.linear import PackedEmbedding, PackedLinear, packed_layer
 from questlm.memory import host_memory, require_memory
 from questlm.models import Llama
@@ -24,7 +25,8 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
 
     Embedding and norms give float32, as in training; the embedding stays as it is stored. Each matrix is laid out for
     products in `dtype` by `ops.prepack`; one that is not quantised is multiplied as values of `dtype`, to which
-    autocast would convert it each time.
+    autocast would convert it each time. Each matrix is looked up in `artifact.tensors` once, and only one is kept as it
+    is stored at a time.
 
     Args:
         stay_packed: keep weights packed even where products of unpacked ones are faster.
@@ -32,7 +34,7 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
     Raises:
         ConfigError: unpacked weights need more memory than this machine has free.
     """
-    if not stay_packed and device.type == "cpu" and (needed := _unpacked_bytes(artifact, device, dtype)):
+    if not stay_packed and device.type == "cpu" and (needed := _unpacked_bytes(artifact.config, device, dtype)):
         advice = "load it with weights='packed' (quest generate --weights packed)"
         require_memory(needed, host_memory(), "the model with unpacked weights", advice)
     with torch.device("meta"):
@@ -56,18 +58,19 @@ def packed_layers(
     shapes, formats = matrix_shapes(config), dict(artifact.config.weight_formats())
     embedding = {kind: tensor.to(device) for kind, tensor in matrix_tensors(artifact.tensors, "embed").items()}
     yield "embed", PackedEmbedding(embedding, formats["embed"], config.hidden)
-    for name in formats.keys() - {"embed"}:
+    for name in (name for name in formats if name != "embed"):
         yield name, packed_layer(matrix_tensors(artifact.tensors, name), shapes[name][1], formats[name], prepack)
     if config.tied_head:
         yield "lm_head", packed_layer(embedding, config.hidden, formats["embed"], prepack)
 
 
-def _unpacked_bytes(artifact: Artifact, device: torch.device, dtype: torch.dtype) -> int:
+def _unpacked_bytes(config: ArtifactConfig, device: torch.device, dtype: torch.dtype) -> int:
     """Bytes of all matrices that `ops.prepack` would unpack."""
-    config, total = artifact.config, 0
+    total = 0
     for name, (rows, columns) in matrix_shapes(config.model).items():
         if name != "embed" or config.model.tied_head:  # else only its rows are looked up
-            case = packed_matrix(matrix_tensors(artifact.tensors, name), config.weight_format(name), columns)
+            weight_format = config.weight_format(name)
+            case = packed_matrix(meta_tensors((rows, columns), weight_format), weight_format, columns)
             if ops.choose("packed_linear", *case, device, dtype, False) == "unpacked":
                 total += rows * columns * dtype.itemsize
     return total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from questlm.artifact.format import ArtifactConfig
-from questlm.artifact.read import Artifact, load_artifact
+from questlm.artifact.read import Artifact, open_artifact
 from questlm.config import GenerationOptions, ModelConfig
 from questlm.errors import ConfigError, quoted
 from questlm.inference.build import build_model, resident_bytes
@@ -71,7 +71,8 @@ def load(
         raise ConfigError(
             f"device = {quoted(str(device))} cannot be used here: {str(problem).splitlines()[0]}"
         ) from None
-    return PackedModel(load_artifact(path), place, dtype, cache_dtype, stay_packed=weights == "packed")
+    with open_artifact(path) as artifact:
+        return PackedModel(artifact, place, dtype, cache_dtype, stay_packed=weights == "packed")
 
 
 class PackedModel:

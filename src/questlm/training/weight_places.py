@@ -15,7 +15,7 @@ from torch import Tensor
 
 from questlm.config import ModelConfig
 from questlm.errors import CheckpointError, quoted
-from questlm.json_files import check_safetensors_header
+from questlm.json_files import read_safetensors_header
 from questlm.models import Llama
 
 __all__ = ["HEAD", "WeightPlace", "find_weights", "model_shapes", "read_weight", "require_weights"]
@@ -36,7 +36,7 @@ def find_weights(files: list[Path], sharded: bool = False) -> dict[str, WeightPl
     places: dict[str, WeightPlace] = {}
     for file in files:
         try:
-            check_safetensors_header(file, CheckpointError)
+            read_safetensors_header(file, CheckpointError)
             with safe_open(file, framework="pt") as tensors:
                 names = list(tensors.keys())
         except (OSError, SafetensorError) as problem:

@@ -91,7 +91,7 @@ class QuestlmQuantizer(HfQuantizer):
                 f"the files of this model in {self._files[0].parent} are gone or have changed since it was loaded, "
                 "and packed weights in memory cannot be written; load the model again, or copy its folder"
             )
-        return self._read().tensors, {}
+        return dict(self._read().tensors), {}
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any

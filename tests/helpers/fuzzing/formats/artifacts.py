@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def _use(path: Path) -> None:
     list(model.stream_ids([1, 2], GenerationOptions(max_new_tokens=2, temperature=0)))
 
 
-def _same(tensors: dict[str, torch.Tensor], data: bytes) -> bool:
+def _same(tensors: Mapping[str, torch.Tensor], data: bytes) -> bool:
     """Whether tensors are those of a safetensors file, read here without the library."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])

@@ -18,6 +18,7 @@ typedef struct {
     const uint8_t *w;      /* (256), what that unpacks to */
     uint8_t *to;
     int32_t *sums;
+    int is_plain; /* every code of the source unpacks to itself */
     uint8_t digits[256][5];
     atomic_llong next;
     atomic_int out_of_memory;
@@ -75,8 +76,12 @@ static int32_t store_row(const prepack_t *job, int64_t row, uint8_t *codes)
 {
     uint32_t sum = 0;
     read_row(job, row, codes);
-    for (int64_t i = 0; i < job->k; i++)
-        sum += job->w[codes[i]];
+    if (job->is_plain) /* without a table, compilers add many at once */
+        for (int64_t i = 0; i < job->k; i++)
+            sum += codes[i];
+    else
+        for (int64_t i = 0; i < job->k; i++)
+            sum += job->w[codes[i]];
     if (job->stored)
         for (int64_t i = 0; i < job->k; i++)
             codes[i] = job->stored[codes[i]];
@@ -212,6 +217,9 @@ EXPORT int questlm_prepack(const uint8_t *rows, int64_t row_bytes, int64_t count
 {
     prepack_t job = {.rows = rows, .row_bytes = row_bytes, .count = count, .k = k, .bits = bits, .kind = kind,
                      .stored = stored, .w = w, .to = to, .sums = sums};
+    job.is_plain = 1;
+    for (int code = 0; code < (bits == FROM_TERNARY ? 3 : 1 << bits); code++)
+        job.is_plain &= w[code] == code;
     for (int byte = 0; byte < 256; byte++)
         for (int i = 0, rest = byte; i < 5; i++, rest /= 3)
             job.digits[byte][i] = (uint8_t)(rest % 3);

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor
 
+from questlm import ops
 from questlm.config import GenerationOptions
 from questlm.errors import ArtifactError
 from questlm.inference.sampling import Sampler
@@ -87,8 +88,11 @@ class _Readback:
     """Ids on their way from the device to the CPU, -1 where the logits were not finite."""
 
     def __init__(self, ids: Tensor, logits: Tensor) -> None:
-        marked = torch.where(torch.isfinite(logits).all(-1), ids, -1)
         self._event: torch.cuda.Event | None = None
+        if not logits.is_cuda and ops.all_finite(logits):
+            self._ids = ids
+            return
+        marked = torch.where(torch.isfinite(logits).all(-1), ids, -1)
         if marked.is_cuda:
             self._ids = torch.empty(marked.shape, dtype=marked.dtype, pin_memory=True)
             self._ids.copy_(marked, non_blocking=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from questlm import ops
 from questlm.config import GenerationOptions
 
 __all__ = ["Sampler"]
@@ -48,7 +49,7 @@ class Sampler:
         if self._seen is not None:
             logits = penalized(logits, self._seen, self.options.repetition_penalty)
         uniform = self._uniform
-        ids = logits.argmax(-1) if uniform is None else choose(logits, self.options, next(uniform)[self._rows])
+        ids = ops.argmax(logits) if uniform is None else choose(logits, self.options, next(uniform)[self._rows])
         if self._seen is not None:
             self._seen.scatter_(1, ids[:, None], True)
         return ids

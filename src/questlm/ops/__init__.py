@@ -28,6 +28,7 @@ from questlm.ops.encode import (
     swiglu_encode,
     swiglu_encode_backward,
 )
+from questlm.ops.logits import all_finite, argmax
 from questlm.ops.machine import unavailable
 from questlm.ops.matmul import operand_gradient, scaled_matmul
 from questlm.ops.modules import ResidualNorm, SwiGLU
@@ -55,6 +56,8 @@ __all__ = [
     "ResidualNorm",
     "Scale",
     "SwiGLU",
+    "all_finite",
+    "argmax",
     "as_dtype",
     "autocast_dtype",
     "choose",

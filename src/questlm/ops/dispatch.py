@@ -326,6 +326,9 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
         _packed("unpacked", "questlm.ops.unpacking:UnpackedWeight"),
         _packed("reference", "questlm.ops.unpacking:TiledWeight"),
     ),
+    # (logits,): rows (rows, n)
+    "argmax": (Implementation("cpu", _rows_in_native_code), _REFERENCE),
+    "all_finite": (Implementation("cpu", _rows_in_native_code), _REFERENCE),
     # (device, dtype, layers that cannot be in a native forward pass, with the reason): a step of a whole packed model
     "llama_step": (Implementation("native", _llama_in_native_code), Implementation("layer by layer", _anything)),
 }

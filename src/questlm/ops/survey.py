@@ -50,6 +50,8 @@ def _cases(x: Tensor, dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "float8_gradient": (float8, float8, dtype),
         "odd_polynomial": (x.unsqueeze(0),),
         "momentum": ([x], [x], x.unsqueeze(0)),
+        "argmax": (x,),
+        "all_finite": (x,),
         "llama_step": (x.device, dtype, {}),
         "packed_linear": (packed, PackedFormat(_K, _BLOCK, _GRIDS["4 bits"], _GRIDS["4 bits"]), x.device, dtype, False),
     }

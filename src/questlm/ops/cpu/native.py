@@ -18,6 +18,8 @@ from questlm.errors import BackendError, nearest_name, quoted
 
 __all__ = [
     "Packed",
+    "all_finite",
+    "argmax",
     "instruction_set",
     "instruction_sets",
     "limit_vector_width",
@@ -48,6 +50,8 @@ _ARGUMENTS = {
     ],
     "questlm_packed_product": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
     "questlm_packed_linear": [_POINTER, _POINTER, _SIZE, _POINTER, _INT, _POINTER],
+    "questlm_argmax": [_POINTER, _SIZE, _SIZE, _POINTER],
+    "questlm_all_finite": [_POINTER, _SIZE],
     "questlm_llama_step": [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _POINTER],
     "questlm_read": [_POINTER, _SIZE, _INT, _POINTER],
     "questlm_instruction_set": [_INT],
@@ -289,6 +293,18 @@ def llama_step(
         raise MemoryError(f"no memory for the activations of {ids.numel()} tokens")
     if failed == 2:
         raise IndexError(f"token ids go from 0 to {logits.shape[1] - 1}, and there are others")
+
+
+def argmax(x: Tensor) -> Tensor:
+    """Index of the first of the largest numbers of each row: (rows, n) float32, contiguous -> (rows,) int64."""
+    found = torch.empty(len(x), dtype=torch.int64)
+    _library().questlm_argmax(x.data_ptr(), *x.shape, found.data_ptr())
+    return found
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether all numbers of a contiguous float32 tensor are finite."""
+    return bool(_library().questlm_all_finite(x.data_ptr(), x.numel()))
 
 
 def read(memory: Tensor) -> None:

@@ -77,12 +77,26 @@ INLINE void score_tile(numbers_t type, int queries, int keys, const attend_t *jo
 
 enum { TILE_QUERIES = LANES >= 16 ? 4 : LANES >= 8 ? 2 : 1, TILE_KEYS = LANES / TILE_QUERIES };
 
+/* Ask for rows of the cache that are needed soon: a token's row of one head is too short for the processor to guess. */
+INLINE void fetch_rows(numbers_t type, const uint8_t *rows, const attend_t *job, int64_t first, int64_t last)
+{
+    for (; first < last; first++)
+        for (int64_t at = 0; at < job->width * number_bytes(type); at += 64)
+            __builtin_prefetch(rows + first * job->stride * number_bytes(type) + at);
+}
+
 INLINE void score_block(numbers_t type, const attend_t *job, int64_t row, int queries, int keys, int64_t first,
                         int64_t count, float *scores)
 {
     const float *query = job->queries + row * stored_width(job->width);
-    for (int64_t key = 0; key < count; key += keys)
+    for (int64_t key = 0; key < count; key += keys) {
+        if (row == 0) {
+            const int64_t end = first + count, next = first + key + keys < end ? first + key + keys : end;
+            fetch_rows(type, job->keys, job, next, next + keys < end ? next + keys : end);
+            fetch_rows(type, job->values, job, first + key, next);
+        }
         score_tile(type, queries, keys, job, query, first + key, count - key, scores + key);
+    }
     for (int i = 0; i < queries && type == NUMBERS_INT8; i++)
         for (int64_t key = 0; key < count; key++)
             scores[i * BLOCK_KEYS + key] *= job->key_scales[(first + key) * job->heads];
@@ -96,15 +110,21 @@ INLINE void weigh(const attend_t *job, int64_t row, int64_t first, float *scores
 {
     partial_t *partial = (partial_t *)(job->partials + row * partial_width(job->width));
     const int64_t end = job->ends[row] - first, count = end < 0 ? 0 : end < BLOCK_KEYS ? end : BLOCK_KEYS;
-    float largest = partial->largest;
-    for (int64_t i = 0; i < count; i++)
-        largest = scores[i] > largest || scores[i] != scores[i] ? scores[i] : largest;
-    for (int64_t i = count; i < BLOCK_KEYS; i++)
-        scores[i] = -INFINITY;
     if (count == 0) {
         memset(scores, 0, BLOCK_KEYS * 4);
         return;
     }
+    for (int64_t i = count; i < BLOCK_KEYS; i++)
+        scores[i] = -INFINITY;
+    floats_t most = splat_float(partial->largest); /* NaN is no larger; it makes the sums NaN */
+    for (int i = 0; i < BLOCK_KEYS; i += LANES) {
+        const floats_t score = load_floats(scores + i);
+        most = select_floats((vec)(score > most), score, most);
+    }
+    float lanes[LANES], largest = partial->largest;
+    store_floats(lanes, most);
+    for (int i = 0; i < LANES; i++)
+        largest = lanes[i] > largest ? lanes[i] : largest;
     floats_t total = {0};
     for (int i = 0; i < BLOCK_KEYS; i += LANES) {
         const floats_t score = load_floats(scores + i);
@@ -184,7 +204,7 @@ INLINE void attend_block(numbers_t type, const attend_t *job, int64_t first, int
     for (; row + TILE_QUERIES <= job->rows; row += TILE_QUERIES)
         value_block(type, job, row, TILE_QUERIES, 4, first, count, scores + row * BLOCK_KEYS);
     for (; row < job->rows; row++)
-        value_block(type, job, row, 1, 4, first, count, scores + row * BLOCK_KEYS);
+        value_block(type, job, row, 1, 8, first, count, scores + row * BLOCK_KEYS);
 }
 
 static __attribute__((noinline)) void attend_float32(const attend_t *job, int64_t first, int64_t count, float *scores)

@@ -190,7 +190,7 @@ static int run_all(run_t *run, int threads, parallel_fn parallel)
     atomic_init(&call.through, 0);
     if (memory && stages) {
         lay_out(run, memory);
-        questlm_open_team(&call.team, stages, counter.stage);
+        questlm_open_team(&call.team, stages, counter.stage, threads);
         questlm_run(enter, &call, threads, parallel);
         questlm_close_team(&call.team);
     }

@@ -134,14 +134,12 @@ static void encode_tokens(void *data, int64_t begin, int64_t end, uint8_t *scrat
 static void multiply_pieces(void *data, int64_t begin, int64_t end, uint8_t *scratch)
 {
     const group_t *group = data;
-    for (int64_t piece = begin; piece < end; piece++) {
-        const branch_t *branch = group->branch;
-        int64_t number = piece;
-        while (number >= branch->pieces)
-            number -= branch++->pieces;
-        const int64_t first = number * branch->plan.chunk, last = first + branch->plan.chunk;
-        branch->plan.kernels->product(&branch->plan.product, first, last < branch->plan.strips ? last : branch->plan.strips,
-                                      scratch);
+    int64_t before = 0; /* pieces of the branches before */
+    for (int i = 0; i < group->branches && before < end; before += group->branch[i++].pieces) {
+        const plan_t *plan = &group->branch[i].plan;
+        const int64_t first = begin > before ? (begin - before) * plan->chunk : 0, last = (end - before) * plan->chunk;
+        if (first < plan->strips)
+            plan->kernels->product(&plan->product, first, last < plan->strips ? last : plan->strips, scratch);
     }
 }
 

@@ -123,6 +123,8 @@ typedef struct {
     void (*attend)(const attend_t *job, float *scores);
     /* the partial of one range and that of the next, as one */
     void (*merge)(partial_t *into, const partial_t *next, int64_t width);
+    int64_t (*largest_of)(const float *x, int64_t n);
+    int (*all_finite)(const float *x, int64_t n);
 } llama_kernels_t;
 
 extern const llama_kernels_t questlm_llama_scalar, questlm_llama_avx2, questlm_llama_avx512, questlm_llama_neon;

@@ -21,5 +21,5 @@ INLINE floats_t multiply_add(floats_t a, floats_t b, floats_t c)
 
 #include "attend.h"
 
-const llama_kernels_t questlm_llama_neon = {norm, swiglu, attend, merge};
+const llama_kernels_t questlm_llama_neon = {norm, swiglu, attend, merge, largest_of, all_finite};
 #endif

@@ -1,4 +1,4 @@
-/* Norm, SwiGLU and the exponential function, for the vectors of one instruction set: included by its file behind
+/* Norm, SwiGLU, the exponential function and what is asked of logits, for the vectors of one instruction set: included by its file behind
    packed/vectors.h and multiply_add(a, b, c), a b + c. */
 
 enum { LANES = BYTES / 4 };
@@ -82,4 +82,41 @@ static void swiglu(const float *gate, const float *up, int64_t k, float *to)
         store_floats(lanes, silu(load_first(gate + i, k - i)) * load_first(up + i, k - i));
         memcpy(to + i, lanes, (size_t)(k - i) * 4);
     }
+}
+
+/* Index of the first of the largest numbers, at least one of which there is; 0 where all are NaN. */
+static int64_t largest_of(const float *x, int64_t n)
+{
+    floats_t most = splat_float(-INFINITY);
+    float lanes[LANES], largest = -INFINITY;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const floats_t v = load_floats(x + i);
+        most = select_floats((vec)(v > most), v, most);
+    }
+    store_floats(lanes, most);
+    for (int j = 0; j < LANES; j++)
+        largest = lanes[j] > largest ? lanes[j] : largest;
+    for (; i < n; i++)
+        largest = x[i] > largest ? x[i] : largest;
+    for (i = 0; i < n; i++)
+        if (x[i] == largest)
+            return i;
+    return 0;
+}
+
+/* x - x is 0 for a finite number and NaN for every other. */
+static int all_finite(const float *x, int64_t n)
+{
+    floats_t sums[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        UNROLL for (int j = 0; j < 4; j++) {
+            const floats_t v = load_floats(x + i + j * LANES);
+            sums[j] += v - v;
+        }
+    float sum = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < n; i++)
+        sum += x[i] - x[i];
+    return sum == 0.0f;
 }

@@ -16,4 +16,4 @@ INLINE floats_t multiply_add(floats_t a, floats_t b, floats_t c) { return a * b 
 
 #include "attend.h"
 
-const llama_kernels_t questlm_llama_scalar = {norm, swiglu, attend, merge};
+const llama_kernels_t questlm_llama_scalar = {norm, swiglu, attend, merge, largest_of, all_finite};

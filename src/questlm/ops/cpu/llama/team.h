@@ -15,6 +15,7 @@ typedef struct {
 
 typedef struct {
     stage_t *stages;
+    int threads; /* how many are asked for */
     atomic_int sleepers;
     pthread_mutex_t mutex;
     pthread_cond_t woken;
@@ -28,11 +29,11 @@ typedef struct {
     int64_t scratch_bytes;
 } member_t;
 
-void questlm_open_team(team_t *team, stage_t *stages, int64_t count);
+void questlm_open_team(team_t *team, stage_t *stages, int64_t count, int threads);
 void questlm_close_team(team_t *team);
 
-/* Do pieces 0 .. pieces - 1 of the next stage, together with the team, `chunk` at a time: work(data, begin, end, scratch).
-   All members call this in the same order with the same numbers. Returns when all pieces are done. */
+/* Do pieces 0 .. pieces - 1 of the next stage, together with the team, at least `chunk` at a time: work(data, begin, end,
+   scratch). All members call this in the same order with the same numbers. Returns when all pieces are done. */
 void questlm_stage(member_t *me, int64_t pieces, int64_t chunk, int64_t scratch_bytes,
                    void (*work)(void *data, int64_t begin, int64_t end, uint8_t *scratch), void *data);
 

@@ -328,6 +328,7 @@ def outcome(model: Llama, ids: Tensor, backend: str, *, bf16: bool, held: bool) 
 
 def check_model(device: str, bits: Bits, *, bf16: bool = False, held: bool = False, **shape: int) -> None:
     """A whole prepared model: kernels, fused, against the reference, every layer by itself."""
+    torch.manual_seed(0)  # in one draw of hundreds the reference in bfloat16 happens to be nearly exact
     model = small_llama(device, bits, **shape)
     ids = torch.randint(0, 48, (2, 9), device=device)
     with unfused(model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 import grimp
@@ -17,20 +17,28 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["questlm", "questlm.config", "questlm.errors", "questlm.files", "questlm.grid", "questlm.artifact.format"],
-)
-def test_these_import_no_torch(module):
-    heavy = "{'torch', 'numpy', 'transformers', 'datasets', 'triton', 'pyarrow', 'tokenizers', 'safetensors'}"
-    assert run(f"import sys; import {module}; print(sorted({heavy} & set(sys.modules)))") == "[]"
+# In one process, from the lightest on: the last line that says [] names the last module that is light.
+LIGHT = ("questlm", "questlm.errors", "questlm.files", "questlm.grid", "questlm.config", "questlm.artifact.format")
+PLANNING = ("questlm.scaling", "questlm.scaling.plan", "questlm.quant.layer_formats")
 
 
-@pytest.mark.parametrize("module", ["questlm.scaling", "questlm.scaling.plan", "questlm.quant.layer_formats"])
-def test_planning_imports_no_torch(module):
-    code = f"import sys; import {module}; from questlm.scaling.size import packed_bytes; "
-    code += "from questlm.config import ModelConfig, QuantSpec; packed_bytes(ModelConfig(vocab_size=99), QuantSpec())"
-    assert run(f"{code}; print('torch' in sys.modules)") == "False"
+def imported_after_each(modules: Sequence[str], heavy: Sequence[str]) -> str:
+    code = f"import sys, importlib\nfor name in {modules}:\n    importlib.import_module(name)\n"
+    return run(f"{code}    print(name, sorted(set({heavy}) & set(sys.modules)))")
+
+
+def test_these_import_no_torch():
+    heavy = ("torch", "numpy", "transformers", "datasets", "triton", "pyarrow", "tokenizers", "safetensors")
+    assert imported_after_each(LIGHT, heavy).splitlines() == [f"{name} []" for name in LIGHT]
+
+
+def test_planning_imports_no_torch():
+    assert imported_after_each(PLANNING, ("torch",)).splitlines() == [f"{name} []" for name in PLANNING]
+    code = (
+        "import sys; from questlm.scaling.size import packed_bytes; from questlm.config import ModelConfig, QuantSpec; "
+    )
+    code += "packed_bytes(ModelConfig(vocab_size=99), QuantSpec()); print('torch' in sys.modules)"
+    assert run(code) == "False"
 
 
 @pytest.mark.slow

@@ -56,7 +56,10 @@ def short(problem: object) -> bool:
     return str(problem).isprintable() and len(str(problem)) < 600
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(
+    "text",
+    [pytest.param(text, id=name, marks=[pytest.mark.slow] * (name == "many values")) for name, text in HOSTILE.items()],
+)
 def test_hostile_settings_are_refused_soon_as_file_and_value_and_grid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)

@@ -66,6 +66,7 @@ def test_logits_that_are_not_finite_are_refused_in_any_sequence() -> None:
             next(generate.generate_tokens(next_logits, cache, [[1], [2]], options, {0, 1}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 2**32))
 def test_a_row_that_has_ended_is_computed_no_more_and_changes_no_other(dtype, wanted: list[int], seed: int) -> None:

@@ -82,7 +82,7 @@ def check(model: nn.Module, count: int, tolerance: float = 1e-5) -> None:
     assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spec", HELD, ids=lambda s: f"{s.label}-{s.method}")
 def test_cached_weights_change_nothing(spec: QuantSpec, count: int) -> None:
     model = make(spec)

@@ -39,6 +39,7 @@ def test_the_published_runs_do_not_identify_e(published_fit: LawFit) -> None:
     assert warning.startswith("E is not identified")
 
 
+@pytest.mark.slow
 def test_the_published_fit_says_what_it_rests_on(published_fit: LawFit) -> None:
     assert published_fit.n_runs == sum(published_fit.groups.values()) == len(published_fit.residuals) == 58
     assert published_fit.groups["bf16"] == 6

@@ -552,6 +552,7 @@ def yaml_of(config: RunConfig) -> str:
     return text[:start] + text[text.index("quant:") :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "words"), BAD.values(), ids=BAD.keys())
 def test_a_folder_that_cannot_be_used(
     damage: Callable[[Path], Any], words: str, theirs: Path, refused: Callable[..., str]

@@ -186,6 +186,7 @@ def stored_matrix(out: int, k: int, kind: str, seed: int) -> dict[str, Tensor]:
     return {"weight": weight.bfloat16() if kind == "bf16" else weight}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("weight", ["2", "3", "4", "8", "16", "256", "fp4", "lloydmax 4", "lloydmax 5", "float32"])
 @pytest.mark.parametrize("act", [None, "2", "16", "256"])

@@ -70,6 +70,7 @@ def test_quantize_in_every_shape(k: int, block: int) -> None:
         check_quantize(draw(count, k, "cpu"), grid, block, bound_of(grid))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "code_dtype"), CODE_DTYPES)
 @pytest.mark.parametrize("block", [1, 64])
 def test_quantize_to_every_number_of_levels_in_every_dtype(bits: int | str, code_dtype: str, block: int) -> None:
@@ -250,7 +251,7 @@ def test_a_product_of_float8_levels_is_as_exact_as_any(levels: int) -> None:
     check_float8_product(33, 48, 256, levels, "cpu")
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("held", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bits", [1, 4, "ternary"])
 def test_a_whole_model_equals_the_reference(bits: int | str, held: bool) -> None:
     check_model("cpu", bits, held=held)

@@ -74,7 +74,7 @@ def all_parts(*parts: str) -> set[str]:
     return {f"layers.{index}.{part}" for index in range(2) for part in parts}
 
 
-@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "auto"])
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.label}-{s.method}-{len(s.overrides)}")
 def test_fused_equals_unfused(spec: QuantSpec, backend: str) -> None:
     model = make(spec)

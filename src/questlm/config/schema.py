@@ -81,6 +81,9 @@ class TrainConfig(Section):
         default=None, description="peak rate of the output head, unless it shares the embedding's weight; None: lr"
     )
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    muon_equal_rows: bool = Field(
+        default=False, description="give all rows of an update of Muon one norm, where the matrix is taller than wide"
+    )
     schedule: Literal["cosine", "linear"] = Field(
         default="cosine",
         description="how the learning rate falls after the warm-up: along half a cosine, or at its peak until the last "

@@ -32,7 +32,8 @@ def _muon(groups: dict[Group, dict[str, object]], train: TrainConfig, processes:
     parts: list[Part] = _adamw(groups, train, processes) if groups else []
     if matrices is not None:
         matrices["lr_ratio"] = 1.0 if train.muon_lr is None else train.muon_lr / train.lr
-        parts.append(Muon([matrices], train.lr, train.muon_momentum, processes=processes))
+        muon = Muon([matrices], train.lr, train.muon_momentum, None, processes, train.muon_equal_rows)
+        parts.append(muon)
     return parts
 
 

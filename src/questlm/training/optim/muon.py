@@ -10,6 +10,11 @@ of matrices. The factor 0.2 sqrt(max(R, C)) gives the update the root mean squar
 learning rate and the weight decay of AdamW are a good start (arXiv 2502.16982). This is the update of
 `torch.optim.Muon` with adjust_lr_fn='match_rms_adamw'.
 
+With `equal_rows` each row of O(u) is divided by its norm and multiplied by sqrt(C / R), the norm of the mean row, where
+R > C. The columns of O(u) are then orthonormal, but its rows, each the update of one neuron, are not alike: some would
+move much slower than others (arXiv 2510.05491 does this with a running mean of their norms). Where R <= C all rows of
+O(u) have the norm 1 already.
+
 Matrices of one shape are stacked and multiplied in one batch, since a small model has many small matrices; one that
 is taller than wide is stacked transposed. Each pass over memory reads and writes an entry once, for all matrices of a
 stack (`questlm.ops.momentum`), and a GPU computes only one half of the products that are symmetric
@@ -62,6 +67,18 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+def equalize_rows(updates: Tensor, dim: int) -> None:
+    """Give all rows of tall orthogonal matrices the norm of the mean row, sqrt(columns / rows), in place.
+
+    Args:
+        updates: (count, ...), each matrix or its transpose.
+        dim: along which a row lies.
+    """
+    norms = torch.linalg.vector_norm(updates, dim=dim, keepdim=True, dtype=torch.float32)
+    rows, columns = norms.shape[1] * norms.shape[2], updates.shape[dim]
+    updates.mul_(((columns / rows) ** 0.5 / norms.clamp(min=_EPS)).to(updates.dtype))
+
+
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum for matrices, (rows, columns) each.
 
@@ -72,6 +89,7 @@ class Muon(torch.optim.Optimizer):
         precision: dtype of the Newton-Schulz products; None: bfloat16 on a GPU and float32 on a CPU, where bfloat16
             is seldom faster.
         processes: the processes that train the model.
+        equal_rows: give all rows of an update of a tall matrix one norm.
     """
 
     recordable = True
@@ -83,9 +101,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         precision: torch.dtype | None = None,
         processes: Processes = _ALONE,
+        equal_rows: bool = False,
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum})
-        self.precision, self.processes = precision, processes
+        self.equal_rows, self.precision, self.processes = equal_rows, precision, processes
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -107,6 +126,9 @@ class Muon(torch.optim.Optimizer):
         updates = weights[0].new_empty((len(weights), *weights[0].shape), dtype=precision)
         ops.nesterov(gradients, buffers, group["momentum"], updates)
         updates = self._orthogonal(updates, sharded, rows).contiguous()
+        if self.equal_rows:
+            tall = sum(parameter.shape[0] > parameter.shape[1] for parameter in parameters)  # the last of a stack
+            equalize_rows(updates[len(updates) - tall :], -1 if sharded else -2)
         ops.decayed_step(weights, updates, group["lr"], group["weight_decay"], 0.2 * max(rows, columns) ** 0.5)
 
     def _shards(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -62,6 +62,23 @@ def test_muon_follows_its_formula_in_float64() -> None:
     torch.testing.assert_close(w.detach(), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_rows_of_a_tall_update_can_be_made_alike() -> None:
+    shapes = ((48, 32), (32, 48), (32, 32), (48, 32))
+    plain, equal = matrices(*shapes), matrices(*shapes)
+    for parameters, rows in ((plain, False), (equal, True)):
+        gradients(parameters, 0)
+        Muon([{"params": parameters, "weight_decay": 0.0, "lr_ratio": 1.0}], 0.1, equal_rows=rows).step()
+    for start, one, other in zip(matrices(*shapes), plain, equal, strict=True):
+        moved, alike = (one - start).detach(), (other - start).detach()
+        if start.shape[0] > start.shape[1]:
+            norms = moved.norm(dim=1, keepdim=True)
+            expected = moved / norms * 0.1 * 0.2 * 48**0.5 * (32 / 48) ** 0.5
+            assert norms.std() > 0.01 * norms.mean()
+        else:
+            expected = moved
+        torch.testing.assert_close(alike, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
 def test_an_orthogonalized_matrix_has_singular_values_near_one(shape: tuple[int, int]) -> None:
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))

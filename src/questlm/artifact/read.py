@@ -197,10 +197,11 @@ def _open(folder: Path, manifest: Manifest) -> tuple[Artifact, StoredTensors]:
     listed = TOKENIZER_NAME in manifest.files
     text = read_tokenizer_text(folder / TOKENIZER_NAME, ArtifactError) if listed else None
     size = sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *manifest.files))
+    artifact = _artifact(config, {}, text, str(folder / TOKENIZER_NAME), manifest.details, size)
     needed = _MEMORY_OVER_FILE * manifest.files[TENSORS_NAME].bytes
     require_memory(needed, host_memory(), f"the packed model {folder}", "use a machine that has more memory")
     tensors = StoredTensors([folder / TENSORS_NAME], config)
-    return _artifact(config, tensors, text, str(folder / TOKENIZER_NAME), manifest.details, size), tensors
+    return replace(artifact, tensors=tensors), tensors
 
 
 def _load_file(path: Path) -> Artifact:

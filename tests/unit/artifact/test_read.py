@@ -7,10 +7,12 @@ import torch
 from tokenizers import Tokenizer
 
 from questlm import Llama, QuantSpec, prepare
+from questlm.artifact.format import FORMAT, VERSION
 from questlm.artifact.read import load_artifact, open_artifact, require_known_ids
 from questlm.config import ModelConfig
 from questlm.errors import ArtifactError, ConfigError
 from questlm.export.pack import pack
+from questlm.sealed import seal
 from questlm.vocabulary import parse_tokenizer
 
 
@@ -58,3 +60,10 @@ def test_an_error_of_the_block_is_its_own_where_the_files_are_whole(folder: Path
         expected = dict(artifact.tensors)
     loaded = load_artifact(folder).tensors
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in loaded)
+
+
+def test_a_refused_tokenizer_leaves_no_file_open(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    seal(folder, FORMAT, VERSION)
+    with pytest.raises(ArtifactError, match="tokenizer"):
+        load_artifact(folder)

@@ -2,6 +2,7 @@
 
 from questlm.bench.layers import layer_speed
 from questlm.bench.models import decode_speed, prefill_speed
+from questlm.bench.text import TextSpeed, text_speed
 from questlm.bench.timing import Comparison, SpeedReport
 
-__all__ = ["Comparison", "SpeedReport", "decode_speed", "layer_speed", "prefill_speed"]
+__all__ = ["Comparison", "SpeedReport", "TextSpeed", "decode_speed", "layer_speed", "prefill_speed", "text_speed"]

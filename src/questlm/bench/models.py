@@ -18,7 +18,7 @@ from questlm.memory import host_memory, require_memory
 from questlm.models import KVCache, Llama
 from questlm.progress import progress
 
-__all__ = ["decode_speed", "prefill_speed"]
+__all__ = ["decode_speed", "float_model", "prefill_speed"]
 
 _DECODED = 16  # tokens of each sequence in a round
 
@@ -90,13 +90,17 @@ def _measure(
             model = load(folder, weights=weights)
             if model.config not in dense:
                 update(done, "the model in float32")
-                dense[model.config] = _float_model(model.config)
+                dense[model.config] = float_model(model.config)
             cases += list(_cases(kind, folder.resolve().name, model, dense[model.config], sizes))
     return run_cases(kind, cases, seconds, threads)
 
 
-def _float_model(config: ModelConfig) -> Llama:
-    """A Llama with random float32 weights."""
+def float_model(config: ModelConfig) -> Llama:
+    """A Llama with random float32 weights, to compare speeds with.
+
+    Raises:
+        ConfigError: this machine has too little memory free.
+    """
     advice = "quest bench layer needs less"
     require_memory(4 * config.parameters, host_memory(), "the model in float32 to compare with", advice)
     with torch.device("meta"):

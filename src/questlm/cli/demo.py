@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from questlm.cli.train import metric_rows, run_training
 from questlm.config import GenerationOptions, load_config
 from questlm.errors import QuestError
 from questlm.terminal import command_text, say, say_piece
+
+if TYPE_CHECKING:
+    from questlm.bench import TextSpeed
 
 __all__ = ["demo"]
 
@@ -32,6 +35,7 @@ def demo(
 
         quest demo --bits 2 --seconds 60
     """
+    from questlm.bench import text_speed
     from questlm.inference import load
     from questlm.trained.evaluate import evaluate
     from questlm.trained.pack import pack
@@ -57,9 +61,17 @@ def demo(
 
     typer.echo(f"3. Let it write. Prompt: {_PROMPT!r}\n")
     say_piece(_PROMPT)
-    for piece in load(packed).stream(_PROMPT, _OPTIONS):
+    model = load(packed)
+    for piece in model.stream(_PROMPT, _OPTIONS):
         say_piece(piece)
     say_piece("\n\n")
+    sides = zip((f"packed W{bits}A{bits}", "float32 in PyTorch"), text_speed(model, _PROMPT), strict=True)
+    print_table("speed, on the same tokens", [(name, _speed_text(speed)) for name, speed in sides])
     say(f"Next: {command_text('generate', packed, '--prompt', 'class ')}")
     say("      quest train --preset nano --data your_text.txt --seconds 600")
     say("      quest train --help")
+
+
+def _speed_text(speed: TextSpeed) -> str:
+    first = f"first token after {1e3 * speed.first_token_seconds:.3g} ms"
+    return f"{first}, then {speed.tokens_per_second:,.0f} tokens/s"

@@ -46,6 +46,7 @@ def generate(
     cache_dtype: Annotated[
         CacheDtype, typer.Option(help="In what keys and values of past tokens are kept.")
     ] = "float32",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the text.")] = False,
 ) -> None:
     """Continue a prompt, printing each piece of text as it comes, and on stderr how fast it came.
 
@@ -80,7 +81,8 @@ def generate(
     for piece in stream:
         say_piece(piece)
     say_piece("\n")
-    say(f"{speed_text(stream)}; weights take {bytes_text(model.weight_bytes)} in memory", err=True)
+    if not quiet:
+        say(f"{speed_text(stream)}; weights take {bytes_text(model.weight_bytes)} in memory", err=True)
 
 
 def speed_text(stream: TextStream) -> str:

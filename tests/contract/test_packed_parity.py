@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import questlm
 from questlm.config import ModelConfig, QuantSpec
 from questlm.export.pack import pack
+from questlm.inference.linear import PackedLinear
 from questlm.models import KVCache, Llama
 
 # 48 inputs take Hadamard blocks of 16, 64 of 64; a head dimension of its own makes o wider than the residual stream.
@@ -45,6 +47,25 @@ CASES += [(shape, "int8", *pair) for shape in SHAPES for pair in ((1, 8), ("tern
 def test_logits_are_equal(tmp_path, shape: str, form: str, weight, act) -> None:
     model, packed = model_and_packed(tmp_path, shape, weight, act, form)
     assert torch.equal(packed.logits(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+@pytest.mark.parametrize(("weight", "act"), [(4, 4), (1, 1), ("ternary", 8), (8, 8), (4, 16), (16, 16)], ids=str)
+def test_the_loss_by_native_products_is_that_by_the_reference(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, form: str, weight, act
+) -> None:
+    """Sums of codes are integers; those of floats (16-bit inputs, the head) are taken in another order."""
+    _, native = model_and_packed(tmp_path, "odd", weight, act, form)
+    monkeypatch.setattr("questlm.ops.cpu.linear.unavailable", lambda backend: "the reference is asked for")
+    reference = questlm.load(tmp_path / "a")
+    kinds = [{type(each.weight) for each in model.modules() if isinstance(each, PackedLinear)} for model in (
+        native._model, reference._model
+    )]  # fmt: skip
+    assert kinds[0].isdisjoint(kinds[1])
+    losses = [
+        F.cross_entropy(model.logits(IDS)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()) for model in (native, reference)
+    ]
+    assert abs(float(losses[0] - losses[1])) <= 1e-6
 
 
 @pytest.mark.parametrize(("weight", "act"), [(4, 4), (1, 8), (4, 16), (16, 4)], ids=str)

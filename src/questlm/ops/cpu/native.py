@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from questlm.errors import BackendError, nearest_name, quoted
+from questlm.ops.cpu.memory import aligned_memory
 
 __all__ = [
     "Packed",
@@ -35,7 +36,7 @@ __all__ = [
     "use_instruction_set",
 ]
 
-_ABI_VERSION = 3  # as in kernels.c: a library built from other sources must not be called
+_ABI_VERSION = 4  # as in kernels.c: a library built from other sources must not be called
 _REBUILD = "with a C compiler (gcc or clang) on the PATH, run: pip install --force-reinstall --no-deps questlm"
 
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
@@ -235,7 +236,7 @@ def prepack(
     Returns:
         the layout, uint8, and the sum of each row's numbers, (rows) int32.
     """
-    data = torch.empty(packed_bytes(kind, len(stored), k), dtype=torch.uint8)
+    data = aligned_memory(packed_bytes(kind, len(stored), k))
     sums = torch.zeros(len(stored), dtype=torch.int32)
     failed = _library().questlm_prepack(
         stored.data_ptr(), stored.stride(0) * stored.element_size(), len(stored), k, bits, kind, codes, unpacked,

@@ -14,8 +14,10 @@
 #define SET avx2
 #define BYTES 32
 #define GROUPS 1
-#define WORD_GROUPS 1
 #define TOKENS 4
+#define FEW 4
+#define WAYS(tokens) 1
+#define WORD_ROWS 2
 #include "vectors.h"
 
 typedef __m256i table_t;

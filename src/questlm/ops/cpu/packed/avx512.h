@@ -3,8 +3,10 @@
 
 #define BYTES 64
 #define GROUPS 4
-#define WORD_GROUPS 2
 #define TOKENS 6
+#define FEW 8
+#define WAYS(tokens) ((tokens) > 4 ? 1 : (tokens) > 2 ? 2 : 4)
+#define WORD_ROWS 8
 #include "vectors.h"
 
 typedef __m512i table_t;

@@ -42,8 +42,8 @@ INLINE floats_t load_scale(kind_t kind, const float *scales, int part)
    lose several times as many digits as the reference does, and blocks that are alike for all numbers of tokens keep a
    token's output the same in any batch. */
 INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, const float *const *scales,
-                       const uint8_t *const *w, const uint8_t *x, int64_t stride, int64_t units, int64_t left,
-                       int64_t jump, int more, float *sums)
+                       const uint8_t *const *w, const uint8_t *x, int64_t stride, int64_t units, int more,
+                       float *sums)
 {
     const int unit_bytes = UNITS[kind].bytes, steps = steps_of(kind), lanes = kind == FLOAT32 ? 1 : STEP_K;
     const values_t values = load_values(all);
@@ -72,12 +72,7 @@ INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, c
                             sum[m][g][p] = multiply_add(number, one[m], sum[m][g][p]);
                     }
             }
-        const int64_t ahead = ahead_of(unit, left, unit_bytes, jump);
-        UNROLL for (int g = 0; g < GROUPS; g++) {
-            UNROLL for (int line = 0; line < unit_bytes; line += LINE)
-                __builtin_prefetch(at[g] + ahead + line);
-            at[g] += unit_bytes;
-        }
+        UNROLL for (int g = 0; g < GROUPS; g++) at[g] += unit_bytes;
         x += 4 * steps * lanes;
     }
     UNROLL for (int m = 0; m < tokens; m++)
@@ -89,13 +84,14 @@ INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, c
 }
 
 #define SUM_FLOATS(kind, by_code, tokens)                                                                          \
-    sum_floats(kind, by_code, tokens, s->values, s->scales, s->w, s->x, s->stride, s->units, s->left,  \
-               s->jump, s->more, (float *)s->sums)
+    sum_floats(kind, by_code, tokens, s->values, s->scales, s->w, s->x, s->stride, s->units, s->more,  \
+               (float *)s->sums)
+#define FEW_FLOATS (TOKENS < 4 ? TOKENS : 4)
 #define DIRECT_FLOATS(kind, by_code)                                                                               \
     static __attribute__((noinline)) int NAME2(floats, kind, by_code)(const strip_t *s, int64_t tokens)            \
     {                                                                                                              \
-        if (tokens >= FEW)                                                                                         \
-            return SUM_FLOATS(kind, by_code, FEW), FEW;                                                            \
+        if (tokens >= FEW_FLOATS)                                                                                  \
+            return SUM_FLOATS(kind, by_code, FEW_FLOATS), FEW_FLOATS;                                                            \
         if (tokens >= 2)                                                                                           \
             return SUM_FLOATS(kind, by_code, 2), 2;                                                                \
         return SUM_FLOATS(kind, by_code, 1), 1;                                                                    \

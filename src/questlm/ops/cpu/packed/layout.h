@@ -48,19 +48,20 @@
 
 #include <stdint.h>
 
-enum { GROUP_ROWS = 16, STEP_K = 4, STEP_BYTES = 64, LINE = 64, FEW_TOKENS = 4 };
+enum { GROUP_ROWS = 16, STEP_K = 4, STEP_BYTES = 64, LINE = 64, FEW_TOKENS = 8 };
 
 /* How the weights of a matrix are stored; as in questlm.ops.cpu.linear. */
-typedef enum { BITS1, BITS2, BITS3, BITS4, BITS8, TERNARY, WORDS, BF16, FLOAT32, SCALED8, KINDS, RESIDUES = KINDS } kind_t;
+typedef enum { BITS1, BITS2, BITS3, BITS4, BITS8, TERNARY, WORDS, BF16, FLOAT32, SCALED8, KINDS,
+               RESIDUES = KINDS, PANEL } kind_t;
 
 typedef struct {
     int32_t k, bytes;
 } unit_t;
 
-static const unit_t UNITS[KINDS + 1] = {
-    [BITS1] = {16, 32}, [BITS2] = {16, 64},   [BITS3] = {16, 96}, [BITS4] = {16, 128},  [BITS8] = {4, 64},
-    [TERNARY] = {20, 64}, [WORDS] = {64, 128}, [BF16] = {4, 128},  [FLOAT32] = {1, 64}, [SCALED8] = {4, 64},
-    [RESIDUES] = {20, 64},
+static const unit_t UNITS[KINDS + 2] = {
+    [BITS1] = {16, 32}, [BITS2] = {16, 64},   [BITS3] = {16, 96}, [BITS4] = {16, 128},  [BITS8] = {16, 256},
+    [TERNARY] = {20, 64}, [WORDS] = {64, 128}, [BF16] = {4, 128},  [FLOAT32] = {1, 64}, [SCALED8] = {16, 256},
+    [RESIDUES] = {20, 64}, [PANEL] = {4, 64},
 };
 
 /* A weight, and how its inputs are encoded. The caller owns all memory. As in questlm.ops.cpu.linear. */

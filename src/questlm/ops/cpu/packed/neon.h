@@ -3,8 +3,10 @@
 
 #define BYTES 16
 #define GROUPS 1
-#define WORD_GROUPS 1
 #define TOKENS 4
+#define FEW 4
+#define WAYS(tokens) 1
+#define WORD_ROWS 2
 #include "vectors.h"
 
 typedef uint8x16_t table_t;

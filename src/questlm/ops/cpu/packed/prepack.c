@@ -151,7 +151,8 @@ static void put_unit(kind_t kind, const uint8_t *codes, int row, uint8_t *unit)
         put_words(codes, unit + 8 * row);
         break;
     default:
-        put(to, four(codes, 0));
+        for (int step = 0; step < 4; step++)
+            put(to + STEP_BYTES * step, four(codes, step));
     }
 }
 

@@ -5,8 +5,10 @@
 #define SET scalar
 #define BYTES 16 /* SSE2 on x86-64, NEON on aarch64: what every machine of the architecture has */
 #define GROUPS 1
-#define WORD_GROUPS 1
 #define TOKENS 2 /* more take a minute to compile */
+#define FEW 2
+#define WAYS(tokens) 1
+#define WORD_ROWS 1
 #include "vectors.h"
 
 typedef int32_t ints_t __attribute__((vector_size(BYTES)));

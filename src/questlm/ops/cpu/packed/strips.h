@@ -1,6 +1,9 @@
 /* The products, for the vectors of one instruction set: included by its file, which has defined
 
      GROUPS               groups in a strip; TOKENS, most tokens whose sums stay in registers beside them
+     FEW                  most tokens whose sums stay in registers beside those of one group
+     WAYS(tokens)         sums that a row needs so that additions of `dot` do not wait for one another
+     WORD_ROWS            most rows of bits whose sums stay in registers beside those of one group
      dot(sum, w, x, wide) sum + the products of 4 unsigned bytes w with 4 signed bytes x, in each 32 bits;
                           exact for w above 127 only where `wide` is not 0; 2 says that x are within 64
      lookup(table, w)     table[w] for each byte w below 16; load_table(table) gives the first argument
@@ -18,10 +21,8 @@
 #define NAME_(set) questlm_kernels_##set
 #define NAME(set) NAME_(set)
 
-#define FEW (TOKENS < 4 ? TOKENS : 4)
-
-enum { STRIP_ROWS = GROUPS * GROUP_ROWS, PANEL_STEPS = 65536 / (GROUPS * STEP_BYTES), AHEAD = 2048,
-       BLOCK_K = 320 };
+enum { STRIP_ROWS = GROUPS * GROUP_ROWS, PANEL_STEPS = 65536 / (GROUPS * STEP_BYTES), BLOCK_K = 320,
+       MOST_TOKENS = FEW > TOKENS ? FEW : TOKENS, MOST_SUMS = 32 };
 
 /* Part `part` of step `step` of a unit, as bytes. */
 INLINE vec codes_of(kind_t kind, const uint8_t *unit, int step, int part)
@@ -43,7 +44,7 @@ INLINE vec codes_of(kind_t kind, const uint8_t *unit, int step, int part)
         return kind == RESIDUES ? (vec)rest : leading_digit((vec)rest);
     }
     default:
-        return load(at);
+        return load(at + STEP_BYTES * step);
     }
 }
 
@@ -52,21 +53,14 @@ INLINE int steps_of(kind_t kind)
     return kind == FLOAT32 ? 1 : kind == RESIDUES ? 6 : UNITS[kind].k / STEP_K;
 }
 
-/* How far ahead of a unit memory is asked for. Groups are read side by side, so behind the last of the units that are
-   left of one comes not the next group but one further on, by `jump`. */
-INLINE int64_t ahead_of(int64_t unit, int64_t left, int unit_bytes, int64_t jump)
-{
-    return unit + AHEAD / unit_bytes < left ? AHEAD : AHEAD + jump;
-}
-
 typedef struct {
     const uint8_t *table;
     const float *values;
     const float *const *scales; /* of each group */
     const uint8_t *const *w;
     const uint8_t *x;
-    int64_t stride, units, left, jump; /* see ahead_of */
-    int more, residues;
+    int64_t stride, units, left; /* `left` with those of later blocks */
+    int groups, more, residues;  /* groups that the weight has */
     uint32_t *sums;
 } strip_t;
 
@@ -189,7 +183,8 @@ static void product(const product_t *job, int64_t begin, int64_t end, uint8_t *s
         strip_t s = {.table = w->table, 
                      .values = w->values ? w->values : none, .scales = scales, .w = groups, .x = job->input,
                      .stride = job->stride, .units = job->units, .left = job->units,
-                     .jump = (GROUPS - 1) * group_bytes, .residues = job->residues, .sums = sums};
+                     .groups = (int)(last - strip * GROUPS < GROUPS ? last - strip * GROUPS + 1 : GROUPS),
+                     .residues = job->residues, .sums = sums};
         if (takes_panel(job))
             sum_by_panels(job, s, more);
         else if (job->planes > 1) {

@@ -19,6 +19,7 @@ enum { PARTS = 64 / BYTES }; /* vectors to a step */
 typedef uint32_t vec __attribute__((vector_size(BYTES)));
 typedef uint8_t bytes_t __attribute__((vector_size(BYTES)));
 typedef uint64_t words_t __attribute__((vector_size(BYTES)));
+typedef uint32_t halves_t __attribute__((vector_size(BYTES / 2)));
 typedef float floats_t __attribute__((vector_size(BYTES)));
 
 INLINE vec load(const void *from)

@@ -1,55 +1,47 @@
 /* Numbers of bits that 1-bit weights and the bit planes of an input have in common. Part of strips.h. */
 
-/* Bits that rows of weights and rows of the input have in common: sums[row of the input][row of the strip]. */
-INLINE void sum_words(int rows, const uint8_t *const *w, const uint8_t *x, int64_t stride, int64_t units,
-                      uint32_t *sums)
+/* Bits that rows of weights of a group and rows of the input have in common: sums[row of the input][row of the strip]. */
+INLINE void sum_words(int rows, const strip_t *strip)
 {
-    enum { VECTORS = 2 * PARTS, LANES = BYTES / 8 }; /* 16 words to a group */
-    words_t sum[TOKENS][WORD_GROUPS][VECTORS];
-    const uint8_t *at[WORD_GROUPS];
-    UNROLL for (int g = 0; g < WORD_GROUPS; g++) at[g] = w[g];
-    UNROLL for (int m = 0; m < rows; m++)
-        UNROLL for (int g = 0; g < WORD_GROUPS; g++)
-            UNROLL for (int p = 0; p < VECTORS; p++) sum[m][g][p] = (words_t){0};
-    for (int64_t unit = 0; unit < units; unit++, x += 8) {
-        words_t one[TOKENS];
-        const int64_t ahead = ahead_of(unit, units, 128, (WORD_GROUPS - 1) * units * 128);
+    enum { VECTORS = 2 * PARTS, LANES = BYTES / 8, AHEAD = 1024 }; /* 16 words to a group */
+    words_t sum[MOST_SUMS];
+    const uint8_t *at = strip->w[0], *x = strip->x;
+    UNROLL for (int i = 0; i < rows * VECTORS; i++) sum[i] = (words_t){0};
+    for (int64_t unit = 0; unit < strip->units; unit++, x += 8, at += 128) {
+        words_t one[WORD_ROWS];
         UNROLL for (int m = 0; m < rows; m++) {
             uint64_t word;
-            memcpy(&word, x + m * stride, sizeof word);
+            memcpy(&word, x + m * strip->stride, sizeof word);
             one[m] = splat_word(word);
         }
-        UNROLL for (int g = 0; g < WORD_GROUPS; g++) {
-            UNROLL for (int p = 0; p < VECTORS; p++) {
-                words_t bits = (words_t)load(at[g] + p * BYTES);
-                UNROLL for (int m = 0; m < rows; m++) sum[m][g][p] += count_bits(bits & one[m]);
-            }
-            __builtin_prefetch(at[g] + ahead);
-            __builtin_prefetch(at[g] + ahead + LINE);
-            at[g] += 128;
+        UNROLL for (int p = 0; p < VECTORS; p++) {
+            const words_t bits = (words_t)load(at + p * BYTES);
+            UNROLL for (int m = 0; m < rows; m++) sum[m * VECTORS + p] += count_bits(bits & one[m]);
         }
+        UNROLL for (int line = 0; line < 128; line += LINE) __builtin_prefetch(at + AHEAD + line, 0, 2);
     }
     UNROLL for (int m = 0; m < rows; m++)
-        UNROLL for (int g = 0; g < WORD_GROUPS; g++)
-            UNROLL for (int p = 0; p < VECTORS; p++) {
-                uint64_t lanes[LANES];
-                memcpy(lanes, &sum[m][g][p], sizeof lanes);
-                UNROLL for (int i = 0; i < LANES; i++)
-                    sums[m * STRIP_ROWS + g * GROUP_ROWS + p * LANES + i] = (uint32_t)lanes[i];
-            }
+        UNROLL for (int p = 0; p < VECTORS; p++) {
+            const halves_t counts = __builtin_convertvector(sum[m * VECTORS + p], halves_t);
+            memcpy(strip->sums + m * STRIP_ROWS + p * LANES, &counts, sizeof counts);
+        }
 }
 
 static __attribute__((noinline)) int count_strip(const strip_t *s, int64_t rows)
 {
-    const int taken = rows >= FEW ? FEW : rows >= 2 ? 2 : 1;
-    for (int g = 0; g < GROUPS; g += WORD_GROUPS) {
-        uint32_t *sums = s->sums + g * GROUP_ROWS;
-        if (taken == FEW)
-            sum_words(FEW, s->w + g, s->x, s->stride, s->units, sums);
-        else if (taken == 2)
-            sum_words(2, s->w + g, s->x, s->stride, s->units, sums);
-        else
-            sum_words(1, s->w + g, s->x, s->stride, s->units, sums);
+    const int taken = few_of(rows, WORD_ROWS);
+    strip_t one = *s;
+    for (int g = 0; g < s->groups; g++, one.w++, one.sums += GROUP_ROWS) {
+        if (taken == 1)
+            sum_words(1, &one);
+        else if (WORD_ROWS > 1 && taken == 2)
+            sum_words(WORD_ROWS > 1 ? 2 : 1, &one);
+        else if (WORD_ROWS > 2 && taken == 3)
+            sum_words(WORD_ROWS > 2 ? 3 : 1, &one);
+        else if (WORD_ROWS > 2 && taken == 4)
+            sum_words(WORD_ROWS > 2 ? 4 : 1, &one);
+        else if (WORD_ROWS > 4)
+            sum_words(WORD_ROWS > 4 ? 8 : 1, &one);
     }
     return taken;
 }

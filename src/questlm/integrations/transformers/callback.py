@@ -45,8 +45,7 @@ class QuantizationCallback(TrainerCallback):
         fades = any(layer.strength is not None for layer in layers.values())
         if fades and not any(isinstance(recipe, FadeIn) for recipe in self.recipes):
             self.recipes.insert(0, FadeIn())
-        for group in kwargs["optimizer"].param_groups:
-            group.setdefault("name", "matrices" if group["weight_decay"] > 0 else "other")
+        _describe_groups(kwargs["optimizer"].param_groups)
         self.on_step_end(args, state, control, **kwargs)
 
     def on_optimizer_step(
@@ -60,6 +59,14 @@ class QuantizationCallback(TrainerCallback):
         """Call `before_step` for the next step, before the model is evaluated or saved."""
         for recipe in self.recipes:
             recipe.before_step(_moment(state, **kwargs))
+
+
+def _describe_groups(groups: list[dict[str, Any]]) -> None:
+    """Give each group of parameters the keys that recipes look for (`questlm.training.optim.groups`)."""
+    rates = [float(group.get("initial_lr", group["lr"])) for group in groups]  # before warm-up
+    for group, rate in zip(groups, rates, strict=True):
+        group.setdefault("name", "matrices" if group["weight_decay"] > 0 else "others")
+        group.setdefault("lr_ratio", rate / rates[0] if rates[0] > 0 else 1.0)
 
 
 def _moment(state: TrainerState, model: nn.Module, optimizer: Any, **kwargs: Any) -> Moment:

@@ -15,6 +15,7 @@ from questlm.cli import (
     diagnose,
     doctor,
     evaluate,
+    export,
     fit,
     generate,
     methods,
@@ -45,6 +46,7 @@ app.command("train")(train.train)
 app.command("methods")(methods.methods)
 app.command("eval")(evaluate.evaluate)
 app.command("pack")(pack.pack)
+app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.add_typer(bench.bench, name="bench")
 app.command("fit")(fit.fit)

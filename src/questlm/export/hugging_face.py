@@ -1,21 +1,49 @@
-"""Export an artifact as a Hugging Face folder with plain weights."""
+"""The format `hf`: a Hugging Face folder with plain weights, which transformers loads without questlm."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from questlm.artifact.dense import dense_state_dict
 from questlm.artifact.for_transformers import TOKENIZER_CONFIG_NAME, model_settings, tokenizer_settings
 from questlm.artifact.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME
 from questlm.artifact.read import Artifact
 from questlm.errors import ConfigError
+from questlm.export.formats import ExportFormat
 from questlm.files import atomic_folder
 from questlm.json_files import write_json
-from questlm.models import names
+from questlm.models import Llama, names
 
-__all__ = ["to_hugging_face"]
+__all__ = ["FORMAT", "difference", "plain_logits", "to_hugging_face"]
+
+
+def difference(artifact: Artifact) -> str | None:
+    """What a plain Llama with the dequantised weights computes otherwise; None: nothing.
+
+    Raises:
+        ConfigError: the model has norms before its linear layers, which a plain Llama cannot have.
+    """
+    formats = list(artifact.config.weight_formats())
+    if (normed := next((name for name, each in formats if each.input_norm is not None), None)) is not None:
+        raise ConfigError(
+            f"{normed} has a norm before it, which LlamaForCausalLM does not; it cannot be exported there"
+        )
+    rounding = sum(each.act is not None for _, each in formats)
+    if not rounding:
+        return None
+    return f"transformers does not round the inputs of {rounding} layers, as this model was trained to have them"
+
+
+def plain_logits(artifact: Artifact) -> Callable[[Tensor], Tensor]:
+    """The logits of a plain Llama with the dequantised weights, in float32."""
+    model = Llama(artifact.config.model)
+    model.load_state_dict(dense_state_dict(artifact))
+    model.requires_grad_(False)
+    return model
 
 
 def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
@@ -28,13 +56,7 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
         ConfigError: `out` exists, or the model has norms before its linear layers, which a plain Llama cannot have.
     """
     out = Path(out)
-    normed = next(
-        (name for name, weight_format in artifact.config.weight_formats() if weight_format.input_norm is not None), None
-    )
-    if normed is not None:
-        raise ConfigError(
-            f"{normed} has a norm before it, which LlamaForCausalLM does not; it cannot be exported there"
-        )
+    difference(artifact)
     if out.exists():
         raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
     weights = names.to_hugging_face(dense_state_dict(artifact))
@@ -49,3 +71,11 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
             end = artifact.end_of_text
             token = None if end is None else artifact.tokenizer.id_to_token(end)
             write_json(folder / TOKENIZER_CONFIG_NAME, tokenizer_settings(token))
+
+
+FORMAT = ExportFormat(
+    difference,
+    plain_logits,
+    to_hugging_face,
+    "transformers.AutoModelForCausalLM.from_pretrained({out!r})",
+)

@@ -25,7 +25,7 @@ from questlm.records import RunRecord
 from questlm.training import RunFolder, load_run
 from questlm.vocabulary import usual_end_of_text
 
-__all__ = ["Measurement", "evaluate"]
+__all__ = ["Measurement", "evaluate", "evaluate_beside"]
 
 _SEQ_LEN = 512  # of windows, where no training says another
 
@@ -101,6 +101,25 @@ def evaluate(
         return result
     _refuse_cache(cache_dtype, "a model in memory")
     return _measure(_in_memory(model, source, tokenizer, seq_len or _SEQ_LEN), whole=True)
+
+
+def evaluate_beside(
+    model: str | Path, other: Callable[[Tensor], Tensor], data: str | Path | None = None
+) -> tuple[Measurement, Measurement]:
+    """Measure a packed model, and the logits of `other` in its place, on the same tokens.
+
+    Args:
+        model, data: as for `evaluate`.
+        other: ids (batch, tokens) -> logits (batch, tokens, vocab_size).
+
+    Raises:
+        ArtifactError, ConfigError, DataError: as `evaluate`.
+    """
+    source = None if data is None else str(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        subject = _artifact(Path(model), source, None, Path(scratch))
+        own = _measure(subject, source is not None)
+        return own, _measure(subject._replace(logits=other), source is not None)
 
 
 def _refuse_cache(cache_dtype: torch.dtype | None, what: str) -> None:

@@ -14,7 +14,7 @@ from questlm.cli import main
 from questlm.cli.options import parse_bytes
 from questlm.config import load_config
 from questlm.scaling import LawFit, fit_law, published_runs
-from questlm.scaling.size import packed_bytes
+from questlm.scaling.artifact_size import artifact_bytes
 
 ROOT = Path(__file__).parents[2]
 SCALING = ROOT / "src" / "questlm" / "scaling"
@@ -59,7 +59,7 @@ def test_the_config_is_the_model_that_was_planned(memory, monkeypatch, tmp_path,
     made = load_config(file=config)
     model = made.model.model_copy(update={"vocab_size": 300})
     assert model.block_parameters == best["parameters"]
-    assert packed_bytes(model, made.quant) == best["bytes"] <= parse_bytes(memory, "--memory")
+    assert artifact_bytes(model, made.quant) == best["bytes"] <= parse_bytes(memory, "--memory")
 
 
 def test_json_and_a_law_of_ones_own(monkeypatch, tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_json_and_a_law_of_ones_own(monkeypatch, tmp_path, capsys):
         (("--latency", "5", "--tokens", "1B"), "not a time above 0"),
         (("--memory", "16MB", "--tokens", "10B", "--vocab", "128k"), "bytes, most of them embedding and head"),
         (("--memory", "1GB", "--tokens", "1B", "--out", "nowhere/plan.yaml"), "nowhere/plan.yaml"),
-        (("--memory", "1MB", "--tokens", "1B", "--embeddings", "int4"), "not one of bf16 and int8"),
+        (("--memory", "1MB", "--tokens", "1B", "--embeddings", "int9"), "not one of bf16, int8, int7"),
         (("--memory", "1GB", "--tokens", "1B", "--from-fit", "nowhere.json"), "nowhere.json"),
         (("--memory", "1GB", "--tokens", "1B", "--picture", "x.bmp"), "end its name in .png, .svg, .pdf"),
     ],

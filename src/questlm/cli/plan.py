@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
 from questlm.cli.options import Plugins, load_plugins, parse_bytes, parse_count, parse_seconds
+from questlm.config.quant import Embeddings
 from questlm.errors import ConfigError, quoted
 from questlm.readable import bytes_text, count_text
 from questlm.terminal import cell, command_text, say
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 _STEPS = (1 / 16, 1 / 4, 1, 4, 16)  # of memory and of data, in the table of how the answer moves
-_EMBEDDINGS = ("bf16", "int8")
+_EMBEDDINGS = [name for name in get_args(Embeddings) if name != "float"]
 
 
 def plan(
@@ -35,7 +36,16 @@ def plan(
     latency: Annotated[str | None, typer.Option(help="Longest time a generated token may take: 5ms.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Bytes a second where it is run: 50GB.")] = None,
     vocab: Annotated[str, typer.Option(help="Entries of the tokenizer.")] = "4096",
-    embeddings: Annotated[str, typer.Option(help="How embedding and head are stored: bf16 or int8.")] = "bf16",
+    embeddings: Annotated[str, typer.Option(help="How embedding and head are stored: bf16, int8 to int2.")] = "bf16",
+    steps: Annotated[
+        Literal["fp32", "fp16", "fp8"], typer.Option(help="Numbers that the weights' steps are stored in.")
+    ] = "fp32",
+    coded: Annotated[
+        bool, typer.Option("--coded", help="Count the bytes of a single file, whose codes are entropy-coded.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Bytes of tokenizer.json, 0: none [default: of one that quest train makes].")
+    ] = None,
     tied: Annotated[bool, typer.Option("--tied", help="The head shares the embedding's weight.")] = False,
     from_fit: Annotated[
         Path | None, typer.Option(help="Law from `quest fit --json` [default: of the published runs].")
@@ -55,6 +65,8 @@ def plan(
 
         quest plan --memory 16MB --tokens 10B --vocab 1024 --embeddings int8
 
+        quest plan --memory 16MB --coded --tokens 400M --embeddings int5 --steps fp16 --tied --only a16
+
         quest plan --memory 1GB --tokens-per-param 100 --picture plan.svg
 
         quest plan --gpu-hours 8 --gpu h100 --out plan.yaml
@@ -73,7 +85,7 @@ def plan(
     if picture is not None:
         check_picture(picture)
     if embeddings not in _EMBEDDINGS:
-        raise ConfigError(f"--embeddings {quoted(embeddings)} is not one of {' and '.join(_EMBEDDINGS)}")
+        raise ConfigError(f"--embeddings {quoted(embeddings)} is not one of {', '.join(_EMBEDDINGS)}")
     found = find_gpu(gpu) if gpu is not None else None
     limits = Limits(
         memory=parse_bytes(memory, "--memory") if memory is not None else None,
@@ -85,7 +97,10 @@ def plan(
         gpu_hours=_positive(gpu_hours, "--gpu-hours"),
         gpu=found,
         vocab_size=parse_count(vocab, "--vocab"),
-        embeddings="int8" if embeddings == "int8" else "bf16",
+        embeddings=cast(Embeddings, embeddings),
+        steps=steps,
+        coded=coded,
+        tokenizer=None if tokenizer is None else 0 if tokenizer == "0" else int(parse_bytes(tokenizer, "--tokenizer")),
         tied_head=tied,
         extrapolate=extrapolate,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from questlm.config import DataConfig
+from questlm.config.quant import Embeddings
 from questlm.errors import ConfigError
+from questlm.grid import Steps
 from questlm.scaling.hardware import Gpu
 
 __all__ = ["Candidates", "Limits"]
@@ -22,16 +24,20 @@ class Limits:
     """The limits that a plan keeps to; None is no limit. Exactly one of the four amounts of training is set.
 
     Attributes:
-        memory: bytes of the packed model, embeddings included.
+        memory: bytes of the packed model with all of its files.
+        coded: whether these are of a single file, whose codes are entropy-coded, or of a folder.
+        tokenizer: bytes of tokenizer.json; None: those of one that `quest train` makes.
         latency: seconds per generated token at batch 1, taken as the time to read all weights once.
         bandwidth: bytes per second at which they are read.
         tokens, tokens_per_parameter, flops, gpu_hours: the amount of training, in one of these units.
         gpu: the kind of GPU on which `gpu_hours` are counted.
-        vocab_size, embeddings, tied_head: settings that every considered model has.
+        vocab_size, embeddings, steps, tied_head: settings that every considered model has.
         extrapolate: follow the law also to fewer tokens a parameter than were fitted, where there is a choice.
     """
 
     memory: float | None = None
+    coded: bool = False
+    tokenizer: int | None = None
     latency: float | None = None
     bandwidth: float | None = None
     tokens: float | None = None
@@ -40,7 +46,8 @@ class Limits:
     gpu_hours: float | None = None
     gpu: Gpu | None = None
     vocab_size: int = DataConfig.model_fields["vocab_size"].default
-    embeddings: Literal["bf16", "int8"] = "bf16"
+    embeddings: Embeddings = "bf16"
+    steps: Steps = "fp32"
     tied_head: bool = False
     extrapolate: bool = False
 

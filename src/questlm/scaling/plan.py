@@ -25,7 +25,9 @@ import numpy as np
 
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError, nearest_name, quoted
-from questlm.scaling.limits import Candidates, Limits
+from questlm.quant.methods import find_method
+from questlm.scaling.artifact_size import artifact_bytes, artifact_overhead, planned_tokenizer
+from questlm.scaling.limits import Array, Candidates, Limits
 from questlm.scaling.result import LawFit
 from questlm.scaling.runs import BASELINE
 from questlm.scaling.shapes import shapes, training_flops
@@ -163,19 +165,22 @@ def spec_of_group(group: str, embeddings: str) -> QuantSpec:
 
 
 @cache
-def _candidates(quant: QuantSpec, vocab_size: int, tied_head: bool) -> Candidates:
-    models, sizes = shapes(vocab_size, tied_head), PackedSizes(quant)
+def _candidates(quant: QuantSpec, vocab_size: int, tied_head: bool, coded: bool, tokenizer: int) -> Candidates:
+    models, sizes = shapes(vocab_size, tied_head), PackedSizes(quant, coded)
+    beside = {layers: artifact_overhead(layers, quant, coded, tokenizer) for layers in {m.layers for m in models}}
+    read = PackedSizes(quant)
     rows = [
-        (model.block_parameters, sizes.of(model), sizes.of(tied), training_flops(model))
+        (model.block_parameters, sizes.of(model) + beside[model.layers], read.of(tied), training_flops(model))
         for model, tied in zip(models, shapes(vocab_size, True), strict=True)
     ]
     return Candidates(*np.array(rows, dtype=float).T)
 
 
 def _choose(fit: LawFit, limits: Limits, group: str) -> Choice | None:
-    quant = spec_of_group(group, limits.embeddings)
+    quant = _spec(group, limits)
     precision = BASELINE if group == BASELINE else group.split("/")[1]
-    candidates = _candidates(quant, limits.vocab_size, limits.tied_head)
+    tokenizer = planned_tokenizer(limits.vocab_size) if limits.tokenizer is None else limits.tokenizer
+    candidates = _candidates(quant, limits.vocab_size, limits.tied_head, limits.coded, tokenizer)
     admitted = limits.admitted(candidates)
     if not admitted.any():
         return None
@@ -184,7 +189,9 @@ def _choose(fit: LawFit, limits: Limits, group: str) -> Choice | None:
         short = fit.range["tokens_per_parameter"][0] * candidates.parameters / tokens  # above 1: of tokens
         admitted &= short <= max(1.0, _ALIKE * short[admitted].min())
     losses = np.where(admitted, fit.predict_many(candidates.parameters, tokens, group), np.inf)
-    best = int(losses.argmin())
+    best, exact = _best_that_fits(losses, limits, quant, tokenizer)
+    if not math.isfinite(losses[best]):
+        return None
     parameters, amount, loss = candidates.parameters[best], float(tokens[best]), float(losses[best])
     low, high = _interval(fit, loss, parameters, amount, group)
     return Choice(
@@ -192,7 +199,7 @@ def _choose(fit: LawFit, limits: Limits, group: str) -> Choice | None:
         model=shapes(limits.vocab_size, limits.tied_head)[best],
         quant=quant,
         tokens=amount,
-        bytes=int(candidates.bytes[best]),
+        bytes=exact,
         loss=loss,
         low=low,
         high=high,
@@ -201,6 +208,23 @@ def _choose(fit: LawFit, limits: Limits, group: str) -> Choice | None:
         if limits.gpu_hours and limits.gpu
         else None,
     )
+
+
+def _spec(group: str, limits: Limits) -> QuantSpec:
+    spec = spec_of_group(group, limits.embeddings)
+    branches = group != BASELINE and find_method(spec.method).branches  # whose steps are fp32 only
+    return spec if group == BASELINE or branches else spec.model_copy(update={"steps": limits.steps})
+
+
+def _best_that_fits(losses: Array, limits: Limits, quant: QuantSpec, tokenizer: int) -> tuple[int, int]:
+    """The shape of least loss, and its bytes to the byte: what lies beside tensors was only about known before."""
+    models = shapes(limits.vocab_size, limits.tied_head)
+    while True:
+        best = int(losses.argmin())
+        exact = artifact_bytes(models[best], quant, coded=limits.coded, tokenizer=tokenizer)
+        if limits.memory is None or exact <= limits.memory or not math.isfinite(losses[best]):
+            return best, exact
+        losses[best] = np.inf
 
 
 def _outside(fit: LawFit, parameters: float, tokens: float) -> dict[str, float]:
@@ -250,9 +274,10 @@ def _notes(fit: LawFit, choices: list[Choice]) -> list[str]:
 
 def _nothing_fits(limits: Limits) -> str:
     smallest = shapes(limits.vocab_size, limits.tied_head)[0]
-    size = packed_bytes(smallest, QuantSpec(weight_bits=1, act_bits=1, embeddings=limits.embeddings))
+    quant = QuantSpec(weight_bits=1, act_bits=1, embeddings=limits.embeddings, steps=limits.steps)
+    size = artifact_bytes(smallest, quant, coded=limits.coded, tokenizer=limits.tokenizer)
     return (
         f"no model keeps to these limits; the smallest, {smallest.block_parameters:,} parameters of 1 bit, has "
         f"{size:,} bytes, most of them embedding and head of {limits.vocab_size:,} entries in {limits.embeddings}; "
-        f"allow more, or take a smaller --vocab, --embeddings int8 or --tied"
+        f"allow more, or take a smaller --vocab, --embeddings int4 or --tied"
     )

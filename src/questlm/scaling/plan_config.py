@@ -21,6 +21,7 @@ def run_config(choice: Choice, limits: Limits) -> RunConfig:
         "quant": {
             "method": quant.method, "weight_bits": quant.weight_bits, "act_bits": quant.act_bits,
             "format": quant.format, "embeddings": quant.embeddings,
+            "steps": quant.steps,
         },
         "data": {"vocab_size": limits.vocab_size},
         "train": training_settings(model.block_parameters),

@@ -9,10 +9,12 @@ from __future__ import annotations
 from questlm.artifact.format import GridConfig, WeightFormat, block_shapes, matrix_shapes, matrix_tensor_specs
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
+from questlm.grid import Grid
 from questlm.quant.grids import stored_grid
 from questlm.quant.layer_formats import layer_formats
+from questlm.scaling.coded import coded_bytes
 
-__all__ = ["PackedSizes", "packed_bytes"]
+__all__ = ["PackedSizes", "format_of_left_out", "packed_bytes"]
 
 _NORM_ENTRY = 4  # bytes, float32
 _Shape = tuple[int, int]
@@ -30,11 +32,16 @@ def packed_bytes(model: ModelConfig, quant: QuantSpec) -> int:
 
 
 class PackedSizes:
-    """Computes the packed sizes of many models under the same settings, and layers of one shape only once."""
+    """Computes the packed sizes of many models under the same settings, and layers of one shape only once.
 
-    def __init__(self, quant: QuantSpec) -> None:
-        self._quant = quant
-        self._left_out = _format_of_left_out(quant)
+    Args:
+        quant: the settings.
+        coded: as in a single file, where codes are entropy-coded; an estimate, from Gaussian weights.
+    """
+
+    def __init__(self, quant: QuantSpec, coded: bool = False) -> None:
+        self._quant, self._coded = quant, coded
+        self._left_out = format_of_left_out(quant)
         self._known: dict[tuple[str, _Shape], int] = {}
 
     def of(self, model: ModelConfig) -> int:
@@ -58,11 +65,22 @@ class PackedSizes:
     def _count(self, shapes: dict[str, _Shape]) -> int:
         linears = {name: shape for name, shape in shapes.items() if name != "embed"}
         formats = {name: WeightFormat.of(layer) for name, layer in layer_formats(self._quant, linears).items()}
-        tensors = (matrix_tensor_specs(shape, formats.get(name, self._left_out)) for name, shape in shapes.items())
-        return sum(tensor.bytes for matrix in tensors for tensor in matrix.values())
+        total = 0
+        for name, shape in shapes.items():
+            weight_format = formats.get(name, self._left_out)
+            for kind, spec in matrix_tensor_specs(shape, weight_format).items():
+                grid = _grid_of(kind, weight_format)
+                total += coded_bytes(spec, kind, grid) if self._coded else spec.bytes
+        return total
 
 
-def _format_of_left_out(quant: QuantSpec) -> WeightFormat:
+def _grid_of(kind: str, weight_format: WeightFormat) -> Grid | None:
+    if kind == "narrow_codes" and weight_format.narrow is not None:
+        return weight_format.narrow.weight.grid
+    return weight_format.grids[0] if kind == "codes" else None
+
+
+def format_of_left_out(quant: QuantSpec) -> WeightFormat:
     """How embedding and head are packed where no method quantises them."""
     if (grid := stored_grid(quant.embeddings)) is not None:
         return WeightFormat(block_size=1, weight=GridConfig.of(grid), act=None, steps=quant.steps)

@@ -41,6 +41,12 @@ def test_planning_imports_no_torch():
     assert run(code) == "False"
 
 
+def test_running_imports_no_compiler():
+    """torch's compiler takes longer to import than torch."""
+    modules = ("questlm.ops", "questlm.quant", "questlm.inference")
+    assert imported_after_each(modules, ("torch._dynamo",)).splitlines() == [f"{name} []" for name in modules]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("use", ["import questlm.training", "from questlm import load; load"])
 def test_training_and_running_import_no_scipy(use):

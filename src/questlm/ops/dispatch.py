@@ -21,7 +21,7 @@ from torch import Tensor
 
 from questlm.errors import BackendError, nearest_name, quoted
 from questlm.grid import Grid
-from questlm.ops.machine import no_nvidia, unavailable
+from questlm.ops.machine import constant_when_compiled, no_nvidia, unavailable
 from questlm.ops.reference.matmul import Operand
 
 __all__ = [
@@ -153,7 +153,7 @@ def _rows_in_triton(x: Tensor, block_size: int = 1) -> str | None:
     return reason
 
 
-@torch.compiler.assume_constant_result  # imports a module
+@constant_when_compiled  # imports a module
 def _triton_fits(k: int, block_size: int) -> bool:
     fits: bool = importlib.import_module("questlm.ops.triton").fits(k, block_size)
     return fits

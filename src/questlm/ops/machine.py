@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import torch
 
-__all__ = ["no_nvidia", "unavailable"]
+__all__ = ["constant_when_compiled", "no_nvidia", "unavailable"]
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _GENERATIONS = {8: "Ampere", 9: "Hopper"}
 _reasons: dict[str, str | None] = {}
 
 
-@torch.compiler.assume_constant_result  # imports a module and loads a library, which torch.compile cannot trace
+def constant_when_compiled(function: _Function) -> _Function:
+    """Mark a function whose result torch.compile computes once, when it traces a call.
+
+    As `torch.compiler.assume_constant_result`, but that imports the compiler: more than a second of CPU time, in every
+    command.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_when_compiled  # imports a module and loads a library, which torch.compile cannot trace
 def unavailable(backend: str) -> str | None:
     """Why `backend` cannot run on this machine, or None if it can."""
     if backend not in _reasons:
@@ -21,7 +35,7 @@ def unavailable(backend: str) -> str | None:
     return _reasons[backend]
 
 
-@torch.compiler.assume_constant_result  # asks the driver, which torch.compile cannot trace
+@constant_when_compiled  # asks the driver, which torch.compile cannot trace
 def no_nvidia(device: torch.device, major: int, what: str) -> str | None:
     """Why `what` cannot run on `device`, where it needs an NVIDIA GPU of compute capability `major` or higher."""
     return _no_nvidia(device, major, what)

@@ -129,6 +129,27 @@ def signs(count: int, seed: int, like: Tensor) -> Tensor:
     return (1 - 2 * (mixed & 1)).to(like.dtype)
 
 
+class SoftSign(DynamicQuantizer):
+    """One bit whose gradient is that of k tanh(t u), u = x_h / rms, in the place of a mask (IR-Net, arXiv 1909.10788).
+
+    `sharpness` is t, and k = max(1 / t, 1): at 0.1 nearly every gradient passes, at 10 only those near 0. The recipe
+    `sharpen` raises it from one to the other.
+    """
+
+    sharpness: Tensor
+
+    def __init__(self, grid: Grid, block_size: int, mask_bound: float | None) -> None:
+        super().__init__(grid, block_size, None)
+        self.register_buffer("sharpness", torch.tensor(0.1))
+
+    def values(self, x: Tensor, operand: Operand) -> Tensor:
+        rotated = ops.hadamard(x, self.block_size)
+        t, rms = self.sharpness.to(x.dtype), rotated.detach().square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
+        slope = torch.clamp(1 / t, min=1) * t * (1 - torch.tanh(t * rotated.detach() / rms).square())
+        passed = rotated * slope
+        return ops.operand_values(operand).to(x.dtype) + passed - passed.detach()
+
+
 def own(kind: type[DynamicQuantizer], *arguments: int) -> FactorSpec:
     """A factor whose quantiser is of the class `kind`, with QuEST's grid and bound."""
 
@@ -141,6 +162,7 @@ def own(kind: type[DynamicQuantizer], *arguments: int) -> FactorSpec:
 
 
 register_method("quest-leak", variant("with a tenth of the masked gradient", own(LeakyTrust), own(LeakyTrust)))
+register_method("quest-soft", variant("with the gradient of a tanh", own(SoftSign), own(SoftSign)))
 register_method(
     "quest-blocks",
     variant("with a step for each block of the activations", act=own(BlockScaled), unpackable="steps of blocks"),
@@ -192,6 +214,54 @@ class MoreBitsFirst(Recipe):
                         quantizer.grid, quantizer.mask_bound = now
 
 
+class Sharpen(Recipe):
+    """Raises the sharpness of all `SoftSign` from 0.1 to 10, by the same factor at equal shares of the budget."""
+
+    def before_step(self, moment: Moment) -> None:
+        """Set it."""
+        for module in moment.model.modules():
+            if isinstance(module, SoftSign):
+                module.sharpness.fill_(0.1 * 100**moment.done)
+
+
+class LogitPenalty(Recipe):
+    """Adds weight * mean(log sum exp(logits)^2) to the loss (z-loss of PaLM, arXiv 2204.02311)."""
+
+    adds_loss = True
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def loss(self, inputs: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
+        """The penalty, a scalar."""
+        return self.weight * logits.float().logsumexp(-1).square().mean()
+
+
+class AverageWeights(Recipe):
+    """Ends with the mean of all weights over the last share of the training, which is then quantised."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.steps = share, 0
+        self._mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def after_step(self, moment: Moment) -> None:
+        """Take the weights into the mean."""
+        if moment.done >= 1 - self.share:
+            self.steps += 1
+            for name, parameter in moment.model.named_parameters():
+                mean = self._mean.setdefault(name, torch.zeros_like(parameter))
+                mean.lerp_(parameter, 1 / self.steps)
+
+    @torch.no_grad()
+    def before_step(self, moment: Moment) -> None:
+        """Put the mean in the place of the weights when the budget is spent."""
+        if moment.done >= 1:
+            for name, parameter in moment.model.named_parameters():
+                if name in self._mean:
+                    parameter.copy_(self._mean[name])
+
+
 class WinQ(Recipe):
     """Pulls weights to their grid every so many steps, w <- w - a (w - Q(w)) (arXiv 2605.17471, without its noise)."""
 
@@ -223,5 +293,8 @@ class BoundedWeights(Recipe):
 
 register_recipe("dense-first", DenseFirst)
 register_recipe("more-bits-first", MoreBitsFirst)
+register_recipe("sharpen", Sharpen)
+register_recipe("logit-penalty", LogitPenalty)
+register_recipe("average-weights", AverageWeights)
 register_recipe("winq", WinQ)
 register_recipe("bounded-weights", BoundedWeights)

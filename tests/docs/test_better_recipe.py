@@ -74,6 +74,22 @@ def test_a_tenth_of_the_masked_gradient_leaks():
     torch.testing.assert_close(fake_quantize(x, "quest-leak", 1), fake_quantize(x, "quest", 1))
 
 
+def test_a_soft_sign_has_the_gradient_of_a_tanh_which_sharpens(candidates):
+    x = rows()
+    rotated = x @ rotation(256)
+    u = rotated / rotated.square().mean(-1, keepdim=True).sqrt()
+    layer = prepare(nn.Sequential(nn.Linear(256, 1, bias=False)), QuantSpec(method="quest-soft", act_bits=1)).double()
+    (quantizer,) = (each.act_quantizer for each in quantized_layers(layer).values())
+    for done, t in ((0.0, 0.1), (0.5, 1.0), (1.0, 10.0)):
+        candidates.Sharpen().before_step(SimpleNamespace(model=layer, done=done))
+        given = x.clone().requires_grad_()
+        values = quantizer(given)
+        torch.testing.assert_close(values, quantize_rows(x, 1)[0])
+        (gradient,) = torch.autograd.grad(values.sum(), given)
+        wanted = max(1 / t, 1) * t / torch.cosh(t * u).square()
+        torch.testing.assert_close(gradient @ rotation(256), wanted, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.usefixtures("candidates")
 def test_blocks_have_steps_of_their_own():
     x = rows() * torch.logspace(-1, 1, 256, dtype=torch.float64)
@@ -125,6 +141,30 @@ def test_more_bits_come_first(candidates, weights):
     moment.done = 0.5
     recipe.before_step(moment)
     assert torch.equal(layer(x), own)
+
+
+def test_the_penalty_is_the_mean_square_of_the_log_sum(candidates):
+    logits = torch.randn(2, 3, 5, dtype=torch.float64)
+    wanted = 0.1 * logits.exp().sum(-1).log().square().mean()
+    torch.testing.assert_close(
+        candidates.LogitPenalty(0.1).loss(None, None, logits).double(), wanted, rtol=1e-5, atol=0
+    )
+
+
+def test_the_last_weights_are_the_mean_of_the_last_share(candidates):
+    recipe, moment = candidates.AverageWeights(0.5), SimpleNamespace(model=model(), done=0.0)
+    (weight,) = moment.model.parameters()
+    seen = []
+    for done in (0.25, 0.5, 0.75):
+        with torch.no_grad():
+            weight.normal_()
+        moment.done = done
+        recipe.before_step(moment)
+        recipe.after_step(moment)
+        seen.append(weight.detach().clone())
+    moment.done = 1.0
+    recipe.before_step(moment)
+    torch.testing.assert_close(weight.detach(), torch.stack(seen[1:]).mean(0))
 
 
 def test_winq_pulls_every_so_many_steps(candidates):

@@ -73,6 +73,13 @@ INLINE words_t count_bits(words_t v)
     return (words_t)_mm256_sad_epu8(each, _mm256_setzero_si256());
 }
 
+/* The bit is moved to the top of its byte. */
+INLINE uint64_t plane_of(const uint8_t *codes, int plane)
+{
+    const vec low = load(codes) << (7 - plane), high = load(codes + BYTES) << (7 - plane);
+    return (uint32_t)_mm256_movemask_epi8((__m256i)low) | (uint64_t)(uint32_t)_mm256_movemask_epi8((__m256i)high) << 32;
+}
+
 INLINE floats_t multiply_add(floats_t a, floats_t b, floats_t c)
 {
     return (floats_t)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);

@@ -60,6 +60,11 @@ INLINE words_t count_bits(words_t v)
 #endif
 }
 
+INLINE uint64_t plane_of(const uint8_t *codes, int plane)
+{
+    return _mm512_test_epi8_mask((__m512i)load(codes), _mm512_set1_epi8((char)(1 << plane)));
+}
+
 INLINE floats_t multiply_add(floats_t a, floats_t b, floats_t c)
 {
     return (floats_t)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

@@ -19,18 +19,6 @@ static int32_t encode(const uint8_t *codes, int64_t k, const int8_t *table, int8
     return sum;
 }
 
-/* Bit p of 64 codes, first code lowest: the product adds the bit of byte j shifted to bit 56 + j, and no two meet. */
-INLINE uint64_t plane_of(const uint8_t *codes, int plane)
-{
-    uint64_t word = 0;
-    for (int i = 0; i < 8; i++) {
-        uint64_t eight;
-        memcpy(&eight, codes + 8 * i, sizeof eight);
-        word |= ((eight >> plane & 0x0101010101010101u) * 0x0102040810204080u >> 56) << (8 * i);
-    }
-    return word;
-}
-
 static int32_t to_planes(const uint8_t *codes, int64_t k, int planes, uint64_t *to, int64_t words)
 {
     uint32_t sum = 0;
@@ -41,10 +29,10 @@ static int32_t to_planes(const uint8_t *codes, int64_t k, int planes, uint64_t *
             memcpy(rest, from, (size_t)(k - word * 64));
             from = rest;
         }
-        for (int p = 0; p < planes; p++)
+        for (int p = 0; p < planes; p++) {
             to[p * words + word] = plane_of(from, p);
-        for (int i = 0; i < 64; i++)
-            sum += from[i];
+            sum += (uint32_t)__builtin_popcountll(to[p * words + word]) << p;
+        }
     }
     return (int32_t)sum;
 }

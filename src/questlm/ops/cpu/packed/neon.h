@@ -53,6 +53,8 @@ INLINE words_t count_bits(words_t v)
     return (words_t)vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(vcntq_u8((uint8x16_t)v))));
 }
 
+INLINE uint64_t plane_of(const uint8_t *codes, int plane) { return plain_plane_of(codes, plane); }
+
 INLINE floats_t multiply_add(floats_t a, floats_t b, floats_t c)
 {
     return (floats_t)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);

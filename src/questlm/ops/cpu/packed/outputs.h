@@ -1,4 +1,20 @@
-/* From sums to outputs. Part of strips.h. */
+/* From sums to outputs. Part of strips.h. All loops over a strip are of STRIP_ROWS, so that compilers unroll them. */
+
+/* What rows of a strip have in common for all tokens, filled up with 0. */
+typedef struct {
+    uint32_t shift[STRIP_ROWS]; /* A D sum(w) */
+    float step[STRIP_ROWS];
+} rows_t;
+
+static void find_rows(const packed_t *w, int64_t row, int count, rows_t *rows)
+{
+    memset(rows, 0, sizeof *rows);
+    for (int i = 0; i < count; i++) {
+        if (w->in_integers)
+            rows->shift[i] = (uint32_t)(w->scale * w->input_shift) * (uint32_t)w->sums[row + i];
+        rows->step[i] = w->step ? w->step[row + i] : 1.0f;
+    }
+}
 
 /* Nearest bfloat16, ties to even. */
 INLINE float to_bfloat16(float number)
@@ -10,32 +26,22 @@ INLINE float to_bfloat16(float number)
     return number;
 }
 
-/* Sums of one token, integers, to floats: see "The mathematics" in layout.h. */
-INLINE void to_dots(const product_t *job, int64_t token, int64_t row, int count, const uint32_t *sums, float *dots)
+/* Sums of one token, integers, to floats: see "The mathematics" in layout.h. Those of residues are multiples of 256. */
+INLINE void to_dots(const product_t *job, int64_t token, const rows_t *rows, const uint32_t *sums, float *dots)
 {
     const packed_t *w = job->weight;
-    const uint32_t scale = (uint32_t)(w->scale * w->input_scale), by_row = (uint32_t)(w->scale * w->input_shift);
+    const uint32_t scale = (uint32_t)(w->scale * w->input_scale);
     const uint32_t constant = (uint32_t)(w->shift * w->input_scale) * (uint32_t)job->sums[token] +
                               (uint32_t)w->k * (uint32_t)(w->shift * w->input_shift);
-    for (int i = 0; i < count; i++) {
-        const uint32_t sum = job->residues ? (uint32_t)((int32_t)sums[i] / 256) : sums[i];
-        dots[i] = (float)(int32_t)(scale * sum + by_row * (uint32_t)w->sums[row + i] + constant) * 0.25f;
-    }
+    const int bits = job->residues ? 8 : 0;
+    for (int i = 0; i < STRIP_ROWS; i++)
+        dots[i] = (float)(int32_t)(scale * (uint32_t)((int32_t)sums[i] >> bits) + rows->shift[i] + constant) * 0.25f;
 }
 
-/* Steps, offsets and bias, in the order of questlm.ops.reference.matmul. */
-INLINE void finish(const product_t *job, int64_t token, int64_t row, int count, const float *dots)
+/* Offsets and bias, in the order of questlm.ops.reference.matmul. */
+static void add_offsets(const product_t *job, int64_t token, int64_t row, int count, float *y)
 {
     const packed_t *w = job->weight;
-    float *y = job->y + token * w->rows + row;
-    for (int i = 0; i < count; i++)
-        y[i] = w->rounds_sums ? to_bfloat16(dots[i]) : dots[i];
-    if (job->step)
-        for (int i = 0; i < count; i++)
-            y[i] *= job->step[token];
-    if (w->step)
-        for (int i = 0; i < count; i++)
-            y[i] *= w->step[row + i];
     if (w->offset) {
         const float total = job->step ? job->totals[token] * job->step[token] : job->totals[token];
         for (int i = 0; i < count; i++)
@@ -50,4 +56,23 @@ INLINE void finish(const product_t *job, int64_t token, int64_t row, int count, 
     if (w->bias)
         for (int i = 0; i < count; i++)
             y[i] += w->bias[row + i];
+}
+
+/* The outputs of one token. */
+INLINE void finish(const product_t *job, int64_t token, int64_t row, int count, const rows_t *rows, float *dots)
+{
+    const packed_t *w = job->weight;
+    const float step = job->step ? job->step[token] : 1.0f;
+    if (w->rounds_sums)
+        for (int i = 0; i < STRIP_ROWS; i++)
+            dots[i] = to_bfloat16(dots[i]);
+    for (int i = 0; i < STRIP_ROWS; i++)
+        dots[i] = dots[i] * step * rows->step[i];
+    if (w->offset || job->offset || w->bias)
+        add_offsets(job, token, row, count, dots);
+    float *y = job->y + token * w->rows + row;
+    if (count == STRIP_ROWS)
+        memcpy(y, dots, STRIP_ROWS * sizeof *y);
+    else
+        memcpy(y, dots, (size_t)count * sizeof *y);
 }

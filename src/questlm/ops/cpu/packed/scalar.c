@@ -72,6 +72,8 @@ INLINE words_t count_bits(words_t v)
     return (v + (v >> 32)) & splat_word(0xff);
 }
 
+INLINE uint64_t plane_of(const uint8_t *codes, int plane) { return plain_plane_of(codes, plane); }
+
 INLINE floats_t multiply_add(floats_t a, floats_t b, floats_t c) { return a * b + c; }
 
 INLINE values_t load_values(const float *values) { return values; }

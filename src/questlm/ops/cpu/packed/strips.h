@@ -11,6 +11,7 @@
      add_fours(w, bits)   w + 4 for each byte whose bit is set, of BYTES bits in memory
      leading_digit(v)     whole part of 3 v / 256 for each byte
      count_bits(v)        number of bits set in each 64 bits
+     plane_of(codes, p)   bit p of 64 codes, first code lowest
      multiply_add(a, b, c)  a b + c
      pick(values, w)      values[w] by the lowest 4 of each 32 bits; load_values(values) gives the first argument
      to_floats(w)         each of 32 bits as a float
@@ -195,13 +196,15 @@ static void product(const product_t *job, int64_t begin, int64_t end, uint8_t *s
             sum_by_blocks(job, s);
         const int64_t row = strip * STRIP_ROWS;
         const int count = w->rows - row < STRIP_ROWS ? (int)(w->rows - row) : STRIP_ROWS;
+        rows_t rows;
+        find_rows(w, row, count, &rows);
         for (int64_t m = 0; m < job->tokens; m++) {
             float dots[STRIP_ROWS];
             if (w->in_integers)
-                to_dots(job, m, row, count, sums + m * STRIP_ROWS, dots);
+                to_dots(job, m, &rows, sums + m * STRIP_ROWS, dots);
             else
                 memcpy(dots, sums + m * STRIP_ROWS, sizeof dots);
-            finish(job, m, row, count, dots);
+            finish(job, m, row, count, &rows, dots);
         }
     }
 }

@@ -45,3 +45,15 @@ INLINE vec splat4(const void *from)
 INLINE floats_t splat_float(float v) { return v - (floats_t){0}; }
 
 INLINE words_t splat_word(uint64_t v) { return v - (words_t){0}; }
+
+/* Bit p of 64 codes, first code lowest: the product adds the bit of byte j shifted to bit 56 + j, and no two meet. */
+INLINE uint64_t plain_plane_of(const uint8_t *codes, int plane)
+{
+    uint64_t word = 0;
+    for (int i = 0; i < 8; i++) {
+        uint64_t eight;
+        memcpy(&eight, codes + 8 * i, sizeof eight);
+        word |= ((eight >> plane & 0x0101010101010101u) * 0x0102040810204080u >> 56) << (8 * i);
+    }
+    return word;
+}

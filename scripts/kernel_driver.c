@@ -44,7 +44,7 @@ static float *floats(int64_t n)
 static const struct {
     int kind, levels, bits;
 } CODED[] = {{BITS1, 2, 1}, {WORDS, 2, 1}, {TERNARY, 3, 0}, {BITS2, 4, 2}, {BITS3, 8, 3},   {BITS4, 16, 4},
-             {BITS8, 32, 5}, {BITS8, 64, 6}, {BITS8, 128, 7}, {BITS8, 256, 8}, {SCALED8, 256, 8}};
+             {BITS8, 32, 5}, {BITS8, 64, 6}, {BITS8, 128, 7}, {BITS8, 256, 8}};
 
 /* Rows of codes as an artifact stores them. */
 static int64_t pack_rows(const uint8_t *codes, int64_t rows, int64_t k, int bits, uint8_t **packed)
@@ -65,13 +65,13 @@ static int64_t pack_rows(const uint8_t *codes, int64_t rows, int64_t k, int bits
 
 typedef struct {
     int64_t rows, k, tokens;
-    int kind, levels, input_levels, has_table, threads;
+    int kind, levels, input_levels, has_table, by_digits, threads;
 } case_t;
 
 static void fail(const case_t *c, const char *set, int64_t m, int64_t r, double found, double expected)
 {
-    printf("%s, kind %d of %d levels, table %d, inputs of %d, %lld x %lld, %lld tokens: y[%lld, %lld] is %.9g, not %.9g\n",
-           set, c->kind, c->levels, c->has_table, c->input_levels, (long long)c->rows, (long long)c->k,
+    printf("%s, kind %d of %d levels, table %d, digits %d, inputs of %d, %lld x %lld, %lld tokens: y[%lld, %lld] is %.9g, not %.9g\n",
+           set, c->kind, c->levels, c->has_table, c->by_digits, c->input_levels, (long long)c->rows, (long long)c->k,
            (long long)c->tokens, (long long)m, (long long)r, found, expected);
     exit(1);
 }
@@ -94,7 +94,7 @@ static void check(const case_t *c, const char *set, const packed_t *w, const uin
                 if (found != expected)
                     fail(c, set, m, r, (double)found, (double)expected);
             } else {
-                const double scale = w->kind == SCALED8 ? (double)w->scales[r] : (double)w->step[r];
+                const double scale = (double)w->step[r];
                 if (!(fabs((double)found - sum * scale) <= (size * fabs(scale)) * 1e-6 * (8 + sqrt((double)c->k))))
                     fail(c, set, m, r, (double)found, sum * scale);
             }
@@ -111,36 +111,31 @@ static void run(const case_t *c, int bits)
     double levels[256] = {0};
     float values[256] = {0};
     packed_t w = {.rows = c->rows, .k = c->k, .kind = c->kind, .has_table = c->has_table, .block = 1,
-                  .in_integers = c->input_levels > 0, .input_levels = c->input_levels, .scale = 2,
+                  .in_integers = c->input_levels > 0, .by_digits = c->by_digits, .input_levels = c->input_levels, .scale = 2,
                   .shift = 1 - c->levels, .input_scale = 2, .step_per_rms = 0.3f};
     for (int code = 0; code < c->levels; code++) {
-        stored[code] = (uint8_t)(c->kind == SCALED8 ? (code + 128) % 256 : code);
+        stored[code] = (uint8_t)code;
         w_of[code] = c->has_table ? (uint8_t)(code * code / 2) : (uint8_t)code;
         if (code < 16)
             w.table[code] = w_of[code];
         levels[code] = 0.5 * (2 * w_of[code] + w.shift);
-        if (c->kind == SCALED8)
-            levels[code] = code < 128 ? code : code - 256;
         values[code] = (float)levels[code];
         for (int again = 1; c->kind == BITS2 && again < 4; again++)
             values[4 * again + code] = values[code];
         w.is_wide |= w_of[code] > 127;
     }
-    if (c->kind == BITS8 && !w.in_integers) {
+    if (c->kind == BITS8 && !w.in_integers && !w.by_digits) {
         w.by_table = c->levels % 64 == 0;
         if (!w.by_table)
             values[0] = (float)(c->levels - 1) / 2.0f;
     }
-    float *weight_step = floats(c->rows), *scales = floats((c->rows + 15) / 16 * 16);
+    float *weight_step = floats(c->rows);
     int32_t *sums = malloc((size_t)c->rows * 4);
     data = aligned_alloc(64, (size_t)(questlm_packed_bytes(c->kind, c->rows, c->k) + 63) / 64 * 64);
     if (questlm_prepack(rows, width, c->rows, c->k, bits, c->kind, stored, w_of, data, sums, c->threads, 0))
         exit(2);
     w.data = data, w.sums = sums, w.values = values;
-    if (c->kind == SCALED8)
-        w.scales = scales;
-    else
-        w.step = weight_step;
+    w.step = weight_step;
 
     /* codes or numbers of the input */
     const int base = c->kind == WORDS ? 0 : c->input_levels / 2;
@@ -166,7 +161,7 @@ static void run(const case_t *c, int bits)
         if (questlm_packed_linear(&w, numbers, c->tokens, y, c->threads, 0)) /* for the sanitizers */
             exit(2);
     }
-    free(codes), free(rows), free(data), free(weight_step), free(scales), free(sums);
+    free(codes), free(rows), free(data), free(weight_step), free(sums);
     free(x), free(input_codes), free(numbers), free(step), free(y);
 }
 
@@ -182,9 +177,8 @@ int main(int argc, char **argv)
                     .input_levels = inputs[below(sizeof inputs / sizeof *inputs)], .threads = 1 + (int)below(3)};
         if (c.kind == WORDS)
             c.input_levels = 2 + (int)below(15);
-        if (c.kind == SCALED8)
-            c.input_levels = 0;
-        c.has_table = c.input_levels && (c.kind == BITS2 || c.kind == BITS3 || c.kind == BITS4) && below(2);
+        c.by_digits = c.input_levels == 0 && below(4) != 0;
+        c.has_table = (c.input_levels || c.by_digits) && (c.kind == BITS2 || c.kind == BITS3 || c.kind == BITS4) && below(2);
         run(&c, CODED[at].bits);
     }
     printf("%lld cases agree; instruction sets:", (long long)cases);

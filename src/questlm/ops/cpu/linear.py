@@ -1,7 +1,8 @@
 """Packed weights for the native kernels: which layout a matrix takes, and what its codes mean to them.
 
 `packed/layout.h` has the layouts and the mathematics. Where both grids have half-integer levels, however spaced, sums
-are integers; all other products are of floats that are made from codes in registers. Nothing is kept unpacked, except
+are integers; where the weight's are and the input is not rounded, too, of the input's digits. All other products are of
+floats that are made from codes in registers. Nothing is kept unpacked, except
 that grids of more than 16 levels take 8 bits, and 2:4 sparse rows are laid out in full, with a code for 0.
 """
 
@@ -28,7 +29,7 @@ from questlm.ops.unpacking import input_operand, stored_rows
 __all__ = ["NativeWeight"]
 
 # kind_t of packed/layout.h
-BITS1, BITS2, BITS3, BITS4, BITS8, TERNARY, WORDS, BF16, FLOAT32, SCALED8 = range(10)
+BITS1, BITS2, BITS3, BITS4, BITS8, TERNARY, WORDS, BF16, FLOAT32 = range(9)
 
 _MOST_IN_WORDS = 16  # levels of an input whose bits are counted a plane at a time
 _TILE_ENTRIES = 2**20
@@ -89,7 +90,7 @@ class NativeWeight(PackedWeight):
         if format.weight is None:
             self._lay_out_numbers(tensors)
         elif not self._lay_out_for_integers(tensors):
-            self._lay_out_for_floats(tensors)
+            self._lay_out_for_numbers(tensors)
         if format.weight is not None:
             self._keep("step", tensors["step"])
             if "offset" in tensors:
@@ -144,26 +145,41 @@ class NativeWeight(PackedWeight):
             return False
         codes = _integer_codes(w, even and act.levels <= _MOST_IN_WORDS)
         packed = self._packed
-        packed.in_integers, packed.kind, packed.scale, packed.shift = 1, codes.kind, codes.scale, codes.shift
-        packed.is_wide = max(codes.unpacked) > 127
-        if codes.unpacked != codes.stored:
-            packed.has_table = 1
-            table = dict(zip(codes.stored, codes.unpacked, strict=True))
-            packed.table = (c_uint8 * 16)(*(table.get(code, 0) for code in range(16)))
+        packed.in_integers = 1
         base = 0 if codes.kind == WORDS else act.levels // 2
         packed.input_scale, packed.input_shift = (2, x[0] + 2 * base) if even else (1, 0)
         values = [code - base for code in range(act.levels)] if even else x
         packed.input_table = (c_int8 * 256)(*_filled(values, even))
         packed.input_levels = act.levels
         packed.step_per_rms = act.step_per_scale or 0.0
-        self._lay_out(_dense_codes(tensors, self.format), codes.kind, codes.stored, codes.unpacked)
+        self._lay_out_codes(_dense_codes(tensors, self.format), codes)
         return True
 
-    def _lay_out_for_floats(self, tensors: Mapping[str, Tensor]) -> None:
-        """Lay the matrix out for sums of floats."""
+    def _takes_digits(self, doubled: Sequence[int]) -> bool:
+        """Whether sums of 32 bits hold products with inputs in digits from -128 to 127; sets that they are taken."""
+        self._packed.by_digits = int(max(map(abs, doubled)) * 128 * self.format.in_features < 2**31)
+        return bool(self._packed.by_digits)
+
+    def _lay_out_codes(self, source: tuple[Tensor, int], codes: _Codes) -> None:
+        """Lay codes out for sums of integers."""
+        packed = self._packed
+        packed.kind, packed.scale, packed.shift = codes.kind, codes.scale, codes.shift
+        packed.is_wide = max(codes.unpacked) > 127
+        if codes.unpacked != codes.stored:
+            packed.has_table = 1
+            table = dict(zip(codes.stored, codes.unpacked, strict=True))
+            packed.table = (c_uint8 * 16)(*(table.get(code, 0) for code in range(16)))
+        self._lay_out(source, codes.kind, codes.stored, codes.unpacked)
+
+    def _lay_out_for_numbers(self, tensors: Mapping[str, Tensor]) -> None:
+        """Lay the matrix out for inputs that are numbers; sums are of integers, where levels are half-integers."""
         grid, packed = self.format.weight, self._packed
         assert grid is not None
-        levels = _levels(grid)
+        levels, doubled = _levels(grid), _doubled_levels(grid)
+        if doubled is not None and self._takes_digits(doubled):
+            codes = _integer_codes(doubled, False)
+            self._lay_out_codes(_dense_codes(tensors, self.format), codes)
+            return
         values = torch.tensor(levels, dtype=torch.float32).to(self.dtype).float()
         kind, count = _kind_of(len(levels)), 16
         if kind == BITS8:
@@ -180,11 +196,10 @@ class NativeWeight(PackedWeight):
     def _lay_out_numbers(self, tensors: Mapping[str, Tensor]) -> None:
         """A matrix that is stored as numbers: int8 codes with a scale, or floats."""
         packed = self._packed
-        if "scale" in tensors and self.dtype is torch.float32:
-            packed.kind = SCALED8
+        if "scale" in tensors and self.dtype is torch.float32 and self._takes_digits((-256, 254)):
             shifted = [(code + 128) % 256 for code in range(256)]
-            self._lay_out((tensors["codes"].view(torch.uint8), 8), SCALED8, shifted, shifted)
-            self._keep("scales", torch.nn.functional.pad(tensors["scale"].flatten(), (0, -self.out_features % 16)))
+            self._lay_out_codes((tensors["codes"].view(torch.uint8), 8), _Codes(BITS8, shifted, shifted, 2, -256))
+            self._keep("step", tensors["scale"])
             return
         numbers = stored_rows(tensors, self.format).data
         exact = self.dtype is torch.bfloat16 or "kept" in tensors or numbers.dtype is torch.bfloat16
@@ -252,6 +267,8 @@ def _integer_codes(doubled: Sequence[int], counts_bits: bool) -> _Codes:
         return _Codes(kind, ranks, ranks, gaps.pop(), levels[0])
     above = [level - levels[0] for level in doubled]
     kind = _kind_of(max(4, len(levels)))  # fewer have no layout with a table
+    if max(above) > 127:  # products with bytes from a table are taken to fit 15 bits
+        kind = BITS8
     return _Codes(kind, above if kind == BITS8 else ranks, above, 1, levels[0])
 
 

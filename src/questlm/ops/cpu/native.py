@@ -36,7 +36,7 @@ __all__ = [
     "use_instruction_set",
 ]
 
-_ABI_VERSION = 4  # as in kernels.c: a library built from other sources must not be called
+_ABI_VERSION = 5  # as in kernels.c: a library built from other sources must not be called
 _REBUILD = "with a C compiler (gcc or clang) on the PATH, run: pip install --force-reinstall --no-deps questlm"
 
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
@@ -74,7 +74,6 @@ class Packed(ctypes.Structure):
         ("data", _POINTER),
         ("sums", _POINTER),
         ("step", _POINTER),
-        ("scales", _POINTER),
         ("offset", _POINTER),
         ("bias", _POINTER),
         ("totals", _POINTER),
@@ -86,6 +85,7 @@ class Packed(ctypes.Structure):
         ("by_table", ctypes.c_int32),
         ("is_wide", ctypes.c_int32),
         ("in_integers", ctypes.c_int32),
+        ("by_digits", ctypes.c_int32),
         ("scale", ctypes.c_int32),
         ("shift", ctypes.c_int32),
         ("input_scale", ctypes.c_int32),

@@ -170,6 +170,46 @@ def test_sums_of_floats_are_as_accurate_as_the_reference(name: str, weight: str,
     assert (found - exactly).square().mean().sqrt() <= 2 * reference
 
 
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("weight", sorted(WEIGHTS))
+@pytest.mark.parametrize("tokens", [1, 2, 3, 40])
+def test_numbers_of_few_digits_are_multiplied_exactly(name: str, weight: str, tokens: int) -> None:
+    grid = WEIGHTS[weight]
+    tensors, format = matrix(70, 144, grid), PackedFormat(144, 1, grid, None)
+    x = torch.randint(-200, 201, (tokens, 144)).float()
+    x[:, 0] = 2.0**13
+    native.use_instruction_set(name)
+    packed = NativeWeight(tensors, format, CPU, torch.float32)
+    assert packed._packed.by_digits
+    levels = stored_rows(tensors, format)
+    assert levels.step is not None
+    sums = x.double() @ factor(levels.data, levels.grid, torch.float64).T
+    assert torch.equal(packed.linear(x), sums.float() * levels.step.T)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("size", [0.0, 2.0**-149, 2.0**-126, 2.0**-110, 2.0**-66, 2.0**60, 2.0**115])
+def test_numbers_may_have_any_size(name: str, size: float) -> None:
+    tensors, format = matrix(20, 64, UNIFORM["16"]), PackedFormat(64, 1, UNIFORM["16"], None)
+    x = rows(3, 64)
+    x[1] *= size
+    native.use_instruction_set(name)
+    found = NativeWeight(tensors, format, CPU, torch.float32).linear(x)
+    expected = in_float64(Operand(x, None, None)) @ in_float64(stored_rows(tensors, format)).T
+    error = (found - expected).abs() / x.abs().amax(-1, keepdim=True).clamp(min=2.0**-104)
+    assert error.max() <= 64 * 8 * 2.0**-22
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_table_of_large_levels_is_exact(name: str) -> None:
+    grid, act = Grid(4, 1.0, table=(-60.0, -1.0, 0.5, 60.0)), UNIFORM["256"]
+    tensors, format = matrix(30, 100, grid), PackedFormat(100, 1, grid, act)
+    tensors["codes"] = ops.pack(torch.full((30, 100), 3, dtype=torch.uint8), 4)
+    native.use_instruction_set(name)
+    x = torch.full((2, 100), 3.0)
+    assert torch.equal(NativeWeight(tensors, format, CPU, torch.float32).linear(x), exact(x, tensors, format))
+
+
 def in_float64(operand: Operand) -> Tensor:
     """The exact values of an operand."""
     levels = factor(operand.data, operand.grid, torch.float64)

@@ -22,6 +22,7 @@ int questlm_same_input(const linear_t *a, const linear_t *b)
     if (x->edges != y->edges || x->values != y->values)
         return 0;
     return v->k == w->k && v->kind == w->kind && v->block == w->block && v->in_integers == w->in_integers &&
+           v->by_digits == w->by_digits &&
            v->input_levels == w->input_levels && v->step_per_rms == w->step_per_rms &&
            v->input_scale == w->input_scale && v->input_shift == w->input_shift &&
            !v->offset == !w->offset && !memcmp(v->input_table, w->input_table, sizeof v->input_table) &&

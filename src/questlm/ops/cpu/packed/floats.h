@@ -1,8 +1,7 @@
 /* Sums of products of floats, made from codes in registers, or in a panel. Part of strips.h. */
 
 /* The weights of 16 rows at k `lane` of a step, as multiples of their steps. */
-INLINE floats_t numbers_of(kind_t kind, int by_code, values_t values, const float *all, floats_t scale,
-                           const uint8_t *unit, int step, int lane, int part)
+INLINE floats_t numbers_of(kind_t kind, int by_code, values_t values, const float *all, const uint8_t *unit, int step, int lane, int part)
 {
     if (kind == FLOAT32)
         return (floats_t)load(unit + part * BYTES);
@@ -16,8 +15,6 @@ INLINE floats_t numbers_of(kind_t kind, int by_code, values_t values, const floa
     if (kind == BITS2)
         return pick(values, load(unit + part * BYTES) >> (2 * step + 8 * lane));
     vec codes = codes_of(kind, unit, step, part) >> (8 * lane);
-    if (kind == SCALED8)
-        return (to_floats(codes & splat(0xff)) - splat_float(128.0f)) * scale;
     if (kind != BITS8)
         return pick(values, codes);
     if (by_code) {
@@ -33,26 +30,17 @@ INLINE floats_t numbers_of(kind_t kind, int by_code, values_t values, const floa
     return to_floats(codes & splat(0xff)) - splat_float(all[0]);
 }
 
-INLINE floats_t load_scale(kind_t kind, const float *scales, int part)
-{
-    return kind == SCALED8 ? (floats_t)load(scales + part * (BYTES / 4)) : (floats_t){0};
-}
-
 /* The sums of one block of at most BLOCK_K entries; `more` adds them to what is there. One sum over a long row would
    lose several times as many digits as the reference does, and blocks that are alike for all numbers of tokens keep a
    token's output the same in any batch. */
-INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, const float *const *scales,
-                       const uint8_t *const *w, const uint8_t *x, int64_t stride, int64_t units, int more,
+INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, const uint8_t *const *w, const uint8_t *x, int64_t stride, int64_t units, int more,
                        float *sums)
 {
     const int unit_bytes = UNITS[kind].bytes, steps = steps_of(kind), lanes = kind == FLOAT32 ? 1 : STEP_K;
     const values_t values = load_values(all);
-    floats_t sum[TOKENS][GROUPS][PARTS], scale[GROUPS][PARTS];
+    floats_t sum[TOKENS][GROUPS][PARTS];
     const uint8_t *at[GROUPS];
-    UNROLL for (int g = 0; g < GROUPS; g++) {
-        at[g] = w[g];
-        UNROLL for (int p = 0; p < PARTS; p++) scale[g][p] = load_scale(kind, scales[g], p);
-    }
+    UNROLL for (int g = 0; g < GROUPS; g++) at[g] = w[g];
     UNROLL for (int m = 0; m < tokens; m++)
         UNROLL for (int g = 0; g < GROUPS; g++)
             UNROLL for (int p = 0; p < PARTS; p++) sum[m][g][p] = (floats_t){0};
@@ -67,7 +55,7 @@ INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, c
                 }
                 UNROLL for (int g = 0; g < GROUPS; g++)
                     UNROLL for (int p = 0; p < PARTS; p++) {
-                        floats_t number = numbers_of(kind, by_code, values, all, scale[g][p], at[g], s, lane, p);
+                        floats_t number = numbers_of(kind, by_code, values, all, at[g], s, lane, p);
                         UNROLL for (int m = 0; m < tokens; m++)
                             sum[m][g][p] = multiply_add(number, one[m], sum[m][g][p]);
                     }
@@ -84,7 +72,7 @@ INLINE void sum_floats(kind_t kind, int by_code, int tokens, const float *all, c
 }
 
 #define SUM_FLOATS(kind, by_code, tokens)                                                                          \
-    sum_floats(kind, by_code, tokens, s->values, s->scales, s->w, s->x, s->stride, s->units, s->more,  \
+    sum_floats(kind, by_code, tokens, s->values, s->w, s->x, s->stride, s->units, s->more,  \
                (float *)s->sums)
 #define FEW_FLOATS (TOKENS < 4 ? TOKENS : 4)
 #define DIRECT_FLOATS(kind, by_code)                                                                               \
@@ -105,7 +93,6 @@ DIRECT_FLOATS(BITS8, 0)
 DIRECT_FLOATS(BITS8, 1)
 DIRECT_FLOATS(TERNARY, 0)
 DIRECT_FLOATS(BF16, 0)
-DIRECT_FLOATS(SCALED8, 0)
 DIRECT_FLOATS(FLOAT32, 0)
 
 static int direct_floats(const packed_t *weight, const strip_t *s, int64_t tokens)
@@ -123,8 +110,6 @@ static int direct_floats(const packed_t *weight, const strip_t *s, int64_t token
         return floats_TERNARY_0(s, tokens);
     case BF16:
         return floats_BF16_0(s, tokens);
-    case SCALED8:
-        return floats_SCALED8_0(s, tokens);
     case FLOAT32:
         return floats_FLOAT32_0(s, tokens);
     default:
@@ -139,8 +124,7 @@ static __attribute__((noinline)) int from_panel_of_floats(const strip_t *s, int6
     return floats_FLOAT32_0(s, tokens);
 }
 
-INLINE void expand_floats_as(kind_t kind, int by_code, const float *all, const float *scales, const uint8_t *w,
-                             int64_t units, uint8_t *to)
+INLINE void expand_floats_as(kind_t kind, int by_code, const float *all, const uint8_t *w, int64_t units, uint8_t *to)
 {
     const int steps = steps_of(kind), lanes = kind == FLOAT32 ? 1 : STEP_K;
     const values_t values = load_values(all);
@@ -148,16 +132,15 @@ INLINE void expand_floats_as(kind_t kind, int by_code, const float *all, const f
         UNROLL for (int s = 0; s < steps; s++)
             UNROLL for (int lane = 0; lane < lanes; lane++)
                 UNROLL for (int p = 0; p < PARTS; p++, to += BYTES)
-                    store(to, (vec)numbers_of(kind, by_code, values, all, load_scale(kind, scales, p), w, s, lane, p));
+                    store(to, (vec)numbers_of(kind, by_code, values, all, w, s, lane, p));
 }
 
 /* Some units of one group in the layout of FLOAT32. */
-static void expand_floats(const packed_t *weight, const float *values, const float *scales, const uint8_t *w,
-                          int64_t units, uint8_t *to)
+static void expand_floats(const packed_t *weight, const float *values, const uint8_t *w, int64_t units, uint8_t *to)
 {
 #define EXPAND(kind)                                                                                               \
     case kind:                                                                                                     \
-        expand_floats_as(kind, 0, values, scales, w, units, to);                                                           \
+        expand_floats_as(kind, 0, values, w, units, to);                                                           \
         break;
     switch (weight->kind) {
         EXPAND(BITS1)
@@ -166,13 +149,12 @@ static void expand_floats(const packed_t *weight, const float *values, const flo
         EXPAND(BITS4)
         EXPAND(TERNARY)
         EXPAND(BF16)
-        EXPAND(SCALED8)
         EXPAND(FLOAT32)
     default:
         if (weight->by_table)
-            expand_floats_as(BITS8, 1, values, scales, w, units, to);
+            expand_floats_as(BITS8, 1, values, w, units, to);
         else
-            expand_floats_as(BITS8, 0, values, scales, w, units, to);
+            expand_floats_as(BITS8, 0, values, w, units, to);
     }
 #undef EXPAND
 }

@@ -36,6 +36,11 @@ void questlm_encode(const plan_t *plan, int64_t token, const uint8_t *row)
 {
     const packed_t *w = plan->product.weight;
     uint8_t *to = plan->input + token * plan->token_bytes;
+    if (w->by_digits) {
+        plan->unit[token] = plan->kernels->digits((const float *)row, w->k, (int8_t *)to, plan->product.stride,
+                                                  plan->sums + token * DIGITS);
+        return;
+    }
     if (!w->in_integers) {
         memcpy(to, row, (size_t)w->k * 4);
         memset(to + w->k * 4, 0, (size_t)(plan->token_bytes - w->k * 4));
@@ -96,12 +101,12 @@ static int64_t stride_of(const packed_t *w, int planes, int64_t tokens)
         return units * 8 * planes;
     if (takes_residues(w, tokens))
         return units * 24;
-    return units * unit.k * (w->in_integers ? 1 : 4);
+    return units * unit.k * (w->in_integers ? 1 : w->by_digits ? DIGITS : 4);
 }
 
 static int planes_of(const packed_t *w)
 {
-    int planes = 1;
+    int planes = w->by_digits ? DIGITS : 1;
     while (w->kind == WORDS && 1 << planes < w->input_levels)
         planes++;
     return planes;
@@ -115,7 +120,7 @@ int64_t questlm_tokens_at_once(const packed_t *w)
 
 int64_t questlm_input_bytes(const packed_t *w, int64_t tokens)
 {
-    return padded(tokens * stride_of(w, planes_of(w), tokens)) + padded(8 * tokens);
+    return padded(tokens * stride_of(w, planes_of(w), tokens)) + padded(tokens * (DIGITS + 2) * 4);
 }
 
 plan_t questlm_plan(const packed_t *w, int64_t tokens, uint8_t *buffer)
@@ -125,12 +130,14 @@ plan_t questlm_plan(const packed_t *w, int64_t tokens, uint8_t *buffer)
     const int planes = planes_of(w);
     const int64_t token_bytes = stride_of(w, planes, tokens);
     int32_t *sums = (int32_t *)(buffer + padded(tokens * token_bytes));
+    float *totals = (float *)(sums + DIGITS * tokens);
     plan_t plan = {
         .product = {.weight = w, .tokens = tokens, .units = (w->k + unit.k - 1) / unit.k, .input = buffer,
                     .stride = token_bytes / planes, /* each plane of a token is a row to the product */
                     .planes = planes, .residues = takes_residues(w, tokens), .sums = sums,
-                    .totals = (float *)(sums + tokens)},
-        .kernels = kernels, .token_bytes = token_bytes, .input = buffer, .sums = sums, .totals = (float *)(sums + tokens),
+                    .totals = totals, .unit = totals + tokens},
+        .kernels = kernels, .token_bytes = token_bytes, .input = buffer, .sums = sums, .totals = totals,
+        .unit = totals + tokens,
     };
     const int64_t strip_bytes = plan.product.units * unit.bytes * kernels->groups;
     plan.strips = (w->rows + kernels->groups * GROUP_ROWS - 1) / (kernels->groups * GROUP_ROWS);
@@ -147,7 +154,7 @@ static int multiply(const packed_t *w, const void *rows, const float *step, cons
     product->step = step, product->offset = offset, product->y = y;
     if (totals)
         product->totals = totals;
-    const int as_they_are = !w->in_integers && job.plan.token_bytes == w->k * 4;
+    const int as_they_are = !w->in_integers && !w->by_digits && job.plan.token_bytes == w->k * 4;
     if (as_they_are)
         product->input = rows;
     atomic_init(&job.out_of_memory, 0);

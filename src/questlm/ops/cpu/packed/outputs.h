@@ -38,6 +38,22 @@ INLINE void to_dots(const product_t *job, int64_t token, const rows_t *rows, con
         dots[i] = (float)(int32_t)(scale * (uint32_t)((int32_t)sums[i] >> bits) + rows->shift[i] + constant) * 0.25f;
 }
 
+/* The same of rows of digits: twice the sum of each, then all in float32. */
+INLINE void put_together(const product_t *job, int64_t token, const uint32_t *sums, float *dots)
+{
+    const packed_t *w = job->weight;
+    const float half = 0.5f * job->unit[token];
+    uint32_t shift[DIGITS];
+    for (int d = 0; d < DIGITS; d++)
+        shift[d] = (uint32_t)w->shift * (uint32_t)job->sums[token * DIGITS + d];
+    for (int i = 0; i < STRIP_ROWS; i++) {
+        float sum[DIGITS];
+        for (int d = 0; d < DIGITS; d++)
+            sum[d] = (float)(int32_t)((uint32_t)w->scale * sums[d * STRIP_ROWS + i] + shift[d]);
+        dots[i] = (sum[2] * 65536.0f + (sum[1] * 256.0f + sum[0])) * half;
+    }
+}
+
 /* Offsets and bias, in the order of questlm.ops.reference.matmul. */
 static void add_offsets(const product_t *job, int64_t token, int64_t row, int count, float *y)
 {

@@ -14,7 +14,7 @@ typedef struct {
     int64_t token_bytes;   /* from one token's encoded input to the next */
     uint8_t *input;
     int32_t *sums;
-    float *totals;
+    float *totals, *unit;
 } plan_t;
 
 /* How many tokens are best multiplied at once, so that their encoded input stays in cache. */

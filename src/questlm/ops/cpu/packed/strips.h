@@ -57,7 +57,6 @@ INLINE int steps_of(kind_t kind)
 typedef struct {
     const uint8_t *table;
     const float *values;
-    const float *const *scales; /* of each group */
     const uint8_t *const *w;
     const uint8_t *x;
     int64_t stride, units, left; /* `left` with those of later blocks */
@@ -73,27 +72,34 @@ typedef struct {
 
 /* ---- A strip: all tokens by the rows of some groups -------------------------------------------------------------- */
 
+INLINE int sums_integers(const packed_t *weight) { return weight->in_integers || weight->by_digits; }
+
+/* Rows of sums that a token has. */
+INLINE int rows_of(const product_t *job) { return job->weight->by_digits ? DIGITS : 1; }
+
 static int64_t panel_units(const packed_t *weight)
 {
-    if (!weight->in_integers)
+    if (!sums_integers(weight))
         return BLOCK_K / UNITS[weight->kind].k; /* which divides it */
     return PANEL_STEPS / steps_of(weight->kind);
 }
 
-static int64_t panel_steps(const packed_t *weight) { return weight->in_integers ? PANEL_STEPS : BLOCK_K; }
+static int64_t panel_steps(const packed_t *weight) { return sums_integers(weight) ? PANEL_STEPS : BLOCK_K; }
 
 /* Of more tokens than these a weight is unpacked once into a panel, which stays in cache. */
 static int takes_panel(const product_t *job)
 {
-    return job->tokens > FEW_TOKENS && job->weight->kind != WORDS;
+    return job->tokens * rows_of(job) > FEW_TOKENS && job->weight->kind != WORDS;
 }
 
 static int64_t count_bytes(int64_t rows) { return rows * STRIP_ROWS * 4; }
 
+static int counts_planes(const product_t *job) { return job->weight->kind == WORDS && job->planes > 1; }
+
 static int64_t scratch_bytes(const product_t *job)
 {
     const int64_t panel = takes_panel(job) ? (int64_t)panel_steps(job->weight) * GROUPS * STEP_BYTES : 0;
-    return panel + count_bytes(job->tokens) + (job->planes > 1 ? count_bytes(job->tokens * job->planes) : 0);
+    return panel + count_bytes(job->tokens * rows_of(job)) + (counts_planes(job) ? count_bytes(job->tokens * job->planes) : 0);
 }
 
 /* Give the tokens' sums to `sum`, a few at a time. */
@@ -112,12 +118,12 @@ static int sum_direct(const packed_t *weight, const strip_t *strip, int64_t toke
 {
     if (weight->kind == WORDS)
         return count_strip(strip, tokens);
-    return weight->in_integers ? direct(weight, strip, tokens) : direct_floats(weight, strip, tokens);
+    return sums_integers(weight) ? direct(weight, strip, tokens) : direct_floats(weight, strip, tokens);
 }
 
 static int sum_panel(const packed_t *weight, const strip_t *strip, int64_t tokens)
 {
-    if (!weight->in_integers)
+    if (!sums_integers(weight))
         return from_panel_of_floats(strip, tokens);
     return weight->is_wide ? from_wide_panel(strip, tokens) : from_panel(strip, tokens);
 }
@@ -126,7 +132,7 @@ static void sum_by_panels(const product_t *job, strip_t strip, uint8_t *panel)
 {
     const packed_t *w = job->weight;
     const unit_t unit = UNITS[w->kind];
-    const int64_t most = panel_units(w), steps = w->in_integers ? steps_of(w->kind) : unit.k;
+    const int64_t most = panel_units(w), steps = sums_integers(w) ? steps_of(w->kind) : unit.k;
     const uint8_t *groups[GROUPS];
     const uint8_t *const *from = strip.w;
     strip.w = groups;
@@ -135,15 +141,15 @@ static void sum_by_panels(const product_t *job, strip_t strip, uint8_t *panel)
         for (int g = 0; g < GROUPS; g++) {
             uint8_t *to = panel + g * most * steps * STEP_BYTES;
             groups[g] = to;
-            if (w->in_integers)
+            if (sums_integers(w))
                 expand(w, from[g] + first * unit.bytes, units, to);
             else
-                expand_floats(w, strip.values, strip.scales[g], from[g] + first * unit.bytes, units, to);
+                expand_floats(w, strip.values, from[g] + first * unit.bytes, units, to);
         }
         strip.units = strip.left = units * steps;
         strip.more = first > 0;
-        for_all(w, strip, job->tokens, sum_panel);
-        strip.x += units * unit.k * (w->in_integers ? 1 : 4);
+        for_all(w, strip, job->tokens * rows_of(job), sum_panel);
+        strip.x += units * unit.k * (sums_integers(w) ? 1 : 4);
     }
 }
 
@@ -151,13 +157,13 @@ static void sum_by_panels(const product_t *job, strip_t strip, uint8_t *panel)
 static void sum_by_blocks(const product_t *job, strip_t strip)
 {
     const unit_t unit = UNITS[job->weight->kind];
-    const int64_t most = job->weight->in_integers ? job->units : BLOCK_K / unit.k;
+    const int64_t most = sums_integers(job->weight) ? job->units : BLOCK_K / unit.k;
     const uint8_t *groups[GROUPS];
     memcpy(groups, strip.w, sizeof groups);
     strip.w = groups;
     for (; strip.left > 0; strip.left -= most) {
         strip.units = strip.left < most ? strip.left : most;
-        for_all(job->weight, strip, job->tokens, sum_direct);
+        for_all(job->weight, strip, job->tokens * rows_of(job), sum_direct);
         strip.more = 1;
         strip.x += most * unit.k * 4;
         for (int g = 0; g < GROUPS; g++)
@@ -171,24 +177,21 @@ static void product(const product_t *job, int64_t begin, int64_t end, uint8_t *s
     const packed_t *w = job->weight;
     const int64_t group_bytes = job->units * UNITS[w->kind].bytes, last = (w->rows - 1) / GROUP_ROWS;
     uint32_t *sums = (uint32_t *)scratch;
-    uint8_t *more = scratch + count_bytes(job->tokens);
+    uint8_t *more = scratch + count_bytes(job->tokens * rows_of(job));
     for (int64_t strip = begin; strip < end; strip++) {
         const uint8_t *groups[GROUPS];
-        const float *scales[GROUPS] = {0};
         for (int g = 0; g < GROUPS; g++) { /* beyond the last group: any weights will do */
             const int64_t group = strip * GROUPS + g < last ? strip * GROUPS + g : last;
             groups[g] = w->data + group_bytes * group;
-            if (w->kind == SCALED8)
-                scales[g] = w->scales + group * GROUP_ROWS;
         }
         strip_t s = {.table = w->table, 
-                     .values = w->values ? w->values : none, .scales = scales, .w = groups, .x = job->input,
+                     .values = w->values ? w->values : none, .w = groups, .x = job->input,
                      .stride = job->stride, .units = job->units, .left = job->units,
                      .groups = (int)(last - strip * GROUPS < GROUPS ? last - strip * GROUPS + 1 : GROUPS),
                      .residues = job->residues, .sums = sums};
         if (takes_panel(job))
             sum_by_panels(job, s, more);
-        else if (job->planes > 1) {
+        else if (counts_planes(job)) {
             s.sums = (uint32_t *)more;
             for_all(w, s, job->tokens * job->planes, sum_direct);
             add_planes(job->planes, job->tokens, s.sums, sums);
@@ -200,13 +203,16 @@ static void product(const product_t *job, int64_t begin, int64_t end, uint8_t *s
         find_rows(w, row, count, &rows);
         for (int64_t m = 0; m < job->tokens; m++) {
             float dots[STRIP_ROWS];
+            const uint32_t *of_token = sums + m * rows_of(job) * STRIP_ROWS;
             if (w->in_integers)
-                to_dots(job, m, &rows, sums + m * STRIP_ROWS, dots);
+                to_dots(job, m, &rows, of_token, dots);
+            else if (w->by_digits)
+                put_together(job, m, of_token, dots);
             else
-                memcpy(dots, sums + m * STRIP_ROWS, sizeof dots);
+                memcpy(dots, of_token, sizeof dots);
             finish(job, m, row, count, &rows, dots);
         }
     }
 }
 
-const kernels_t NAME(SET) = {GROUPS, scratch_bytes, product, encode, to_planes};
+const kernels_t NAME(SET) = {GROUPS, scratch_bytes, product, encode, to_planes, to_digits};

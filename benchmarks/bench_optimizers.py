@@ -128,9 +128,8 @@ def tune(preset: str, device: torch.device, arguments: argparse.Namespace) -> li
     """Seconds of X X^T of the preset's stacks: by torch's batched product, and by the kernel in tiles of each size."""
     from questlm.ops.triton.symmetric import Sizes, symmetric_product
 
-    hidden, wide = (
-        getattr(load_config(preset, overrides=[], flags={}).model, name) for name in ("hidden", "mlp_hidden")
-    )
+    model = Llama(load_config(preset, overrides=[], flags={"model": {"vocab_size": 32, "layers": 1}}).model)
+    wide, hidden = model.layers[0].mlp.up.weight.shape
     found = []
     for columns, count in ((hidden, 24), (wide, 18)):
         x = torch.randn(count, hidden, columns, device=device).bfloat16()

@@ -75,7 +75,7 @@ def main() -> None:
 
 @cache
 def study_content(study: Path) -> dict[str, Any]:
-    """What a study's file says; read once, because a long one takes a tenth of a second."""
+    """What a study's file says; read once, because a long one takes tenths of a second."""
     return read_yaml(study, "study")
 
 

@@ -6,7 +6,8 @@
 
 Every measurement is one turn: a fresh process (`peer_turn.py`) that loads one model, generates, reads a long prompt and
 ends, so no two models share memory or cores. In each round every side has one turn, ours and its opponents next to each
-other, and a turn that only measures the bandwidth of reading memory. Sides, in turn:
+other, and a turn that only measures the machine: the bandwidth of reading memory, and peaks of arithmetic. Sides, in
+turn:
 
     W4A4, ...   our packed engine: QuEST at these widths, head and embedding 8-bit rows, keys and values in float32;
                 "avx2": with no instructions beyond these
@@ -14,6 +15,9 @@ other, and a turn that only measures the bandwidth of reading memory. Sides, in 
                 attention and without: each table cell takes the faster
     float32, bfloat16   the same model in PyTorch, keys and values in the same dtype
     torchao int4        the same in bfloat16, weights of all linear layers in 4 bits by torchao, in groups of 128
+
+`--artifact NAME=FOLDER` measures a packed model of real weights too, at its own widths, beside the other engines on its
+shape; theirs stay random, which changes no speed.
 
 Run it on an idle machine: another process's work ends up in the numbers. What share of the processors' time others
 took, and the load before the first turn, are recorded.
@@ -37,8 +41,9 @@ from typing import Any
 
 import common
 import torch
-from random_models import write_random_artifact, write_random_gguf
+from random_models import read_bytes, write_random_artifact, write_random_gguf
 
+from questlm.artifact.read import open_artifact
 from questlm.config import ModelConfig, QuantSpec, load_config
 from questlm.ops.cpu import native
 from questlm.ops.machine import unavailable
@@ -57,7 +62,8 @@ class Side:
 
     Attributes:
         engine: a name in `peer_turn.ENGINES`.
-        spec: of a packed model; None: the side is another's.
+        spec: of a packed model with random codes, which is written for the run.
+        folder: of a packed model that is there. None both: the side is another's.
         file_type: of a GGUF file, "" for none.
         settings: for the engine alone.
         environment: variables of the process.
@@ -65,6 +71,7 @@ class Side:
 
     engine: str
     spec: QuantSpec | None = None
+    folder: Path | None = None
     file_type: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
@@ -97,6 +104,7 @@ SIDES: dict[str, Side] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default="30m,100m,800m")
+    parser.add_argument("--artifact", action="append", default=[], metavar="NAME=FOLDER", help="a packed model")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vocab-size", type=int, default=32_000)
@@ -115,16 +123,44 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > _BUSY:
         print(f"the machine is busy (load {load:.2f}): do not keep the numbers of this run", flush=True)
-    result = common.header("cpu_peers", torch.device("cpu"), vars(arguments))
+    artifacts = dict(_named(each, parser) for each in arguments.artifact)
+    settings = vars(arguments) | {"artifact": list(artifacts)}
+    result = common.header("cpu_peers", torch.device("cpu"), settings)
     result["versions"] |= {"instruction set": unavailable("cpu") or native.instruction_set(), **_peer_versions(sides)}
     result["load_before"] = round(load, 2)
     result["results"] = {}
-    for preset in arguments.presets.split(","):
+    for preset in filter(None, arguments.presets.split(",")):
         config = load_config(preset, flags={"model": {"vocab_size": arguments.vocab_size}}).model
-        result["results"][preset] = _measure_preset(preset, config, sides, arguments)
-        if arguments.out:  # after each preset, so that a later failure loses nothing
-            common.write(arguments.out, result)
-        _print(preset, result["results"][preset])
+        result["results"][preset] = _measure_model(preset, config, sides, arguments)
+        _save(preset, result, arguments.out)
+    for name, folder in artifacts.items():
+        with open_artifact(folder) as artifact:
+            config = artifact.config
+        label = f"W{config.quantization_config.weight_bits}A{config.quantization_config.act_bits}"
+        own = {"ternary" if "ternary" in label else label: Side("questlm", folder=folder)}
+        peers = {each: side for each, side in sides.items() if side.spec is None}
+        result["results"][name] = {
+            "trained": {
+                "tokens": config.training.get("tokens"),
+                "loss": (config.training.get("final") or {}).get("loss"),
+            },
+            **_measure_model(name, config.model, own | peers, arguments),
+        }
+        _save(name, result, arguments.out)
+
+
+def _named(text: str, parser: argparse.ArgumentParser) -> tuple[str, Path]:
+    name, mark, folder = text.partition("=")
+    if not (name and mark and Path(folder).is_dir()):
+        parser.error(f"--artifact {text!r} is not NAME=FOLDER with the folder of a packed model")
+    return name, Path(folder)
+
+
+def _save(name: str, result: dict[str, Any], out: Path | None) -> None:
+    """Write and print what was found so far, so that a later failure loses nothing."""
+    if out:
+        common.write(out, result)
+    _print(name, result["results"][name])
 
 
 def _can_run(name: str, side: Side) -> bool:
@@ -145,13 +181,13 @@ def _peer_versions(sides: dict[str, Side]) -> dict[str, str]:
     return found
 
 
-def _measure_preset(
-    preset: str, model: ModelConfig, sides: dict[str, Side], arguments: argparse.Namespace
+def _measure_model(
+    name: str, model: ModelConfig, sides: dict[str, Side], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """By side, each quantity with its spread over the rounds; and the bandwidth of every round."""
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in ("bandwidth", *sides)}
+    """By side, each quantity with its spread over the rounds; and what the machine did in every round."""
+    turns: dict[str, list[dict[str, float]]] = {each: [] for each in ("machine", *sides)}
     began, others = time.perf_counter(), _seconds_of_others()
-    with tempfile.TemporaryDirectory() as folder, progress(preset, arguments.rounds * len(turns)) as update:
+    with tempfile.TemporaryDirectory() as folder, progress(name, arguments.rounds * len(turns)) as update:
         update(0, "writing the models")
         paths, read = _write_models(Path(folder), model, sides)
         base = {
@@ -163,17 +199,22 @@ def _measure_preset(
             "model": model.model_dump(),
             "weights": arguments.weights,
         }
-        for done, name in enumerate(name for _ in range(arguments.rounds) for name in turns):
-            update(done, name)
-            side = sides.get(name, Side("bandwidth"))
-            turns[name].append(_turn(base | dict(side.settings) | {"engine": side.engine}, paths.get(name), side))
+        for done, each in enumerate(each for _ in range(arguments.rounds) for each in turns):
+            update(done, each)
+            side = sides.get(each, Side("machine"))
+            turns[each].append(_turn(base | dict(side.settings) | {"engine": side.engine}, paths.get(each), side))
     others = (_seconds_of_others() - others) / (time.perf_counter() - began) / (os.cpu_count() or 1)
-    bandwidth = common.spread([turn["bytes_per_second"] for turn in turns.pop("bandwidth")])
+    machine = turns.pop("machine")
+    found = {key: common.spread([turn[key] for turn in machine]) for key in machine[0]}
+    bandwidth = found.pop("bytes_per_second")
+    products = model.parameters - (0 if model.tied_head else (model.vocab_size or 0) * model.hidden)
     return {
         "model": model.model_dump(),
+        "operations_per_token": 2 * products,
         "share_of_processors_for_others": round(others, 4),
         "read_bytes_per_second": bandwidth,
-        "sides": {name: _summary(found, read[name], bandwidth["median"]) for name, found in turns.items()},
+        **found,
+        "sides": {each: _summary(runs, read[each], bandwidth["median"]) for each, runs in turns.items()},
     }
 
 
@@ -184,6 +225,10 @@ def _write_models(folder: Path, model: ModelConfig, sides: dict[str, Side]) -> t
         if side.spec is not None:
             paths[name] = folder / name
             read[name] = write_random_artifact(paths[name], model, side.spec)
+        elif side.folder is not None:
+            paths[name] = side.folder
+            with open_artifact(side.folder) as artifact:
+                read[name] = read_bytes(artifact.config)
         elif side.file_type:
             paths[name] = folder / f"{side.file_type}.gguf"
             same = [other for other in read if paths.get(other) == paths[name]]

@@ -38,8 +38,14 @@ def header(benchmark: str, device: torch.device, settings: Mapping[str, Any]) ->
 
 def command() -> str:
     """The command line, without the folders of absolute paths."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [_without_folders(word) for word in sys.argv[1:]]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def _without_folders(word: str) -> str:
+    """A word of a command, PATH or NAME=PATH, with the last part alone of an absolute path."""
+    name, mark, value = word.rpartition("=")
+    return f"{name}{mark}{Path(value).name}" if Path(value).is_absolute() else word
 
 
 def device_slug(device: torch.device) -> str:

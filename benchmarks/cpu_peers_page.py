@@ -49,7 +49,7 @@ def page_text(page: str, result: dict[str, Any] | None) -> str:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """How it was measured in a line, then two tables for each preset."""
+    """How it was measured in a line, then three tables for each model: speeds, ratios, roofline."""
     settings, versions = result["settings"], result["versions"]
     peers = "".join(f", {name} {versions[name]}" for name in ("llama-cpp-python", "torchao") if name in versions)
     parts = [
@@ -58,9 +58,20 @@ def tables(result: dict[str, Any]) -> str:
         f"(smallest to largest); load average before the first turn {result['load_before']}. Command: "
         f"`{result['command']}`; record: [cpu_peers.json](../../benchmarks/results/cpu_peers.json)."
     ]
-    for preset, measured in result["results"].items():
-        parts += [f"### {preset}", _speeds(measured, settings), _ratios(measured)]
+    for name, measured in result["results"].items():
+        parts += [f"### {name}", *_training(measured), _speeds(measured, settings)]
+        parts += [table for table in (_ratios(measured), _roofline(measured, settings)) if table]
     return "\n\n".join(parts)
+
+
+def _training(measured: dict[str, Any]) -> list[str]:
+    """A sentence on a model of real weights; of random ones none."""
+    trained = measured.get("trained")
+    if trained is None:
+        return []
+    tokens = f", trained on {trained['tokens']:,} tokens" if trained["tokens"] else ""
+    loss = "" if trained["loss"] is None else f", validation loss {trained['loss']:.4f}"
+    return [f"Of real weights{tokens}{loss}. The others' are random."]
 
 
 def _speeds(measured: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -99,6 +110,36 @@ def _ratios(measured: dict[str, Any]) -> str:
         best = max(against, key=lambda name: sides[name][key]["median"])
         own, other = (sides[name][key]["median"] for name in (ours, best))
         lines.append(f"| {quantity}, {ours} | {own:.1f} | {best} {other:.1f} | {own / other:.2f} | {aim or ''} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _roofline(measured: dict[str, Any], settings: dict[str, Any]) -> str:
+    """What memory and arithmetic allow at each width, and how much of it is reached."""
+    bandwidth, peak = (measured[name]["median"] for name in ("read_bytes_per_second", "int8_operations_per_second"))
+    operations, length = measured["operations_per_token"], settings["prefill"]
+    floats = measured["float32_operations_per_second"]["median"]
+    lines = [
+        f"Roofline: a token takes {operations / 1e6:,.0f} million operations (a product and its sum are two). "
+        f"PyTorch reaches {peak / 1e9:,.0f} billion a second on 8-bit matrices and {floats / 1e9:,.0f} in float32. "
+        f"While a byte is read, {peak / bandwidth:.0f} operations in 8 bits can be done: with fewer a byte, memory is "
+        "the bound, with more, arithmetic. Bits counted a word at a time (W1A1) may pass the 8-bit peak.",
+        "",
+        f"| | bytes a token | decode: operations a byte | memory allows, tokens/s | reached | "
+        f"prefill of {length}: operations a byte | 8-bit peak allows, tokens/s | reached |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, side in measured["sides"].items():
+        size, fast = side["weight_bytes_per_token"], side["prefill_tokens_per_second"]["median"]
+        cells = [
+            bytes_text(size),
+            f"{operations / size:.1f}",
+            f"{bandwidth / size:,.0f}",
+            f"{side['share_of_bandwidth']:.0%}",
+            f"{length * operations / size:,.0f}",
+            f"{peak / operations:,.0f}",
+            f"{fast * operations / peak:.0%}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ Generate = Callable[[list[int], int], Iterator[int]]
 
 _BUFFER_BYTES = 2**30  # far larger than any cache
 _BANDWIDTH_PASSES = 8
+_PEAK_SIZE, _PEAK_PASSES = 1024, 40  # matrices of this many rows and columns: 3 MiB in 8 bits
 _COLD_TOKENS = 4
 
 
@@ -200,10 +201,29 @@ def bandwidth(threads: int) -> dict[str, float]:
     return {"bytes_per_second": threads * part / best}
 
 
+def peaks() -> dict[str, float]:
+    """Operations a second (a product and its sum are two) that PyTorch's library reaches on square matrices."""
+    size = (_PEAK_SIZE, _PEAK_SIZE)
+    codes, numbers = torch.randint(-127, 128, size, dtype=torch.int8), torch.randn(size)
+    products = {
+        "int8_operations_per_second": lambda: torch._int_mm(codes, codes),
+        "float32_operations_per_second": lambda: torch.mm(numbers, numbers),
+    }
+    found = {}
+    for name, product in products.items():
+        best = float("inf")
+        for _ in range(_PEAK_PASSES):
+            start = time.perf_counter()
+            product()
+            best = min(best, time.perf_counter() - start)
+        found[name] = 2 * _PEAK_SIZE**3 / best
+    return found
+
+
 def main() -> None:
     turn = json.loads(sys.argv[1])
     torch.set_num_threads(turn["threads"])
-    print(json.dumps(bandwidth(turn["threads"]) if turn["engine"] == "bandwidth" else measure(turn)))
+    print(json.dumps(bandwidth(turn["threads"]) | peaks() if turn["engine"] == "machine" else measure(turn)))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,13 @@ def write_random_artifact(folder: Path, model: ModelConfig, spec: QuantSpec) -> 
         training={"note": "random codes, for a benchmark of speed"},
     )
     write_artifact(folder, config, _random_tensors(config), None, lambda written: None)
-    return sum(tensor.bytes for name, tensor in expected_tensors(config).items() if not name.startswith("embed."))
+    return read_bytes(config)
+
+
+def read_bytes(config: ArtifactConfig) -> int:
+    """Bytes of weights that a generated token reads: all but an embedding that is not the head, too."""
+    looked_up = () if config.model.tied_head else ("embed.",)
+    return sum(tensor.bytes for name, tensor in expected_tensors(config).items() if not name.startswith(looked_up))
 
 
 def _random_tensors(config: ArtifactConfig) -> dict[str, Tensor]:

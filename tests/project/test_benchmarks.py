@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import questlm
-from questlm.config import GenerationOptions, ModelConfig
+from questlm.config import GenerationOptions, ModelConfig, QuantSpec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODEL = ModelConfig(layers=1, hidden=256, heads=2, mlp_hidden=512, vocab_size=300)
@@ -87,6 +87,22 @@ def test_the_page_on_cpu_inference_holds_the_tables_of_the_committed_result(benc
     assert page == writer.page_text(page, result), "run python benchmarks/cpu_peers_page.py"
 
 
+def test_a_token_reads_all_weights_but_an_embedding_that_is_no_head(benchmark: Any, tmp_path: Path) -> None:
+    models = benchmark("random_models")
+    for tied in (False, True):
+        shape = ModelConfig(layers=1, hidden=32, heads=2, mlp_hidden=64, vocab_size=64, tied_head=tied)
+        read = models.write_random_artifact(tmp_path / str(tied), shape, QuantSpec())
+        blocks = (4 * 32 * 32 + 3 * 32 * 64) // 2 + 4 * (4 * 32 + 2 * 64 + 32)
+        assert read == blocks + 64 * 32 + 4 * 64 + 4 * 32 * 3
+
+
+def test_a_command_names_no_folders(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/x/bench.py", "--artifact", "demo=/y/runs/packed", "--out", "/z/found.json", "--rounds", "3"]
+    monkeypatch.setattr("sys.argv", words)
+    command = benchmark("common").command()
+    assert command == "python benchmarks/bench.py --artifact demo=packed --out found.json --rounds 3"
+
+
 def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> None:
     def side(speed: float) -> dict[str, Any]:
         names = ("decode_tokens_per_second", "prefill_tokens_per_second")
@@ -99,6 +115,10 @@ def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> No
     measured = {
         "share_of_processors_for_others": 0.002,
         "read_bytes_per_second": {"median": 2e10, "min": 2e10, "max": 2e10},
+        "int8_operations_per_second": {"median": 1e12},
+        "float32_operations_per_second": {"median": 1e11},
+        "operations_per_token": 10**9,
+        "trained": {"tokens": 1000, "loss": 4.25},
         "sides": {"W4A4": side(60), "Q4_0": side(20), "Q4_0 flash": side(24), "W1A1": side(90)},
     }
     settings = {"rounds": 1, "prefill": 512}
@@ -113,4 +133,6 @@ def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> No
     assert "| decode, W4A4 | 60.0 | Q4_0 flash 24.0 | 2.50 | 1.7 |" in text
     assert "| prefill, W1A1 | 90.0 | Q4_0 flash 24.0 | 3.75 | 5.0 |" in text
     assert "TQ2_0" not in text
+    assert "| W4A4 | 100 MB | 10.0 | 200 | 50% | 5,120 | 1,000 | 6% |" in text
+    assert "trained on 1,000 tokens, validation loss 4.2500." in text
     assert "| W4A4 | 60.0 (60.0 to 60.0) | 200 | 50% | 60 (60 to 60) | 60.00 | 60.000 | 60 bytes |" in text

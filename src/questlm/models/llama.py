@@ -106,7 +106,7 @@ class Llama(nn.Module):
         if config.vocab_size is None:
             raise ConfigError("a model needs model.vocab_size; it is None")
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        self.embed = _embedding(config.vocab_size, config.hidden)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
@@ -185,6 +185,13 @@ class Llama(nn.Module):
         """
         logits = self.lm_head(self.norm(x))
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), logits[:, -1].detach().float()
+
+
+def _embedding(entries: int, width: int) -> nn.Embedding:
+    weight = torch.empty(entries, width)
+    if weight.is_meta:  # drawing normal numbers there imports torch's compiler, which takes a second
+        return nn.Embedding.from_pretrained(weight, freeze=False)
+    return nn.Embedding(entries, width)
 
 
 def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:

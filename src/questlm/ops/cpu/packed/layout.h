@@ -37,9 +37,9 @@
 
    Numbers as inputs
    -----------------
-   An input that is not rounded to codes is rounded to whole multiples q of a unit, a power of two: the least of which
-   2^23 make up the largest entry of its row. That is 24 bits with a sign, and off by at most half a unit, as float32 is for the
-   entries at the top. In base 256, q = d0 + 256 d1 + 65536 d2 with digits from -128 to 127, and each row of digits
+   An input that is not rounded to codes is rounded to whole multiples q of a unit. The unit of a row is the smallest
+   power of two by which its largest entry is not more than 2^23 - 32897. That is 24 bits with a sign: each entry is off by at
+   most half a unit. In base 256, q = d0 + 256 d1 + 65536 d2 with digits from -128 to 127, and each row of digits
    multiplies as x does above, three rows to a token. Sums are exact, and three products of bytes take a third of the
    time of as many products of floats. The output is the three sums put together in float32.
 
@@ -47,7 +47,8 @@
    --------
    Sums are exact, in 32 bits. An output is float32(4 sum) * 0.25f * input step * weight step, in this order, then the
    terms of offsets and the bias: the order of questlm.ops.reference.matmul, so that the result has the same bits. Where
-   levels are not half-integers, weights are turned to float32 in registers, and each output is a float32 sum of sums of 320 k, in order, whatever the number of tokens. */
+   levels are not half-integers, weights are turned to float32 in registers, and each output is a float32 sum of sums of
+   320 k, in order, whatever the number of tokens. */
 
 #ifndef QUESTLM_LAYOUT_H
 #define QUESTLM_LAYOUT_H

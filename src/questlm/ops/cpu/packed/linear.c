@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK_BYTES = 1 << 21, MOST_TOKENS = 504, CHUNK_BYTES = 1 << 15 };
+enum { BLOCK_BYTES = 1 << 21, MOST_TOKENS = 504, WORK_BYTES = 1 << 15, MOST_CHUNK = 1 << 17, CHUNKS = 16 };
 
 typedef struct {
     plan_t plan;
@@ -123,6 +123,15 @@ int64_t questlm_input_bytes(const packed_t *w, int64_t tokens)
     return padded(tokens * stride_of(w, planes_of(w), tokens)) + padded(tokens * (DIGITS + 2) * 4);
 }
 
+/* Strips that are handed out at once, for few tokens: long sequences are read faster, but all threads end together only
+   where there are several pieces for each. */
+static int64_t chunk_of(int64_t strips, int64_t strip_bytes)
+{
+    const int64_t fair = strips / CHUNKS, long_enough = MOST_CHUNK / strip_bytes;
+    const int64_t chunk = fair < long_enough ? fair : long_enough;
+    return chunk > 1 ? chunk : 1;
+}
+
 plan_t questlm_plan(const packed_t *w, int64_t tokens, uint8_t *buffer)
 {
     const unit_t unit = UNITS[w->kind];
@@ -139,9 +148,8 @@ plan_t questlm_plan(const packed_t *w, int64_t tokens, uint8_t *buffer)
         .kernels = kernels, .token_bytes = token_bytes, .input = buffer, .sums = sums, .totals = totals,
         .unit = totals + tokens,
     };
-    const int64_t strip_bytes = plan.product.units * unit.bytes * kernels->groups;
     plan.strips = (w->rows + kernels->groups * GROUP_ROWS - 1) / (kernels->groups * GROUP_ROWS);
-    plan.chunk = tokens > 4 || strip_bytes >= CHUNK_BYTES ? 1 : CHUNK_BYTES / strip_bytes;
+    plan.chunk = tokens > FEW_TOKENS ? 1 : chunk_of(plan.strips, plan.product.units * unit.bytes * kernels->groups);
     plan.scratch = kernels->scratch(&plan.product);
     return plan;
 }
@@ -160,10 +168,10 @@ static int multiply(const packed_t *w, const void *rows, const float *step, cons
     atomic_init(&job.out_of_memory, 0);
     atomic_init(&job.next, 0);
     if (!as_they_are)
-        questlm_run(encode_rows, &job, tokens * w->k < 4 * CHUNK_BYTES ? 1 : threads, parallel);
+        questlm_run(encode_rows, &job, tokens * w->k < 4 * WORK_BYTES ? 1 : threads, parallel);
     atomic_store(&job.next, 0);
     const int64_t bytes = questlm_packed_bytes(w->kind, w->rows, w->k);
-    questlm_run(multiply_strips, &job, bytes * (tokens > 4 ? tokens / 4 : 1) < 2 * CHUNK_BYTES ? 1 : threads, parallel);
+    questlm_run(multiply_strips, &job, bytes * (tokens > 4 ? tokens / 4 : 1) < 2 * WORK_BYTES ? 1 : threads, parallel);
     return atomic_load(&job.out_of_memory);
 }
 

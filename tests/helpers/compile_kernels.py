@@ -13,6 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from questlm.grid import Grid
+from questlm.ops.triton import packed_linear as packed
 from questlm.ops.triton.int8_matmul import int8_matmul
 from questlm.ops.triton.launch import compile_ahead
 from questlm.ops.triton.many import masked_hadamard_many, quantize_many
@@ -63,6 +65,30 @@ def start_each(code_dtype: str) -> None:
         int8_matmul(data, data, step, step, sums, sums, torch.bfloat16)
 
 
+def start_packed() -> None:
+    """Call each kernel of packed weights once, for codes of several widths."""
+    k, cpu, x = 640, torch.device("cpu"), torch.zeros(2, 640, dtype=torch.bfloat16)
+    act, rows = Grid(16, 0.3), {"codes": torch.zeros(32, k // 2, dtype=torch.uint8), "step": torch.ones(32, 1)}
+    one_bit = {**rows, "codes": torch.zeros(32, k // 8, dtype=torch.uint8)}
+    for stored, weight in ((rows, Grid(16, 0.3)), (one_bit, Grid(2, 0.8))):
+        matrix = packed.lay_out_matrix(stored, weight, act, k, cpu)
+        codes = packed.encode(x, packed.Encoding(k, act, 128, matrix.bits), torch.bfloat16)
+        packed.multiply(matrix, codes, torch.bfloat16)
+        packed.levels(matrix, torch.bfloat16)
+    many = packed.encode(x.repeat(8, 1), packed.Encoding(k, act, 128, 4), torch.bfloat16)
+    packed.multiply(packed.lay_out_matrix(rows, Grid(16, 0.3), act, k, cpu), many, torch.bfloat16)
+    packed.multiply_values(packed.Rows8(torch.zeros(32, k, dtype=torch.int8), torch.ones(32)), x, torch.bfloat16)
+    cache, table = torch.zeros(2 * 64, 1, 128, dtype=torch.bfloat16), torch.zeros(64, 64)
+    packed.attend(torch.zeros(2, 768, dtype=torch.bfloat16), cache, cache, torch.zeros(2, dtype=torch.int64),
+                  table, table, 4, 1, 2)  # fmt: skip
+
+
+def start_all(code_dtype: str) -> None:
+    """Call every kernel once."""
+    start_each(code_dtype)
+    start_packed()
+
+
 if __name__ == "__main__":
     # Our own warnings are errors. Triton's about itself, such as of Python 3.13's syntax trees, are not, because they
     # would leave kernels uncompiled.
@@ -71,5 +97,5 @@ if __name__ == "__main__":
     driver.set_active(AbsentGpu(GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))))
     compiled: list[str] = []
     triton.knobs.runtime.jit_post_compile_hook = lambda **event: compiled.append(event["fn"].name)
-    compile_ahead(lambda: start_each(code_dtype))
-    print(json.dumps(sorted(compiled)))
+    compile_ahead(lambda: start_all(code_dtype))
+    print(json.dumps(sorted(set(compiled))))

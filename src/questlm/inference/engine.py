@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 
 import torch
 from torch import Tensor
 
+from questlm import ops
 from questlm.artifact.format import ArtifactConfig
 from questlm.artifact.read import Artifact, open_artifact
 from questlm.config import GenerationOptions, ModelConfig
@@ -17,10 +18,14 @@ from questlm.errors import ConfigError, quoted
 from questlm.inference.build import build_model, resident_bytes
 from questlm.inference.generate import generate_tokens
 from questlm.inference.native import native_forward
+from questlm.inference.recorded import RecordedLogits
 from questlm.inference.stream import TextStream
 from questlm.inference.text import TextDecoder
-from questlm.models import KVCache
+from questlm.models import KVCache, Llama
 from questlm.vocabulary import library_failures
+
+if TYPE_CHECKING:
+    from questlm.inference.decoding import DecodingStep
 
 __all__ = ["PackedModel", "load"]
 
@@ -110,6 +115,7 @@ class PackedModel:
         native = native_forward(self._model, device, dtype)
         self._native = None if isinstance(native, str) else native
         self.not_native = native if isinstance(native, str) else None
+        self._decoding = _decoding_step(self._model, device, dtype)
         self.weight_bytes = resident_bytes(self._model)
 
     @torch.inference_mode()
@@ -217,7 +223,8 @@ class PackedModel:
         capacity = max(map(len, starts)) + min(options.max_new_tokens, _FIRST_ROOM)
         cache = KVCache(self.config, len(starts), capacity, self.cache_dtype, self.device)
         end = self.end_of_text if options.stop_at_end else None
-        for drawn in generate_tokens(self._next_logits, cache, starts, options, running):
+        forward = self._next_logits if self._decoding is None else RecordedLogits(self._next_logits)
+        for drawn in generate_tokens(forward, cache, starts, options, running):
             for row, token in drawn:
                 if token == end:
                     running.discard(row)
@@ -229,6 +236,8 @@ class PackedModel:
     def _next_logits(self, ids: Tensor, cache: KVCache, counts: Tensor | None) -> Tensor:
         if self._native is not None:
             return self._native.next_logits(ids, cache, counts)
+        if self._decoding is not None and counts is None and self._decoding.takes(ids, cache):
+            return self._decoding.logits(ids[:, 0], cache)
         with self._autocast():
             return self._model.next_logits(ids, cache, counts)
 
@@ -267,6 +276,17 @@ class PackedModel:
                 "this model was packed without a tokenizer; use logits, generate_ids or stream_ids with token ids"
             )
         return self.tokenizer
+
+
+def _decoding_step(model: Llama, device: torch.device, dtype: torch.dtype) -> DecodingStep | None:
+    """The step in few kernels, where there is one for such a model and device."""
+    if device.type != "cuda" or ops.unavailable("triton"):
+        return None
+    from questlm.inference.decoding import DecodingStep  # imports Triton
+
+    if DecodingStep.can_run(model, dtype):
+        return None
+    return DecodingStep(model, torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 def _without_stop(options: GenerationOptions | None) -> GenerationOptions:

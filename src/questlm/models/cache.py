@@ -166,10 +166,19 @@ class KVCache:
         entries, scales = self.entries[:, :, used], None if self.scales is None else self.scales[:, :, used]
         return CacheStep(entries, scales, positions, slots, mask, self.window)
 
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, (batch * capacity, kv_heads, width) each."""
+        used = slice(len(self.lengths) * self.capacity)
+        return self.entries[index, 0, used], self.entries[index, 1, used]
+
     def advance(self, tokens: int, counts: Tensor | None = None) -> None:
         """Count the `tokens` of a step as seen: of each sequence the first `counts` (batch,), the rest is padding."""
         self._longest += tokens
         self.lengths += tokens if counts is None else counts
+
+    def count_recorded(self, tokens: int) -> None:
+        """Count the `tokens` of a step that is replayed from a CUDA graph, in which the rest of `advance` happens."""
+        self._longest += tokens
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:

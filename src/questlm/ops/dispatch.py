@@ -31,6 +31,7 @@ __all__ = [
     "choose",
     "compile_ahead",
     "reasons",
+    "requested",
     "select",
     "using_backend",
 ]
@@ -78,6 +79,11 @@ def using_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _requested = previous
+
+
+def requested() -> str:
+    """The backend that `using_backend` names, or 'auto'."""
+    return _requested
 
 
 def choose(operation: str, *case: object) -> str:
@@ -323,6 +329,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     # (tensors, format, device, dtype, stay packed): the arguments of ops.prepack
     "packed_linear": (
         _packed("cpu", "questlm.ops.cpu.linear:NativeWeight"),
+        _packed("triton", "questlm.ops.triton.weight:TritonWeight"),
         _packed("unpacked", "questlm.ops.unpacking:UnpackedWeight"),
         _packed("reference", "questlm.ops.unpacking:TiledWeight"),
     ),

@@ -12,7 +12,7 @@ An implementation is a subclass of `PackedWeight` in a file of its own and a lin
   int32 always, for rows of up to 11,008 codes of 8 bits and far beyond; in float32 as `ops.reference.matmul` says.
   Products of floats may differ by the order of their sums.
 - `tensors` lists everything it keeps, which is what `nbytes` counts; while it runs it takes no more than a few MiB
-  beside its input and output.
+  beside its input and output. On a GPU, products of many rows take one or two bytes an entry of the weight, too.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ KERNELS = [
     "_decayed_step", "_masked_hadamard", "_masked_hadamard_many", "_nesterov", "_norm_quantize",
     "_norm_quantize_backward",
     "_quantize", "_quantize_many", "_swiglu_quantize", "_swiglu_quantize_backward", "_symmetric_product",
+    "decode_attention", "decode_bits", "decode_bytes", "dot_bytes", "dot_values", "encode_rows", "expand",
 ]  # fmt: skip
 
 

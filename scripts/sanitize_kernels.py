@@ -1,10 +1,11 @@
-"""Run the native products of packed weights over random shapes under the address and undefined-behaviour sanitizers.
+"""Run the native kernels over random shapes and models under the address and undefined-behaviour sanitizers.
 
     python scripts/sanitize_kernels.py                  # here, with gcc, and with clang where it is installed
     python scripts/sanitize_kernels.py --cases 5000 --seed 7
     python scripts/sanitize_kernels.py --arm            # cross-compiled for 64-bit ARM, under qemu-user, without them
 
-scripts/kernel_driver.c compares every instruction set with sums written as plainly as possible. --arm needs, on Debian:
+scripts/kernel_driver.c compares the products of every instruction set with sums written as plainly as possible, and
+scripts/llama_driver.c whole models with a forward pass written so. --arm needs, on Debian:
 apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 """
 
@@ -18,7 +19,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [ROOT / "scripts" / "kernel_driver.c", *sorted((ROOT / "src/questlm/ops/cpu").rglob("*.c"))]
+SOURCES = sorted((ROOT / "src/questlm/ops/cpu").rglob("*.c"))
+DRIVERS = {"kernel_driver.c": 1, "llama_driver.c": 10}
+"""Programs in scripts, and of how many cases each runs one."""
 FLAGS = ["-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread"]
 SANITIZERS = [
     "-DUNROLL=",
@@ -30,15 +33,21 @@ SANITIZERS = [
 ]
 
 
-def build_and_run(compiler: str, flags: list[str], runner: list[str], arguments: list[str]) -> None:
-    """Build the driver with `compiler` and run it; exit with what it says where something is wrong."""
+def build_and_run(compiler: str, flags: list[str], runner: list[str], cases: int, seed: int) -> None:
+    """Build the drivers with `compiler` and run them; exit with what they say where something is wrong."""
     with tempfile.TemporaryDirectory() as folder:
-        driver = Path(folder) / "driver"
         print(f"{compiler}: building, which may take a minute", flush=True)
-        subprocess.run([compiler, *FLAGS, *flags, *SOURCES, "-lm", "-o", driver], check=True)
-        print(f"{compiler}: running", flush=True)
-        if subprocess.run([*runner, driver, *arguments], check=False).returncode:
-            sys.exit(f"the products built by {compiler} are wrong: see above")
+        objects = [Path(folder) / f"{number}.o" for number in range(len(SOURCES))]
+        for source, compiled in zip(SOURCES, objects, strict=True):
+            subprocess.run([compiler, *FLAGS, *flags, "-c", source, "-o", compiled], check=True)
+        for name, share in DRIVERS.items():
+            driver = Path(folder) / name.removesuffix(".c")
+            subprocess.run(
+                [compiler, *FLAGS, *flags, ROOT / "scripts" / name, *objects, "-lm", "-o", driver], check=True
+            )
+            print(f"{compiler}: running {driver.name}", flush=True)
+            if subprocess.run([*runner, driver, str(max(1, cases // share)), str(seed)], check=False).returncode:
+                sys.exit(f"the kernels built by {compiler} are wrong: see above")
 
 
 def main() -> None:
@@ -47,18 +56,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arm", action="store_true", help="for 64-bit ARM, under qemu-user")
     options = parser.parse_args()
-    arguments = [str(options.cases), str(options.seed)]
     if options.arm:
         qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
         if qemu is None or shutil.which("aarch64-linux-gnu-gcc") is None:
             parser.error("--arm needs aarch64-linux-gnu-gcc and qemu-aarch64; the text above says how to get them")
-        build_and_run("aarch64-linux-gnu-gcc", ["-O2", "-static"], [qemu, "-cpu", "max"], arguments)
+        build_and_run("aarch64-linux-gnu-gcc", ["-O2", "-static"], [qemu, "-cpu", "max"], options.cases, options.seed)
         return
     compilers = [name for name in ("gcc", "clang") if shutil.which(name)]
     if not compilers:
         parser.error("no gcc or clang on the PATH")
     for compiler in compilers:
-        build_and_run(compiler, SANITIZERS, [], arguments)
+        build_and_run(compiler, SANITIZERS, [], options.cases, options.seed)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class NativeForward:
             self._angles = self._angles_of(2 * cache.capacity)
         layout = cache_of(cache.entries, cache.scales, cache.lengths, cache.capacity, self._angles)
         logits = self._model.step(ids, None if counts is None else counts.contiguous(), layout)
-        cache.advance(ids.shape[1], counts)
+        cache.count_recorded(ids.shape[1])
         return logits
 
     def _angles_of(self, positions: int) -> tuple[Tensor, Tensor]:

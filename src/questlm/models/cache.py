@@ -177,7 +177,7 @@ class KVCache:
         self.lengths += tokens if counts is None else counts
 
     def count_recorded(self, tokens: int) -> None:
-        """Count the `tokens` of a step that is replayed from a CUDA graph, in which the rest of `advance` happens."""
+        """Count the `tokens` of a step that adds to `lengths` itself: a replayed CUDA graph, or native code."""
         self._longest += tokens
 
 

@@ -36,7 +36,7 @@ __all__ = [
     "use_instruction_set",
 ]
 
-_ABI_VERSION = 5  # as in kernels.c: a library built from other sources must not be called
+_ABI_VERSION = 6  # as in kernels.c: a library built from other sources must not be called
 _REBUILD = "with a C compiler (gcc or clang) on the PATH, run: pip install --force-reinstall --no-deps questlm"
 
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double

@@ -200,8 +200,8 @@ static int run_all(run_t *run, int threads, parallel_fn parallel)
 }
 
 /* Compute the next tokens of `batch` sequences: ids (batch, columns), of which the first counts[row] of each row are
-   tokens (NULL: all), behind what the cache holds, where their keys and values are stored. logits is (batch, vocabulary).
-   Returns 0; 1 if memory ran out; 2 if an id is none of the vocabulary. */
+   tokens (NULL: all), behind what the cache holds, where their keys and values are stored and counted. logits is (batch,
+   vocabulary). Returns 0; 1 if memory ran out; 2 if an id is none of the vocabulary. */
 EXPORT int questlm_llama_step(const llama_t *model, const cache_t *cache, const int64_t *ids, const int64_t *counts,
                               int64_t batch, int64_t columns, float *logits, int threads, parallel_fn parallel)
 {
@@ -216,6 +216,8 @@ EXPORT int questlm_llama_step(const llama_t *model, const cache_t *cache, const 
     memset(logits, 0, (size_t)(batch * model->vocabulary) * 4); /* of nobody, where there are no tokens */
     if (!failed && run.tokens)
         failed = run_all(&run, threads, parallel);
+    for (int64_t row = 0; row < batch && !failed; row++)
+        cache->lengths[row] += run.sequences[row].count;
     free(run.token);
     free(run.sequences);
     return failed;

@@ -78,7 +78,7 @@ typedef struct {
     void *entries;
     float *scales;                /* of 8-bit codes, one for each token and head */
     const float *cosines, *sines; /* (capacity, width / 2) */
-    const int64_t *lengths;       /* (batch) */
+    int64_t *lengths;             /* (batch), tokens that each sequence holds; a step adds its own */
     int64_t slots, capacity;      /* of each layer, and of them those of a sequence; there may be more than batch * capacity */
     int32_t type;                 /* numbers_t */
 } cache_t;

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -39,7 +40,7 @@ def header(benchmark: str, device: torch.device, settings: Mapping[str, Any]) ->
 def command() -> str:
     """The command line, without the folders of absolute paths."""
     words = [_without_folders(word) for word in sys.argv[1:]]
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def _without_folders(word: str) -> str:

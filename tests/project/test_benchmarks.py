@@ -97,10 +97,10 @@ def test_a_token_reads_all_weights_but_an_embedding_that_is_no_head(benchmark: A
 
 
 def test_a_command_names_no_folders(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["/x/bench.py", "--artifact", "demo=/y/runs/packed", "--out", "/z/found.json", "--rounds", "3"]
+    words = ["/x/bench.py", "--artifact", "demo=/y/runs/packed", "--out", "/z/found.json", "--presets", ""]
     monkeypatch.setattr("sys.argv", words)
     command = benchmark("common").command()
-    assert command == "python benchmarks/bench.py --artifact demo=packed --out found.json --rounds 3"
+    assert command == "python benchmarks/bench.py --artifact demo=packed --out found.json --presets ''"
 
 
 def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> None:

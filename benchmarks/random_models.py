@@ -26,7 +26,7 @@ from questlm.artifact.format import (
     expected_tensors,
     matrix_shapes,
     matrix_tensor_specs,
-    norm_names,
+    norm_widths,
 )
 from questlm.artifact.write import write_artifact
 from questlm.config import ModelConfig, QuantSpec
@@ -89,7 +89,7 @@ def _random_tensors(config: ArtifactConfig) -> dict[str, Tensor]:
     for name, weight_format in config.weight_formats():
         for kind, spec in matrix_tensor_specs(shapes[name], weight_format).items():
             tensors[f"{name}.{kind}"] = _random_tensor(kind, spec, shapes[name], weight_format, generator)
-    return tensors | {f"{name}.weight": torch.ones(config.model.hidden) for name in norm_names(config.model)}
+    return tensors | {f"{name}.weight": torch.ones(width) for name, width in norm_widths(config.model).items()}
 
 
 def _random_tensor(

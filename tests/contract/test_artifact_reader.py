@@ -55,6 +55,8 @@ SHAPES = {
         SHAPE.model_copy(update={"rope_scaling": RopeScaling(kind="linear", factor=2), "rope_theta": 500.0}),
         MIXED,
     ),
+    "biases": (SHAPE.model_copy(update={"qkv_bias": True}), QuantSpec(embeddings="bf16")),
+    "norms of queries and keys": (SHAPE.model_copy(update={"qk_norm": True}), QuantSpec(embeddings="bf16")),
     "blocks of 128, wide heads, derived mlp": (
         ModelConfig(layers=1, hidden=128, heads=4, kv_heads=2, head_dim=64, vocab_size=61, norm_eps=1e-3),
         QuantSpec(weight_bits=2, act_bits=3, embeddings="bf16"),

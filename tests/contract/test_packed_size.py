@@ -49,6 +49,17 @@ def test_a_tied_head_is_counted_once(spec: QuantSpec) -> None:
     assert packed_bytes(tied, spec) == sum(tensor.numel() * tensor.element_size() for tensor in written.values())
 
 
+@pytest.mark.parametrize("own", ["qkv_bias", "qk_norm"])
+def test_biases_and_norms_of_heads_are_counted(own: str) -> None:
+    shape = SHAPE.model_copy(update={own: True})
+    model = made(QuantSpec(), shape)
+    written = _tensors(model, _describe(model, {}, None, None))
+    assert packed_bytes(shape, QuantSpec()) == sum(
+        tensor.numel() * tensor.element_size() for tensor in written.values()
+    )
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("spec", [QuantSpec(), QuantSpec(method="pquant", weight_bits=1, act_bits=8)])
 def test_many_models_are_counted_as_each_alone(spec: QuantSpec) -> None:
     sizes = PackedSizes(spec)

@@ -20,7 +20,8 @@ Json = dict[str, Any]
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1"}
 _MODEL_DEFAULTS = {
     "layers": 4, "hidden": 256, "heads": 2, "kv_heads": None, "head_dim": None, "mlp_hidden": None,
-    "tied_head": False, "norm_eps": 1e-5, "rope_theta": 10_000.0, "rope_scaling": None,
+    "tied_head": False, "norm_eps": 1e-5, "rope_theta": 10_000.0, "rope_scaling": None, "qkv_bias": False,
+    "qk_norm": False,
 }  # fmt: skip
 _FORMAT_DEFAULTS: Json = {"weight_offset": False, "act_offset": False, "input_norm": None, "narrow": None}
 _FORMAT_DEFAULTS["steps"] = "fp32"
@@ -173,7 +174,11 @@ class Reader:
 
     def _attention(self, name: str, x: Array, angles: Array) -> Array:
         tokens, width = len(x), self.shape["head_dim"]
-        q, k, v = (self._layer(f"{name}.{part}", x).reshape(tokens, -1, width).swapaxes(0, 1) for part in "qkv")
+        biases = [self.tensors[f"{name}.{part}.bias"] if self.shape["qkv_bias"] else 0.0 for part in "qkv"]
+        rows = [self._layer(f"{name}.{part}", x) + bias for part, bias in zip("qkv", biases, strict=True)]
+        q, k, v = (each.reshape(tokens, -1, width).swapaxes(0, 1) for each in rows)
+        if self.shape["qk_norm"]:
+            q, k = self._norm(f"{name}.q_norm", q), self._norm(f"{name}.k_norm", k)
         q, k = _rotated(q, angles), _rotated(k, angles)
         readers = self.shape["heads"] // self.shape["kv_heads"]
         k, v = np.repeat(k, readers, axis=0), np.repeat(v, readers, axis=0)

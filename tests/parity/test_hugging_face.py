@@ -8,7 +8,7 @@ from torch import nn
 
 from questlm import Llama, QuantSpec, prepare
 from questlm.config import ModelConfig
-from questlm.config.hugging_face import hugging_face_config, model_config_from_hugging_face
+from questlm.config.hugging_face import hugging_face_config, hugging_face_family, model_config_from_hugging_face
 from questlm.errors import ConfigError
 from questlm.models import from_hugging_face, to_hugging_face
 from questlm.quant import quantized_layers
@@ -26,6 +26,8 @@ SHAPES = {
     "head-dim": {"head_dim": 32, "kv_heads": 2},
     "odd-constants": {"rope_theta": 500.0, "norm_eps": 1e-2},
     "default-mlp": {"mlp_hidden": None},
+    "qwen2": {"qkv_bias": True, "kv_heads": 2},
+    "qwen3": {"qk_norm": True, "head_dim": 32, "kv_heads": 2},
     "rope-linear": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
     "rope-llama3": {"rope_scaling": LLAMA3 | {"factor": 8.0}, "kv_heads": 2},
     "rope-llama3-tied": {"rope_scaling": LLAMA3 | {"factor": 32.0}, "tied_head": True, "rope_theta": 100.0},
@@ -39,8 +41,9 @@ def config(request) -> ModelConfig:
 
 def theirs(config: ModelConfig) -> nn.Module:
     torch.manual_seed(0)
-    settings = transformers.LlamaConfig(**hugging_face_config(config), attn_implementation="eager")
-    model = transformers.LlamaForCausalLM(settings)
+    name = hugging_face_family(config).capitalize()
+    settings = getattr(transformers, f"{name}Config")(**hugging_face_config(config), attn_implementation="eager")
+    model = getattr(transformers, f"{name}ForCausalLM")(settings)
     with torch.no_grad():
         for parameter in model.parameters():  # large enough for attention to be far from uniform
             parameter.add_(torch.randn_like(parameter) * 0.15)
@@ -131,7 +134,16 @@ def test_a_mistral_without_a_sliding_window_is_a_llama():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported; it must be one of llama, mistral"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; it must be one of llama, mistral, qwen2, qwen3"),
+        (
+            {"model_type": "gemma"},
+            r"'gemma' is not supported \(its embedding is scaled, its norms multiply by 1 \+ gain",
+        ),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8},
+            "sliding_window = 8 is not supported",
+        ),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias = True is not supported"),
         ({"model_type": None}, "model_type None"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"model_type": "mistral"}, "sliding_window = 4096 is not supported"),
@@ -201,7 +213,7 @@ def test_a_tied_checkpoint_without_a_head_and_with_rotary_buffers_loads():
 
 
 @pytest.mark.parametrize(
-    "name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.0.mlp.router.weight", "model.embed_tokens.lora_A"]
+    "name", ["model.layers.0.self_attn.o_proj.bias", "model.layers.0.mlp.router.weight", "model.embed_tokens.lora_A"]
 )
 def test_weights_without_a_place_are_named(name):
     with pytest.raises(ConfigError, match=name):

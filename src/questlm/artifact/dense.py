@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from questlm import ops
-from questlm.artifact.format import matrix_shapes, norm_names
+from questlm.artifact.format import biased_matrices, matrix_shapes, norm_widths
 from questlm.artifact.matrices import matrix_tensors, narrow_operand, weight_operand
 from questlm.artifact.read import Artifact
 
@@ -20,7 +20,8 @@ def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
     """
     config = artifact.config
     weights = {f"{name}.weight": _dense_weight(artifact, name) for name in matrix_shapes(config.model)}
-    weights |= {f"{name}.weight": artifact.tensors[f"{name}.weight"] for name in norm_names(config.model)}
+    weights |= {f"{name}.weight": artifact.tensors[f"{name}.weight"] for name in norm_widths(config.model)}
+    weights |= {f"{name}.bias": artifact.tensors[f"{name}.bias"] for name in biased_matrices(config.model)}
     if config.model.tied_head:
         weights["lm_head.weight"] = weights["embed.weight"]
     return weights

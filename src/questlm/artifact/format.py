@@ -23,7 +23,7 @@ M.act_offset float32 (1, 1); M.input_norm float32 (in); a narrow branch (the las
 M.narrow_codes and M.narrow_step, the other tensors then being those of the wide branch.
 
 `formats` lists the distinct formats and `layers` gives each matrix the index of its own, so that any layer may differ.
-Norms are float32. A tied head is stored once, as the embedding.
+Norms and biases (M.bias, float32 (out)) are float32. A tied head is stored once, as the embedding.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ __all__ = [
     "StoredDtype",
     "TensorSpec",
     "WeightFormat",
+    "biased_matrices",
     "block_shapes",
     "expected_tensors",
     "matrix_shapes",
     "matrix_tensor_specs",
-    "norm_names",
+    "norm_widths",
 ]
 
 FORMAT: Final = "questlm-artifact"
@@ -333,10 +334,20 @@ def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     return shapes if model.tied_head else shapes | {"lm_head": outer}
 
 
-def norm_names(model: ModelConfig) -> list[str]:
-    """Return the module names of the norms, each with a weight of (hidden,)."""
-    inner = [f"layers.{index}.{name}" for index in range(model.layers) for name in ("attention_norm", "mlp_norm")]
-    return [*inner, "norm"]
+def norm_widths(model: ModelConfig) -> dict[str, int]:
+    """Return the size of each norm's weight by module name."""
+    block = {"attention_norm": model.hidden, "mlp_norm": model.hidden}
+    if model.qk_norm:
+        block |= {"attention.q_norm": model.head_width, "attention.k_norm": model.head_width}
+    widths = {f"layers.{index}.{name}": width for index in range(model.layers) for name, width in block.items()}
+    return widths | {"norm": model.hidden}
+
+
+def biased_matrices(model: ModelConfig) -> list[str]:
+    """Return the names of the matrices that have a bias beside them."""
+    if not model.qkv_bias:
+        return []
+    return [f"layers.{index}.attention.{part}" for index in range(model.layers) for part in "qkv"]
 
 
 def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:
@@ -347,8 +358,9 @@ def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:
         for name, weight_format in config.weight_formats()
         for kind, spec in matrix_tensor_specs(shapes[name], weight_format, _PARTS.get(name)).items()
     }
-    norm = TensorSpec("F32", (config.model.hidden,), "norms")
-    return tensors | {f"{name}.weight": norm for name in norm_names(config.model)}
+    biases = {f"{name}.bias": TensorSpec("F32", shapes[name][:1], "biases") for name in biased_matrices(config.model)}
+    widths = norm_widths(config.model).items()
+    return tensors | {f"{name}.weight": TensorSpec("F32", (width,), "norms") for name, width in widths} | biases
 
 
 _PARTS = {"embed": "embedding", "lm_head": "head"}

@@ -8,7 +8,7 @@ from typing import Any
 from questlm.config.model import ModelConfig, RopeScaling
 from questlm.errors import ConfigError, quoted
 
-__all__ = ["hugging_face_config", "model_config_from_hugging_face"]
+__all__ = ["hugging_face_config", "hugging_face_family", "model_config_from_hugging_face"]
 
 _SHAPE = {  # settings that every config.json has
     "layers": "num_hidden_layers",
@@ -27,6 +27,15 @@ _BOTH_DEFAULT = {"head_dim": None, "tie_word_embeddings": False, "rms_norm_eps":
 _DEFAULTS: dict[str, dict[str, Any]] = {  # defaults of transformers, for settings that a config.json leaves out
     "llama": {**_BOTH_DEFAULT, "num_key_value_heads": None, "max_position_embeddings": 2048},
     "mistral": {**_BOTH_DEFAULT, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
+    "qwen2": {**_BOTH_DEFAULT, "num_key_value_heads": 32, "max_position_embeddings": 32_768},
+    "qwen3": {**_BOTH_DEFAULT, "num_key_value_heads": 32, "max_position_embeddings": 32_768, "head_dim": 128},
+}
+_GEMMA = "its embedding is scaled, its norms multiply by 1 + gain, and its MLP has GELU"
+_MISSING = {  # what other families compute that we do not
+    "gemma": _GEMMA,
+    "gemma2": f"{_GEMMA}; logits and scores are capped, and norms stand behind its sublayers, too",
+    "gemma3": f"{_GEMMA}; norms stand behind its sublayers, too, and most layers have a sliding window",
+    "gemma3_text": f"{_GEMMA}; norms stand behind its sublayers, too, and most layers have a sliding window",
 }
 _ROPE_NUMBERS = (
     "rope_theta",
@@ -36,6 +45,11 @@ _ROPE_NUMBERS = (
     "original_max_position_embeddings",
     "max_position_embeddings",
 )
+_SWITCHED_OFF = {
+    "llama": ("attention_bias", "mlp_bias"),
+    "qwen2": ("use_sliding_window",),
+    "qwen3": ("attention_bias", "use_sliding_window"),
+}
 _PLAIN: dict[str, tuple[Any, ...]] = {  # values of a plain Llama; any other value means another computation
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
@@ -46,8 +60,14 @@ _PLAIN: dict[str, tuple[Any, ...]] = {  # values of a plain Llama; any other val
 }
 
 
+def hugging_face_family(config: ModelConfig) -> str:
+    """The `model_type` of transformers that computes the same: 'llama', 'qwen2' or 'qwen3'."""
+    return "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
+
+
 def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
-    """Return keyword arguments of transformers' `LlamaConfig` that describe the same model."""
+    """Keyword arguments of transformers' `LlamaConfig`, `Qwen2Config` or `Qwen3Config` that describe the model."""
+    family = hugging_face_family(config)
     shape: dict[str, Any] = {
         "hidden_size": config.hidden,
         "intermediate_size": config.mlp_width,
@@ -59,10 +79,9 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_head,
-        "attention_bias": False,
-        "mlp_bias": False,
         "hidden_act": "silu",
     }
+    shape |= dict.fromkeys(_SWITCHED_OFF[family], False)
     return shape if config.rope_scaling is None else shape | _rope_settings(config.rope_scaling)
 
 
@@ -70,13 +89,19 @@ def model_config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     """Return the model shape that the content of a Hugging Face `config.json`, old or new, describes.
 
     Raises:
-        ConfigError: not a plain Llama (or a Mistral that is one): another architecture, biases, a sliding window,
-            quantised weights, an unsupported scaling of rotary positions; or a setting that no model can have.
+        ConfigError: not a plain Llama, a Mistral that is one, a Qwen2 or a Qwen3: another architecture, other biases, a
+            sliding window, quantised weights, an unsupported scaling of rotary positions; or a setting that no model
+            can have.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
-        raise ConfigError(f"model_type {quoted(kind)} is not supported; it must be one of {', '.join(_DEFAULTS)}")
+        missing = f" ({_MISSING[kind]})" if isinstance(kind, str) and kind in _MISSING else ""
+        raise ConfigError(
+            f"model_type {quoted(kind)} is not supported{missing}; it must be one of {', '.join(_DEFAULTS)}"
+        )
     values = _DEFAULTS[kind] | dict(config)
+    if kind.startswith("qwen") and not values.get("use_sliding_window"):
+        values["sliding_window"] = None  # config.json names one that is not used
     for name, allowed in _PLAIN.items():
         if values.get(name, allowed[0]) not in allowed:
             words = " or ".join(map(str, allowed))
@@ -92,7 +117,8 @@ def model_config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
             _require_number(name, values[name])
     theta, scaling = _rope(values)
     shape = {ours: values[theirs] for ours, theirs in (_SHAPE | _DETAILS).items()}
-    return ModelConfig(**shape, rope_theta=theta, rope_scaling=scaling)
+    added = {"qkv_bias": kind == "qwen2", "qk_norm": kind == "qwen3"}
+    return ModelConfig(**shape, rope_theta=theta, rope_scaling=scaling, **added)
 
 
 def _rope(values: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:

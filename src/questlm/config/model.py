@@ -38,7 +38,7 @@ class RopeScaling(Section):
 
 
 class ModelConfig(Section):
-    """Shape of a Llama: RMSNorm, RoPE, SwiGLU, no biases."""
+    """Shape of a Llama: RMSNorm, RoPE, SwiGLU, no biases; or of a Qwen2 or Qwen3, which add one thing each."""
 
     layers: Annotated[int, Field(ge=1, le=1024)] = 4
     hidden: Annotated[int, Field(ge=16, le=65_536, description="width of the residual stream")] = 256
@@ -57,9 +57,13 @@ class ModelConfig(Section):
     norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = Field(default=False, description="queries, keys and values have biases, as in Qwen2")
+    qk_norm: bool = Field(default=False, description="each head of queries and keys is normalised, as in Qwen3")
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
+        if self.qkv_bias and self.qk_norm:
+            raise ValueError("qkv_bias and qk_norm together belong to no family of models")
         if self.head_dim is None and self.hidden % self.heads:
             raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
         if self.head_width % 2:
@@ -91,6 +95,8 @@ class ModelConfig(Section):
         """Parameters of all blocks and the final norm: the 'non-embedding' count N of the scaling law."""
         attention = 2 * self.hidden * self.head_width * (self.heads + self.key_value_heads)
         block = attention + 3 * self.hidden * self.mlp_width + 2 * self.hidden
+        block += self.qkv_bias * self.head_width * (self.heads + 2 * self.key_value_heads)
+        block += self.qk_norm * 2 * self.head_width
         return self.layers * block + self.hidden
 
     @property

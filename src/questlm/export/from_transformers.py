@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from questlm.artifact.format import matrix_shapes, norm_names
+from questlm.artifact.format import matrix_shapes, norm_widths
 from questlm.config.hugging_face import model_config_from_hugging_face
 from questlm.errors import ConfigError, cleaned, quoted
 from questlm.models import Llama, module_to_hugging_face
@@ -32,7 +32,7 @@ def as_llama(model: nn.Module) -> Llama:
         raise ConfigError(f"a {kind} cannot be packed: {cleaned(problem, 300)}") from None
     with torch.device("meta"):
         llama = Llama(shape)
-    for name in dict.fromkeys((*matrix_shapes(shape), "lm_head", *norm_names(shape))):
+    for name in dict.fromkeys((*matrix_shapes(shape), "lm_head", *norm_widths(shape))):
         theirs = module_to_hugging_face(name)
         try:
             llama.set_submodule(name, model.get_submodule(theirs))

@@ -20,8 +20,9 @@ from questlm.artifact.format import (
     QuantizationConfig,
     StoredDtype,
     WeightFormat,
+    biased_matrices,
     matrix_shapes,
-    norm_names,
+    norm_widths,
 )
 from questlm.artifact.matrices import matrix_tensors, narrow_operand, operand_tensors, weight_operand
 from questlm.artifact.read import Artifact, require_known_ids
@@ -95,7 +96,8 @@ def pack(
 def _check_model(model: Llama) -> None:
     layers = quantized_layers(model)
     matrices = matrix_shapes(model.config)
-    expected = {f"{name}.weight" for name in (*matrices, *norm_names(model.config))}
+    expected = {f"{name}.weight" for name in (*matrices, *norm_widths(model.config))}
+    expected |= {f"{name}.bias" for name in biased_matrices(model.config)}
     parameters = dict(model.named_parameters())  # lists a tied head once
     learned = {
         f"{name}.{own}" for name, layer in layers.items() for own, _ in layer.named_parameters() if own != "bias"
@@ -186,7 +188,8 @@ def _tensors(model: Llama, config: ArtifactConfig) -> dict[str, Tensor]:
         for name, weight_format in config.weight_formats()
         for kind, tensor in _matrix_tensors(model.get_submodule(name), weight_format).items()
     }
-    norms = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in norm_names(config.model)}
+    norms = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in norm_widths(config.model)}
+    norms |= {f"{name}.bias": model.get_parameter(f"{name}.bias") for name in biased_matrices(config.model)}
     return tensors | {name: weight.detach().cpu() for name, weight in norms.items()}
 
 

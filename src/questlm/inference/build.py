@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from questlm import ops
-from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_names
+from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_widths
 from questlm.artifact.matrices import matrix_tensors, packed_matrix
 from questlm.artifact.read import Artifact
 from questlm.artifact.tensors import meta_tensors
@@ -39,7 +39,7 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
         require_memory(needed, host_memory(), "the model with unpacked weights", advice)
     with torch.device("meta"):
         model = Llama(artifact.config.model)
-    for name in norm_names(artifact.config.model):
+    for name in norm_widths(artifact.config.model):
         weight = artifact.tensors[f"{name}.weight"].to(device)
         model.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
     for name, layer in packed_layers(artifact, device, dtype, stay_packed):

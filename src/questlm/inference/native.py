@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from questlm import ops
-from questlm.artifact.format import block_shapes, norm_names
+from questlm.artifact.format import block_shapes, norm_widths
 from questlm.models import KVCache, Llama
 from questlm.models.llama import rotary_angles
 from questlm.ops.cpu.llama import NativeLinear, NativeLlama, cache_of
@@ -28,7 +28,7 @@ class NativeForward:
 
     def __init__(self, model: Llama, linears: dict[str, NativeLinear]) -> None:
         self.config = config = model.config
-        gains = {name: model.get_parameter(f"{name}.weight").detach() for name in norm_names(config)}
+        gains = {name: model.get_parameter(f"{name}.weight").detach() for name in norm_widths(config)}
         shape = {
             "depth": config.layers,
             "hidden": config.hidden,
@@ -61,6 +61,8 @@ class NativeForward:
 
 def native_forward(model: Llama, device: torch.device, dtype: torch.dtype) -> NativeForward | str:
     """The native forward pass of a packed model, or the reason why it has none."""
+    if model.config.qkv_bias or model.config.qk_norm:
+        return "it has no biases, and no norms of queries and keys"
     names = [f"layers.{index}.{name}" for index in range(model.config.layers) for name in block_shapes(model.config)]
     modules: dict[str, Any] = {name: model.get_submodule(name) for name in (*names, "lm_head")}
     layers: dict[str, NativeLinear | str] = {name: module.native_linear() for name, module in modules.items()}

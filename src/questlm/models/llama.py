@@ -1,5 +1,8 @@
 """Llama: RMSNorm before each half of a block, rotary positions, grouped-query attention, SwiGLU, no biases.
 
+Two families differ by one thing, which the config asks for: Qwen2 has biases of queries, keys and values; Qwen3 has
+norms of each head of queries and keys.
+
 Knows nothing of quantisation: `questlm.prepare` swaps its `nn.Linear`s. Weights are (out_features, in_features).
 """
 
@@ -22,7 +25,8 @@ __all__ = ["Llama", "rotary_angles"]
 
 _INIT_STD = 0.02
 _PLAIN = re.compile(
-    r"(embed|lm_head|norm|layers\.\d+\.(attention\.[qkvo]|mlp\.(gate|up|down)|(attention|mlp)_norm))\.weight"
+    r"(embed|lm_head|norm|layers\.\d+\.(attention\.([qkvo]|[qk]_norm)|mlp\.(gate|up|down)|(attention|mlp)_norm))\.weight"
+    r"|layers\.\d+\.attention\.[qkv]\.bias"
 )
 
 
@@ -32,16 +36,21 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.width = config.heads, config.key_value_heads, config.head_width
-        self.q = nn.Linear(config.hidden, self.heads * self.width, bias=False)
-        self.k = nn.Linear(config.hidden, self.kv_heads * self.width, bias=False)
-        self.v = nn.Linear(config.hidden, self.kv_heads * self.width, bias=False)
+        self.q = nn.Linear(config.hidden, self.heads * self.width, bias=config.qkv_bias)
+        self.k = nn.Linear(config.hidden, self.kv_heads * self.width, bias=config.qkv_bias)
+        self.v = nn.Linear(config.hidden, self.kv_heads * self.width, bias=config.qkv_bias)
+        self.q_norm = nn.RMSNorm(self.width, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.width, eps=config.norm_eps) if config.qk_norm else None
         self.o = nn.Linear(self.heads * self.width, config.hidden, bias=False)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, past: CacheStep | None) -> Tensor:
         """(batch, tokens, hidden) -> the same shape."""
         batch, tokens, _ = x.shape
-        q = _rotate(self.q(x).view(batch, tokens, self.heads, self.width).transpose(1, 2), angles)
-        k = _rotate(self.k(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2), angles)
+        q = self.q(x).view(batch, tokens, self.heads, self.width).transpose(1, 2)
+        k = self.k(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
+        q, k = _rotate(q, angles), _rotate(k, angles)
         v = self.v(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
         mask, dtype = None, q.dtype
         if past is not None:
@@ -114,7 +123,7 @@ class Llama(nn.Module):
             self.lm_head.weight = self.embed.weight
 
     def initialize(self, seed: int) -> Llama:
-        """Draw all weights: N(0, 0.02); projections into the residual N(0, 0.02 / sqrt(2 layers)); norms 1."""
+        """Draw all weights: N(0, 0.02); into the residual N(0, 0.02 / sqrt(2 layers)); norms 1; biases 0."""
         if self.embed.weight.is_meta:
             raise ConfigError("a model on the meta device has no memory for weights; call to_empty(device=...) first")
         for name, _ in self.named_parameters():
@@ -126,7 +135,7 @@ class Llama(nn.Module):
         residual_std = _INIT_STD / (2 * self.config.layers) ** 0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                nn.init.ones_(parameter)
+                nn.init.constant_(parameter, 0.0 if name.endswith(".bias") else 1.0)
             else:
                 into_residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
                 nn.init.normal_(parameter, std=residual_std if into_residual else _INIT_STD, generator=generator)

@@ -1,4 +1,4 @@
-"""Rename weights between our Llama and Hugging Face's `LlamaForCausalLM`. Shapes are equal; only names differ."""
+"""Rename weights between our Llama and Hugging Face's Llama, Qwen2 and Qwen3: shapes are equal, only names differ."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ _OURS_TO_THEIRS = {
     "attention.k": "self_attn.k_proj",
     "attention.v": "self_attn.v_proj",
     "attention.o": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
 _THEIRS_TO_OURS = {theirs: ours for ours, theirs in _OURS_TO_THEIRS.items()}
+_BIASED = {name for part in "qkv" for name in (f"attention.{part}", f"self_attn.{part}_proj")}
 _TO_THEIRS = (r"layers\.(\d+)\.", "model.layers.{}.", _OURS_TO_THEIRS)
 
 
@@ -63,8 +66,8 @@ def _rename(name: str, layer_pattern: str, layer_prefix: str, table: Mapping[str
     match = re.match(layer_pattern, name)
     rest = name[match.end() :] if match else name
     module, _, kind = rest.rpartition(".")
-    if module not in table or kind != "weight":
+    if module not in table or not (kind == "weight" or (kind == "bias" and module in _BIASED)):
         raise ConfigError(
-            f"the weight {quoted(name)} has no place in a plain Llama (biases and adapters are not supported)"
+            f"the weight {quoted(name)} has no place in a Llama, Qwen2 or Qwen3 (adapters are not supported)"
         )
     return f"{layer_prefix.format(match.group(1)) if match else ''}{table[module]}.{kind}"

@@ -6,7 +6,14 @@ The methods say what each layer holds (`questlm.quant.layer_formats`), and the p
 
 from __future__ import annotations
 
-from questlm.artifact.format import GridConfig, WeightFormat, block_shapes, matrix_shapes, matrix_tensor_specs
+from questlm.artifact.format import (
+    GridConfig,
+    WeightFormat,
+    block_shapes,
+    matrix_shapes,
+    matrix_tensor_specs,
+    norm_widths,
+)
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
 from questlm.grid import Grid
@@ -16,7 +23,7 @@ from questlm.scaling.coded import coded_bytes
 
 __all__ = ["PackedSizes", "format_of_left_out", "packed_bytes"]
 
-_NORM_ENTRY = 4  # bytes, float32
+_ENTRY = 4  # bytes of a norm's gain or a bias, float32
 _Shape = tuple[int, int]
 
 
@@ -55,7 +62,8 @@ class PackedSizes:
             outer = (model.vocab_size, model.hidden)
             head = 0 if model.tied_head else self._one("lm_head", outer)
             matrices = model.layers * block + self._one("embed", outer) + head
-        return matrices + _NORM_ENTRY * model.hidden * (2 * model.layers + 1)
+        biases = model.qkv_bias * model.layers * model.head_width * (model.heads + 2 * model.key_value_heads)
+        return matrices + _ENTRY * (sum(norm_widths(model).values()) + biases)
 
     def _one(self, name: str, shape: _Shape) -> int:
         if (name, shape) not in self._known:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import questlm
 from questlm import ops
-from questlm.artifact.format import ArtifactConfig, expected_tensors, matrix_shapes, norm_names
+from questlm.artifact.format import ArtifactConfig, expected_tensors, matrix_shapes, norm_widths
 from questlm.artifact.read import load_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError, ConfigError
@@ -28,7 +28,7 @@ def test_the_names_and_shapes_of_the_format_are_those_of_the_model(tied: bool) -
     config = ModelConfig(layers=2, hidden=48, heads=4, kv_heads=2, head_dim=8, vocab_size=99, tied_head=tied)
     parameters = {name: tuple(p.shape) for name, p in Llama(config).named_parameters()}
     matrices = {f"{name}.weight": shape for name, shape in matrix_shapes(config).items()}
-    assert parameters == matrices | {f"{name}.weight": (48,) for name in norm_names(config)}
+    assert parameters == matrices | {f"{name}.weight": (48,) for name in norm_widths(config)}
 
 
 def test_the_codes_in_the_file_are_the_codes_of_the_model(tmp_path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 import questlm
 from questlm.cli import main
 from questlm.config import GenerationOptions, ModelConfig, RunConfig, to_yaml
-from questlm.config.hugging_face import hugging_face_config
+from questlm.config.hugging_face import hugging_face_config, hugging_face_family
 from questlm.data import prepare
 from questlm.errors import CheckpointError, ConfigError, DataError, QuestError
 from questlm.evaluation import evaluate
@@ -47,6 +47,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"tied_head": True},
     "grouped-query": {"kv_heads": 2},
     "head-dim": {"head_dim": 16, "kv_heads": 1},
+    "qwen2": {"qkv_bias": True, "kv_heads": 2},
+    "qwen3": {"qk_norm": True, "tied_head": True},
     "linear": {"rope_scaling": {"kind": "linear", "factor": 2.0}},
     "llama3-tied": {"rope_scaling": LLAMA3, "tied_head": True, "kv_heads": 2, "rope_theta": 500.0, "norm_eps": 1e-3},
 }
@@ -92,9 +94,10 @@ def write_folder(path: Path, shape: ModelConfig, weights: dict[str, Tensor], tok
 def random_folder(path: Path, tokenizer: Path | None = None, **shape: Any) -> Any:
     """Write a random model of transformers' own making, and return it."""
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**hugging_face_config(ModelConfig(**BASE | shape)), attn_implementation="eager")
-    )
+    config = ModelConfig(**BASE | shape)
+    family = hugging_face_family(config).capitalize()
+    settings = getattr(transformers, f"{family}Config")(**hugging_face_config(config), attn_implementation="eager")
+    model = getattr(transformers, f"{family}ForCausalLM")(settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -498,8 +501,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "string-size": (lambda f: edit(f / "config.json", hidden_size="32"), "hidden_size = '32' cannot be used"),
     "lacking": (_drop(Q), "lacks the weight layers.0.attention.q.weight"),
     "no-head": (_drop("lm_head.weight"), "lacks the weight lm_head.weight"),
-    "a-bias": (_set(Q.replace("weight", "bias"), lambda: torch.zeros(32)), "has no place in a plain Llama"),
-    "lora": (_set(Q.replace("weight", "lora_A.weight"), lambda: torch.zeros(2)), "has no place in a plain Llama"),
+    "a-bias": (_set(Q.replace("weight", "bias"), lambda: torch.zeros(32)), "which by its config is not there"),
+    "lora": (_set(Q.replace("weight", "lora_A.weight"), lambda: torch.zeros(2)), "has no place in a Llama"),
     "reshaped": (_set(Q, lambda: torch.zeros(16, 32)), "q_proj.weight is (16, 32), but by the config it must be"),
     "integers": (_set(Q, lambda: torch.zeros(32, 32, dtype=torch.int8)), "is stored as I8; only F32, F16, BF16"),
     "nan": (_set(DOWN, lambda: torch.full((32, 64), float("nan"))), "holds a value that is not finite"),

@@ -18,7 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_names
+from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_widths
 from questlm.artifact.read import Artifact, load_artifact, read_fetched
 from questlm.config.hugging_face import hugging_face_config, model_config_from_hugging_face
 from questlm.errors import ArtifactError, ConfigError, QuestError, cleaned
@@ -113,7 +113,7 @@ class QuestlmQuantizer(HfQuantizer):
         """Fill the places, and set the norms."""
         artifact, self._seen = self._read(), self._states()
         base = getattr(model, model.base_model_prefix, model)
-        for name in norm_names(self._config.model):
+        for name in norm_widths(self._config.model):
             weight = base.get_parameter(_name_in_base(name) + ".weight")
             weight.data.copy_(artifact.tensors[f"{name}.weight"])
         device, dtype = base.norm.weight.device, base.norm.weight.dtype

@@ -57,6 +57,8 @@ SHAPES = {
     "plain": {},
     "tied": {"tied_head": True},
     "multi-query": {"kv_heads": 1},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
     "long": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
     "llama3": {
         "rope_scaling": {

@@ -39,7 +39,11 @@ def training_settings(parameters: int) -> dict[str, Any]:
     The learning rate is interpolated between presets on logarithmic scales; beyond the smallest and the largest it is
     theirs. Batches go with it, as rates hold for the batches that they were chosen with.
     """
-    known = sorted((load_config(name).model.block_parameters, preset(name)["train"]) for name in PRESETS)
+    known = sorted(
+        (load_config(name).model.block_parameters, preset(name)["train"])
+        for name in PRESETS
+        if "quant" not in preset(name)
+    )
     sizes = np.log([size for size, _ in known])
     rate = math.exp(np.interp(math.log(parameters), sizes, np.log([train["lr"] for _, train in known])))
     _, nearest = known[int(np.abs(sizes - math.log(parameters)).argmin())]

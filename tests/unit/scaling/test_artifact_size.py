@@ -9,7 +9,7 @@ import torch
 
 import questlm
 from helpers.packed_models import SHAPE, SHIPPED, trained
-from questlm.config import ModelConfig, QuantSpec
+from questlm.config import ModelConfig, QuantSpec, load_config
 from questlm.export.pack import pack
 from questlm.models import Llama
 from questlm.scaling.artifact_size import artifact_bytes, artifact_overhead, folder_bytes
@@ -47,6 +47,12 @@ def test_a_single_file_of_gaussian_weights_is_estimated_within_a_hundredth(spec:
     model(torch.zeros(1, 4, dtype=torch.int64))
     report = pack(model.eval(), tmp_path / "model.quest", single_file=True)
     assert artifact_bytes(shape, spec, coded=True, tokenizer=0) == pytest.approx(report.bytes, rel=0.01)
+
+
+def test_the_preset_for_16_megabytes_leaves_room_for_code() -> None:
+    config = load_config("golf-16mb")
+    shape = config.model.model_copy(update={"vocab_size": config.data.vocab_size})
+    assert 15_000_000 < artifact_bytes(shape, config.quant, coded=True) < 15_750_000
 
 
 @pytest.mark.parametrize("layers", [1, 7, 20, 96])

@@ -120,6 +120,11 @@ class PackedEmbedding(nn.Module):
             return values.reshape(*ids.shape, self.width)
         return rows["weight"].to(torch.float32)
 
+    def native_embedding(self) -> dict[str, Tensor] | str:
+        """The tensors that the native forward pass looks rows up in, or the reason why it cannot."""
+        tensors = dict(self.named_buffers())
+        return "its rows are packed codes, which only torch looks up" if "step" in tensors else tensors
+
 
 def packed_layer(
     tensors: Mapping[str, Tensor], in_features: int, weight_format: WeightFormat, prepack: Prepack

@@ -24,9 +24,10 @@ class NativeForward:
     Args:
         model: whose embedding, norms and layers it uses; they stay where they are.
         linears: its layers, by module name.
+        embedding: what `PackedEmbedding.native_embedding` gives.
     """
 
-    def __init__(self, model: Llama, linears: dict[str, NativeLinear]) -> None:
+    def __init__(self, model: Llama, linears: dict[str, NativeLinear], embedding: dict[str, Tensor]) -> None:
         self.config = config = model.config
         gains = {name: model.get_parameter(f"{name}.weight").detach() for name in norm_widths(config)}
         shape = {
@@ -39,15 +40,20 @@ class NativeForward:
             "vocabulary": config.vocab_size or 0,
             "eps": config.norm_eps,
         }
-        self._model = NativeLlama(linears, gains, dict(model.embed.named_buffers()), shape)
+        self._model = NativeLlama(linears, gains, embedding, shape)
+        self._cache_shape = (config.layers, config.key_value_heads, config.head_width)
         self._angles = self._angles_of(_FIRST_POSITIONS)
 
     def next_logits(self, ids: Tensor, cache: KVCache, counts: Tensor | None = None) -> Tensor:
         """As `questlm.models.Llama.next_logits`, float32; logits of a row without tokens mean nothing."""
         cache.check_room(*ids.shape)
-        if cache.capacity > len(self._angles[0]):
-            self._angles = self._angles_of(2 * cache.capacity)
-        layout = cache_of(cache.entries, cache.scales, cache.lengths, cache.capacity, self._angles)
+        layers, _, _, *heads = cache.entries.shape
+        if (layers, *heads) != self._cache_shape:
+            raise ValueError(f"the cache has layers, heads and widths {(layers, *heads)}, not {self._cache_shape}")
+        angles = self._angles  # held until the step is done: another thread may put longer ones in their place
+        if cache.capacity > len(angles[0]):
+            self._angles = angles = self._angles_of(2 * cache.capacity)
+        layout = cache_of(cache.entries, cache.scales, cache.lengths, cache.capacity, angles)
         logits = self._model.step(ids, None if counts is None else counts.contiguous(), layout)
         cache.count_recorded(ids.shape[1])
         return logits
@@ -66,7 +72,11 @@ def native_forward(model: Llama, device: torch.device, dtype: torch.dtype) -> Na
     names = [f"layers.{index}.{name}" for index in range(model.config.layers) for name in block_shapes(model.config)]
     modules: dict[str, Any] = {name: model.get_submodule(name) for name in (*names, "lm_head")}
     layers: dict[str, NativeLinear | str] = {name: module.native_linear() for name, module in modules.items()}
-    case = (device, dtype, {name: layer for name, layer in layers.items() if isinstance(layer, str)})
-    if ops.choose("llama_step", *case) != "native":
+    embed: Any = model.embed
+    embedding: dict[str, Tensor] | str = embed.native_embedding()
+    refused = {name: found for name, found in (layers | {"embed": embedding}).items() if isinstance(found, str)}
+    case = (device, dtype, refused)
+    if ops.choose("llama_step", *case) != "native" or isinstance(embedding, str):
         return dict(ops.reasons("llama_step", *case))["native"] or "another way was asked for"
-    return NativeForward(model, {name: layer for name, layer in layers.items() if not isinstance(layer, str)})
+    linears = {name: layer for name, layer in layers.items() if not isinstance(layer, str)}
+    return NativeForward(model, linears, embedding)

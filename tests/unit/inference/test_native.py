@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import questlm
 from helpers.packed_models import trained
-from questlm.config import QuantSpec
+from questlm.config import GenerationOptions, ModelConfig, QuantSpec
 from questlm.export.pack import pack
 from questlm.inference import native
 from questlm.inference.native import NativeForward
@@ -71,3 +73,53 @@ def test_a_batch_goes_on_with_some_of_its_sequences(folder: Path) -> None:
     cache.keep([0, 2])
     both = forward.next_logits(torch.tensor([[7], [8]]), cache)
     assert torch.equal(both[1:], forward.next_logits(torch.tensor([[8]]), alone))
+
+
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_an_embedding_of_packed_codes_is_looked_up_layer_by_layer(tmp_path: Path, tied_head: bool) -> None:
+    shape = ModelConfig(layers=1, hidden=32, heads=2, vocab_size=61, tied_head=tied_head)
+    pack(trained(QuantSpec(embeddings="int4"), shape), tmp_path / "a")
+    model = questlm.load(tmp_path / "a")
+    assert model.not_native == "embed: its rows are packed codes, which only torch looks up"
+    assert len(model.generate_ids([1, 2], GenerationOptions(max_new_tokens=3, stop_at_end=False))) == 3
+
+
+def test_angles_that_another_thread_replaces_stay_as_long_as_a_step_needs_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = questlm.load(folder)
+    forward = model._native
+    assert forward is not None
+    held: list[bool] = []
+    step = forward._model.step
+
+    def replaced(ids: torch.Tensor, counts: torch.Tensor | None, cache: Any) -> torch.Tensor:
+        used = [weakref.ref(each) for each in forward._angles]
+        forward._angles = forward._angles_of(8)
+        held.append(all(each() is not None for each in used))
+        return step(ids, counts, cache)
+
+    monkeypatch.setattr(forward._model, "step", replaced)
+    forward.next_logits(torch.tensor([[1, 2]]), KVCache(model.config, 1, 4, torch.float32, "cpu"))
+    assert held == [True]
+
+
+def test_what_native_code_would_read_beyond_is_refused(folder: Path) -> None:
+    model = questlm.load(folder)
+    forward = model._native
+    assert forward is not None
+    ids = torch.tensor([[1, 2], [3, 4]])
+
+    def step(ids: torch.Tensor, counts: torch.Tensor | None = None, config: ModelConfig = model.config) -> torch.Tensor:
+        return forward.next_logits(ids, KVCache(config, 2, 4, torch.float32, "cpu"), counts)
+
+    assert step(ids, torch.tensor([0, 2])).shape == (2, model.config.vocab_size)
+    for counts in ([-1, 2], [3, 2]):
+        with pytest.raises(ValueError, match="counts must be from 0 to 2"):
+            step(ids, torch.tensor(counts))
+    with pytest.raises(ValueError, match=r"counts must be int64 \(2,\)"):
+        step(ids, torch.tensor([2]))
+    with pytest.raises(ValueError, match=r"ids must be int64 \(2, 2\)"):
+        step(ids.int())
+    with pytest.raises(ValueError, match="the cache has layers"):
+        step(ids, config=model.config.model_copy(update={"layers": model.config.layers + 1}))

@@ -234,11 +234,20 @@ class NativeLlama:
 
         Args:
             ids: (batch, tokens) int64; counts: how many of each row are tokens, (batch,) int64; None: all.
-            cache: with room for them.
+            cache: of this model's shape and for so many sequences.
 
         Raises:
             IndexError: an id outside the vocabulary.
+            ValueError: ids or counts of another shape, dtype or device, or counts that do not fit the cache.
         """
+        for name, tensor, shape in (("ids", ids, ids.shape[:2]), ("counts", counts, (len(ids),))):
+            if tensor is not None and not (
+                tensor.dtype is torch.int64 and tensor.device.type == "cpu" and tensor.shape == shape
+            ):
+                raise ValueError(
+                    f"{name} must be int64 {tuple(shape)} on the CPU, not {tensor.dtype} {tuple(tensor.shape)} on "
+                    f"{tensor.device}"
+                )
         logits = torch.empty(len(ids), self._model.vocabulary)
         native.llama_step(self._model, cache, ids.contiguous(), counts, logits)
         return logits

@@ -294,6 +294,8 @@ def llama_step(
         raise MemoryError(f"no memory for the activations of {ids.numel()} tokens")
     if failed == 2:
         raise IndexError(f"token ids go from 0 to {logits.shape[1] - 1}, and there are others")
+    if failed == 3:
+        raise ValueError(f"counts must be from 0 to {ids.shape[1]} tokens, and fit the cache")
 
 
 def argmax(x: Tensor) -> Tensor:

@@ -164,17 +164,21 @@ static int list_tokens(run_t *run, const int64_t *ids, int64_t columns)
     return 1;
 }
 
-static void list_sequences(run_t *run, const int64_t *counts, int64_t columns)
+/* Returns 0 where a count is no number of columns, or the cache has no room for it. */
+static int list_sequences(run_t *run, const int64_t *counts, int64_t columns)
 {
     int64_t longest = 0;
     for (int64_t row = 0; row < run->batch; row++) {
         const sequence_t sequence = {run->tokens, counts ? counts[row] : columns, run->cache->lengths[row]};
+        if (sequence.count < 0 || sequence.count > columns || sequence.length > run->cache->capacity - sequence.count)
+            return 0;
         run->sequences[row] = sequence;
         run->tokens += sequence.count;
         run->most = sequence.count > run->most ? sequence.count : run->most;
         longest = sequence.length + sequence.count > longest ? sequence.length + sequence.count : longest;
     }
     run->splits = run->most > FEW_TOKENS ? 1 : (longest + SPLIT_KEYS - 1) / SPLIT_KEYS;
+    return 1;
 }
 
 static int run_all(run_t *run, int threads, parallel_fn parallel)
@@ -201,7 +205,7 @@ static int run_all(run_t *run, int threads, parallel_fn parallel)
 
 /* Compute the next tokens of `batch` sequences: ids (batch, columns), of which the first counts[row] of each row are
    tokens (NULL: all), behind what the cache holds, where their keys and values are stored and counted. logits is (batch,
-   vocabulary). Returns 0; 1 if memory ran out; 2 if an id is none of the vocabulary. */
+   vocabulary). Returns 0; 1 if memory ran out; 2 if an id is none of the vocabulary; 3 if a count is none. */
 EXPORT int questlm_llama_step(const llama_t *model, const cache_t *cache, const int64_t *ids, const int64_t *counts,
                               int64_t batch, int64_t columns, float *logits, int threads, parallel_fn parallel)
 {
@@ -209,10 +213,8 @@ EXPORT int questlm_llama_step(const llama_t *model, const cache_t *cache, const 
     run.sequences = malloc((size_t)batch * sizeof *run.sequences);
     run.token = malloc((size_t)(batch * columns) * sizeof *run.token);
     int failed = !run.sequences || !run.token;
-    if (!failed) {
-        list_sequences(&run, counts, columns);
-        failed = !list_tokens(&run, ids, columns) ? 2 : 0;
-    }
+    if (!failed)
+        failed = !list_sequences(&run, counts, columns) ? 3 : !list_tokens(&run, ids, columns) ? 2 : 0;
     memset(logits, 0, (size_t)(batch * model->vocabulary) * 4); /* of nobody, where there are no tokens */
     if (!failed && run.tokens)
         failed = run_all(&run, threads, parallel);

@@ -1,4 +1,4 @@
-"""What trains is what ships, for every method and format: logits of the packed model, bit for bit, after a step."""
+"""What trains is what ships, for every method and format: logits of the packed model, after a step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import questlm
-from helpers.packed_models import IDS, SHAPE, specs, trained
+from helpers.packed_models import IDS, SHAPE, same_logits, specs, trained
 from questlm.artifact.dense import dense_state_dict
 from questlm.artifact.read import load_artifact
 from questlm.config import QuantSpec
@@ -28,21 +28,24 @@ def both(request, tmp_path_factory):
 
 
 def test_the_packed_model_is_the_trained_one(both):
-    _, model, path = both
+    spec, model, path = both
     with torch.no_grad():
         expected = model(IDS)
         with torch.autocast("cpu", torch.bfloat16):
             rounded = model(IDS)
     for weights in ("auto", "packed"):
-        assert torch.equal(questlm.load(path, weights=weights).logits(IDS), expected)
+        assert same_logits(questlm.load(path, weights=weights).logits(IDS), expected, spec)
         half = questlm.load(path, dtype=torch.bfloat16, weights=weights)
         assert torch.equal(half.logits(IDS), rounded)
 
 
 def test_a_native_step_is_that_of_the_layers(both):
     """Up to the order of float32 sums, where an input on the edge of two codes may get the other code."""
-    _, _, path = both
+    spec, _, path = both
     model, ids, counts = questlm.load(path), IDS.repeat(2, 1), torch.tensor([9, 4, 1, 7])
+    if spec.embeddings in ("int2", "int3", "int4", "int7"):
+        assert model.not_native == "embed: its rows are packed codes, which only torch looks up"
+        return
     assert model.not_native is None
     found = []
     with torch.inference_mode():

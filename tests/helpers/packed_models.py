@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import questlm
 from questlm.config import ModelConfig, QuantSpec
@@ -54,3 +55,14 @@ def trained(spec: QuantSpec, shape: ModelConfig = SHAPE) -> Llama:
     F.cross_entropy(model(IDS[:, :-1]).flatten(0, 1), IDS[:, 1:].flatten()).backward()
     optimizer.step()
     return model.eval()
+
+
+def same_logits(found: Tensor, expected: Tensor, spec: QuantSpec) -> bool:
+    """Whether a packed model's logits are the trained model's: bit for bit where every sum is of integers.
+
+    Native kernels multiply inputs that are not rounded, and those of a head of integer rows, as 24-bit fixed-point
+    numbers, each off by at most half a unit of its row's largest, so that sums differ as those of float32 do.
+    """
+    if spec.act_bits != 16 and spec.embeddings in ("bf16", "float"):
+        return torch.equal(found, expected)
+    return bool((found - expected).abs().max() <= 1e-5 * expected.abs().max())

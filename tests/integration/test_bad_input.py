@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from questlm.artifact.format import FORMAT, VERSION
+from questlm.artifact.format import FORMAT, VERSION, ArtifactConfig
 from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
 from questlm.files import sha256_file
@@ -543,9 +543,16 @@ def test_a_header_that_lies_about_a_shape(shape: list[int], command: str, place:
 @READ
 def test_a_config_that_lies_about_a_shape(command: str, place: Path, refused: Any) -> None:
     config = place / "model" / "config.json"
-    config.write_text(config.read_text().replace('"hidden": 32', '"hidden": 64'))
-    reseal(place / "model")
-    assert "embed.weight is BF16 (300, 32), but by its config it must be BF16 (300, 64)" in refused(*command.split())
+    content = json.loads(config.read_text())
+    content["model"]["hidden"] = 64
+    alone = {name: content[name] for name in ArtifactConfig.model_fields if name in content}
+    for written, reason in (
+        (content, "head_dim = 16 describes another model than the section `model` does"),
+        (alone, "by its config it must be "),
+    ):
+        config.write_text(json.dumps(written))
+        reseal(place / "model")
+        assert reason in refused(*command.split())
 
 
 @READ

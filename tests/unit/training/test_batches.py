@@ -34,7 +34,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("model", "budget", "sequences"),
     [
-        (SMALL, {"tokens": 10**9}, 2),  # 1,024 tokens, as the small presets
+        (SMALL, {"tokens": 10**9}, 4),  # 2,048 tokens, as the small presets
         (SMALL, {"tokens": 4_000}, 1),
         (LARGE, {"tokens": 10**9}, 512),  # as published
         (LARGE, {"tokens": 10**6}, 16),  # 10,000 tokens a step at most, to a power of two

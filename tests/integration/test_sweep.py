@@ -25,7 +25,7 @@ def grid(corpus: Path, tmp_path: Path) -> Path:
     fixed = {
         "model": {"layers": 1, "hidden": 32, "heads": 2, "mlp_hidden": 64},
         "data": {"source": str(corpus), "vocab_size": 300, "val_fraction": 0.1},
-        "train": {"seq_len": 32, "batch_size": 4, "checkpoint_every": 50, "device": "cpu"},
+        "train": {"seq_len": 32, "batch_size": 4, "checkpoint_every": 50, "device": "cpu", "optimizer": "adamw"},
     }
     file = tmp_path / "grid.yaml"
     content = {"sizes": ["125k"], "bits": [4, 16], "tokens_per_parameter": [4], "set": fixed}

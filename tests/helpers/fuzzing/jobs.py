@@ -120,7 +120,11 @@ class Pack(Job):
         from questlm.training import train
 
         super().prepare(folder)
-        sections = {"model": _MODEL, "data": _DATA | {"source": str(folder / "text.txt")}, "train": _TRAIN}
+        sections = {
+            "model": _MODEL,
+            "data": _DATA | {"source": str(folder / "text.txt")},
+            "train": {**_TRAIN, "optimizer": "adamw"},
+        }
         sections["data"]["cache_dir"] = str(folder / "cache")
         train(load_config(flags=sections | {"budget": {"tokens": 12 * 2 * 32}}), folder / "run")
 
@@ -161,7 +165,7 @@ class Sweep(Job):
     def prepare(self, folder: Path) -> None:
         super().prepare(folder)
         grid = {"sizes": ["125k"], "bits": [4, 16], "tokens_per_parameter": [0.05]}
-        fixed = {"model": _MODEL, "data": _DATA, "train": _TRAIN}
+        fixed = {"model": _MODEL, "data": _DATA, "train": {**_TRAIN, "optimizer": "adamw"}}
         (folder / "grid.yaml").write_text(json.dumps(grid | {"set": fixed}))  # JSON is YAML
 
     def run(self, folder: Path) -> int:

@@ -9,7 +9,7 @@ import pytest
 from helpers.fuzzing.driver import build_samples, fuzz
 from helpers.fuzzing.formats import FORMATS
 
-_INPUTS = 300
+_INPUTS = 200
 """Of each format: one to ten seconds on one core."""
 
 

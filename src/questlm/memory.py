@@ -1,7 +1,11 @@
-"""Measure free memory before something large is allocated. Exact on Linux; elsewhere the total is taken as free."""
+"""Measure free memory, before something large is allocated, and give freed memory back.
+
+Free memory is exact on Linux; elsewhere the total is taken as free.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from pathlib import Path
 from questlm.errors import ConfigError
 from questlm.readable import bytes_text
 
-__all__ = ["Memory", "host_memory", "peak_resident_memory", "require_memory"]
+__all__ = ["Memory", "host_memory", "peak_resident_memory", "release_freed_memory", "require_memory"]
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -55,6 +59,13 @@ def peak_resident_memory(proc: Path = _PROC) -> int:
     import resource  # not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back to the system, which the C library of most Linux systems (glibc) else keeps for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def require_memory(needed: float, memory: Memory | None, what: str, advice: str) -> None:

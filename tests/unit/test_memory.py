@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from questlm.errors import ConfigError
-from questlm.memory import Memory, host_memory, peak_resident_memory, require_memory
+from questlm.memory import Memory, host_memory, peak_resident_memory, release_freed_memory, require_memory
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
 
@@ -93,3 +95,19 @@ def test_the_peak_of_a_child_is_not_that_of_its_parent() -> None:
 
 def test_where_the_kernel_does_not_say_the_peak_it_is_that_of_the_process_and_its_parents(tmp_path: Path) -> None:
     assert peak_resident_memory(tmp_path) >= peak_resident_memory() > 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_freed_memory_is_given_back() -> None:
+    """Small blocks, of which the last is kept, leave a heap that the C library does not shrink by itself."""
+    blocks = [ctypes.create_string_buffer(b"x" * 60_000) for _ in range(2_000)]
+    last = blocks[-1]
+    del blocks
+    before = _resident()
+    release_freed_memory()
+    assert _resident() <= before - 50e6
+    assert last.value
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

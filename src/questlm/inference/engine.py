@@ -21,6 +21,7 @@ from questlm.inference.native import native_forward
 from questlm.inference.recorded import RecordedLogits
 from questlm.inference.stream import TextStream
 from questlm.inference.text import TextDecoder
+from questlm.memory import release_freed_memory
 from questlm.models import KVCache, Llama
 from questlm.vocabulary import library_failures
 
@@ -117,6 +118,7 @@ class PackedModel:
         self.not_native = native if isinstance(native, str) else None
         self._decoding = _decoding_step(self._model, device, dtype)
         self.weight_bytes = resident_bytes(self._model)
+        release_freed_memory()  # of the tensors that were read and laid out, up to half as much again as the weights
 
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:

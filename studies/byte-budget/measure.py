@@ -3,7 +3,7 @@
     python studies/byte-budget/measure.py --data corpus              # all runs that have no record yet, then the page
     python studies/byte-budget/measure.py --data corpus --only w3a16
     python studies/byte-budget/measure.py --page                     # the page alone
-    python studies/byte-budget/measure.py --tiny --work /tmp/tiny    # tries everything out in minutes on a CPU
+    python studies/byte-budget/measure.py --tiny --work tiny         # tries everything out in minutes on a CPU
 
 Each run leaves `runs/NAME.json`, and its checkpoint in --work until then: started again, the script goes on where it
 was. A side is a precision; for each budget it takes the deepest model of its list whose single file is planned to fit,

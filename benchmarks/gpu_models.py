@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.artifact.format import WeightFormat, matrix_shapes, matrix_tensor_specs, norm_names
+from questlm.artifact.format import WeightFormat, matrix_tensor_specs, norm_names
+from questlm.artifact.shapes import matrix_shapes
 from questlm.config import ModelConfig, QuantSpec
 from questlm.inference.linear import PackedEmbedding, packed_layer
 from questlm.models import Llama

@@ -22,12 +22,10 @@ from questlm.artifact.format import (
     QuantizationConfig,
     TensorSpec,
     WeightFormat,
-    block_shapes,
     expected_tensors,
-    matrix_shapes,
     matrix_tensor_specs,
-    norm_widths,
 )
+from questlm.artifact.shapes import block_shapes, matrix_shapes, norm_widths
 from questlm.artifact.write import write_artifact
 from questlm.config import ModelConfig, QuantSpec
 from questlm.quant.layer_formats import layer_formats
@@ -59,18 +57,11 @@ def write_random_artifact(folder: Path, model: ModelConfig, spec: QuantSpec) -> 
     by_name = {name: WeightFormat.of(layer) for name, layer in layer_formats(spec, linear).items()}
     rows = WeightFormat(block_size=1, weight="int8", act=None)
     formats = {name: by_name.get(name, rows) for name in shapes}
-    distinct = tuple(dict.fromkeys(formats.values()))
     config = ArtifactConfig(
         format=FORMAT,
         version=VERSION,
         model=model,
-        quantization_config=QuantizationConfig(
-            method=spec.method,
-            weight_bits=spec.weight_bits,
-            act_bits=spec.act_bits,
-            formats=distinct,
-            layers={name: distinct.index(weight_format) for name, weight_format in formats.items()},
-        ),
+        quantization_config=QuantizationConfig.of(spec, formats),
         training={"note": "random codes, for a benchmark of speed"},
     )
     write_artifact(folder, config, _random_tensors(config), None, lambda written: None)

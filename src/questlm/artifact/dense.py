@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from questlm import ops
-from questlm.artifact.format import biased_matrices, matrix_shapes, norm_widths
 from questlm.artifact.matrices import matrix_tensors, narrow_operand, weight_operand
 from questlm.artifact.read import Artifact
+from questlm.artifact.shapes import biased_matrices, matrix_shapes, norm_widths
 
 __all__ = ["dense_state_dict"]
 

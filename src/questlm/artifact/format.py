@@ -28,14 +28,15 @@ Norms and biases (M.bias, float32 (out)) are float32. A tied head is stored once
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from math import prod
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from questlm.config import ModelConfig
+from questlm.artifact.shapes import biased_matrices, matrix_shapes, norm_widths
+from questlm.config import ModelConfig, QuantSpec
 from questlm.config.quant import Bits
 from questlm.config.section import Section
 from questlm.errors import quoted
@@ -54,12 +55,8 @@ __all__ = [
     "StoredDtype",
     "TensorSpec",
     "WeightFormat",
-    "biased_matrices",
-    "block_shapes",
     "expected_tensors",
-    "matrix_shapes",
     "matrix_tensor_specs",
-    "norm_widths",
 ]
 
 FORMAT: Final = "questlm-artifact"
@@ -238,6 +235,18 @@ class QuantizationConfig(Section):
     formats: Annotated[tuple[WeightFormat, ...], Field(min_length=1)]
     layers: dict[str, Annotated[int, Field(ge=0)]] = Field(description="matrix -> index into formats")
 
+    @classmethod
+    def of(cls, spec: QuantSpec, formats: Mapping[str, WeightFormat]) -> QuantizationConfig:
+        """Return that of a model whose layers mostly train by `spec`, and whose matrices have these formats by name."""
+        distinct = tuple(dict.fromkeys(formats.values()))
+        return cls(
+            method=spec.method,
+            weight_bits=spec.weight_bits,
+            act_bits=spec.act_bits,
+            formats=distinct,
+            layers={name: distinct.index(weight_format) for name, weight_format in formats.items()},
+        )
+
 
 class ArtifactConfig(Section):
     """The content of config.json."""
@@ -310,44 +319,6 @@ class TensorSpec(NamedTuple):
     def bytes(self) -> int:
         """Size of the tensor's data in bytes."""
         return _BYTES[self.dtype] * prod(self.shape)
-
-
-def block_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of each linear layer of a block, by its name within the block."""
-    hidden, width, mlp = model.hidden, model.head_width, model.mlp_width
-    return {
-        "attention.q": (model.heads * width, hidden),
-        "attention.k": (model.key_value_heads * width, hidden),
-        "attention.v": (model.key_value_heads * width, hidden),
-        "attention.o": (hidden, model.heads * width),
-        "mlp.gate": (mlp, hidden),
-        "mlp.up": (mlp, hidden),
-        "mlp.down": (hidden, mlp),
-    }
-
-
-def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of each matrix by module name: embedding, linear layers, and the head unless it is tied."""
-    block, outer = block_shapes(model), (model.vocab_size or 0, model.hidden)
-    shapes = {"embed": outer}
-    shapes |= {f"layers.{index}.{name}": shape for index in range(model.layers) for name, shape in block.items()}
-    return shapes if model.tied_head else shapes | {"lm_head": outer}
-
-
-def norm_widths(model: ModelConfig) -> dict[str, int]:
-    """Return the size of each norm's weight by module name."""
-    block = {"attention_norm": model.hidden, "mlp_norm": model.hidden}
-    if model.qk_norm:
-        block |= {"attention.q_norm": model.head_width, "attention.k_norm": model.head_width}
-    widths = {f"layers.{index}.{name}": width for index in range(model.layers) for name, width in block.items()}
-    return widths | {"norm": model.hidden}
-
-
-def biased_matrices(model: ModelConfig) -> list[str]:
-    """Return the names of the matrices that have a bias beside them."""
-    if not model.qkv_bias:
-        return []
-    return [f"layers.{index}.attention.{part}" for index in range(model.layers) for part in "qkv"]
 
 
 def expected_tensors(config: ArtifactConfig) -> dict[str, TensorSpec]:

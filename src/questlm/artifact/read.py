@@ -150,7 +150,7 @@ def _hashed(folder: Path, manifest: Manifest) -> Iterator[None]:
         hashing = pool.submit(verify_files, folder, manifest, ArtifactError)
         try:
             yield
-        except Exception:
+        except Exception:  # whatever damaged bytes led to: the damage is the reason to tell
             if (damage := hashing.exception()) is not None:
                 raise damage from None
             raise

@@ -17,15 +17,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from questlm.artifact.format import (
-    ArtifactConfig,
-    TensorSpec,
-    WeightFormat,
-    expected_tensors,
-    matrix_shapes,
-    matrix_tensor_specs,
-)
+from questlm.artifact.format import ArtifactConfig, TensorSpec, WeightFormat, expected_tensors, matrix_tensor_specs
 from questlm.artifact.matrices import check_codes
+from questlm.artifact.shapes import matrix_shapes
 from questlm.artifact.single_file import DTYPES
 from questlm.errors import ArtifactError, quoted
 from questlm.json_files import read_safetensors_header

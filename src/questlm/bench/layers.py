@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.artifact.format import WeightFormat, matrix_shapes
+from questlm.artifact.format import WeightFormat
 from questlm.artifact.matrices import matrix_tensors
 from questlm.artifact.read import Artifact, load_artifact
+from questlm.artifact.shapes import matrix_shapes
 from questlm.bench.timing import Case, SpeedReport, check_counts, run_cases
 from questlm.grid import Grid
 from questlm.inference.engine import Weights

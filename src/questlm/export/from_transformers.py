@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from questlm.artifact.format import matrix_shapes, norm_widths
+from questlm.artifact.shapes import matrix_shapes, norm_widths
 from questlm.config.hugging_face import model_config_from_hugging_face
 from questlm.errors import ConfigError, cleaned, quoted
 from questlm.models import Llama, module_to_hugging_face

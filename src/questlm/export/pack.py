@@ -20,12 +20,10 @@ from questlm.artifact.format import (
     QuantizationConfig,
     StoredDtype,
     WeightFormat,
-    biased_matrices,
-    matrix_shapes,
-    norm_widths,
 )
 from questlm.artifact.matrices import matrix_tensors, narrow_operand, operand_tensors, weight_operand
 from questlm.artifact.read import Artifact, require_known_ids
+from questlm.artifact.shapes import biased_matrices, matrix_shapes, norm_widths
 from questlm.artifact.write import PackReport, write_artifact, write_artifact_file
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError, ConfigError, quoted
@@ -126,21 +124,13 @@ def _describe(
     model: Llama, training: dict[str, Any], embeddings: StoredDtype | None, eos: int | None
 ) -> ArtifactConfig:
     formats = {name: _format(model.get_submodule(name), name, embeddings) for name in matrix_shapes(model.config)}
-    distinct = tuple(dict.fromkeys(formats.values()))
     specs = Counter(layer.spec for layer in quantized_layers(model).values())
     spec = specs.most_common(1)[0][0] if specs else QuantSpec(weight_bits=16, act_bits=16)
-    quantization = QuantizationConfig(
-        method=spec.method,
-        weight_bits=spec.weight_bits,
-        act_bits=spec.act_bits,
-        formats=distinct,
-        layers={name: distinct.index(weight_format) for name, weight_format in formats.items()},
-    )
     return ArtifactConfig(
         format=FORMAT,
         version=VERSION,
         model=model.config,
-        quantization_config=quantization,
+        quantization_config=QuantizationConfig.of(spec, formats),
         eos_token_id=eos,
         training=training,
     )

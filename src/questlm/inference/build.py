@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from questlm import ops
-from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_widths
+from questlm.artifact.format import ArtifactConfig
 from questlm.artifact.matrices import matrix_tensors, packed_matrix
 from questlm.artifact.read import Artifact
+from questlm.artifact.shapes import matrix_shapes, norm_widths
 from questlm.artifact.tensors import meta_tensors
 from questlm.inference.linear import PackedEmbedding, PackedLinear, packed_layer
 from questlm.memory import host_memory, require_memory

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from questlm import ops
-from questlm.artifact.format import block_shapes, norm_widths
+from questlm.artifact.shapes import block_shapes, norm_widths
 from questlm.models import KVCache, Llama
 from questlm.models.llama import rotary_angles
 from questlm.ops.cpu.llama import NativeLinear, NativeLlama, cache_of

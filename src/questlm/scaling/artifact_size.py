@@ -26,8 +26,8 @@ from questlm.artifact.format import (
     QuantizationConfig,
     WeightFormat,
     expected_tensors,
-    matrix_shapes,
 )
+from questlm.artifact.shapes import matrix_shapes
 from questlm.config import DataConfig, ModelConfig, QuantSpec
 from questlm.json_files import canonical_json
 from questlm.quant.layer_formats import layer_formats
@@ -127,18 +127,11 @@ def planned_config(model: ModelConfig, quant: QuantSpec, training: Mapping[str, 
     formats = {
         name: WeightFormat.of(quantised[name]) if name in quantised else format_of_left_out(quant) for name in shapes
     }
-    distinct = tuple(dict.fromkeys(formats.values()))
     return ArtifactConfig(
         format=FORMAT,
         version=VERSION,
         model=model,
-        quantization_config=QuantizationConfig(
-            method=quant.method,
-            weight_bits=quant.weight_bits,
-            act_bits=quant.act_bits,
-            formats=distinct,
-            layers={name: distinct.index(weight_format) for name, weight_format in formats.items()},
-        ),
+        quantization_config=QuantizationConfig.of(quant, formats),
         eos_token_id=0,
         training=dict(_usual_training(model.vocab_size or 0) if training is None else training),
     )

@@ -6,14 +6,8 @@ The methods say what each layer holds (`questlm.quant.layer_formats`), and the p
 
 from __future__ import annotations
 
-from questlm.artifact.format import (
-    GridConfig,
-    WeightFormat,
-    block_shapes,
-    matrix_shapes,
-    matrix_tensor_specs,
-    norm_widths,
-)
+from questlm.artifact.format import GridConfig, WeightFormat, matrix_tensor_specs
+from questlm.artifact.shapes import block_shapes, matrix_shapes, norm_widths
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
 from questlm.grid import Grid

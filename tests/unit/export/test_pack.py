@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 import questlm
 from questlm import ops
-from questlm.artifact.format import ArtifactConfig, expected_tensors, matrix_shapes, norm_widths
+from questlm.artifact.format import ArtifactConfig, expected_tensors
 from questlm.artifact.read import load_artifact
+from questlm.artifact.shapes import matrix_shapes, norm_widths
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError, ConfigError
 from questlm.export.pack import pack

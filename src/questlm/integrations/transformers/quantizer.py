@@ -18,8 +18,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from questlm.artifact.format import ArtifactConfig, matrix_shapes, norm_widths
+from questlm.artifact.format import ArtifactConfig
 from questlm.artifact.read import Artifact, load_artifact, read_fetched
+from questlm.artifact.shapes import matrix_shapes, norm_widths
 from questlm.config.hugging_face import hugging_face_config, model_config_from_hugging_face
 from questlm.errors import ArtifactError, ConfigError, QuestError, cleaned
 from questlm.inference.build import packed_layers

@@ -1,7 +1,11 @@
-"""From a source file follows the place of its test: `src/questlm/a/b.py` is tested by `tests/unit/a/test_b.py`."""
+"""Where tests lie, and how long files and functions may be.
+
+From a source file follows the place of its test: `src/questlm/a/b.py` is tested by `tests/unit/a/test_b.py`.
+"""
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -49,3 +53,17 @@ def test_the_place_is_derived_from_the_source(test: str, found: bool, tmp_path: 
     path.parent.mkdir(parents=True)
     path.touch()
     assert misplaced(tmp_path / "unit", tmp_path / "source") == ([] if found else [test])
+
+
+def test_source_files_and_functions_are_short() -> None:
+    """A file has at most 400 lines and a function at most 60, so that each can be read at once (CONTRIBUTING.md)."""
+    long = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found = [(text.count("\n"), 400, "the file")]
+        functions = (
+            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        )
+        found += [((node.end_lineno or 0) - node.lineno + 1, 60, node.name) for node in functions]
+        long += [f"{path.relative_to(SOURCE)}: {name}, {lines} lines" for lines, most, name in found if lines > most]
+    assert long == []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from questlm.cli.options import Plugins, load_plugins, parse_bytes, parse_count, parse_seconds
 from questlm.config.quant import Embeddings
 from questlm.errors import ConfigError, quoted
+from questlm.grid import Steps
 from questlm.readable import bytes_text, count_text
 from questlm.terminal import cell, command_text, say
 
@@ -22,8 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-_STEPS = (1 / 16, 1 / 4, 1, 4, 16)  # of memory and of data, in the table of how the answer moves
+_FACTORS = (1 / 16, 1 / 4, 1, 4, 16)  # of memory and of data, in the table of how the answer moves
 _EMBEDDINGS = [name for name in get_args(Embeddings) if name != "float"]
+
+StepsOption = Annotated[Steps, typer.Option(help="Numbers that the weights' steps are stored in.")]
+Coded = Annotated[
+    bool, typer.Option("--coded", help="Count the bytes of a single file, whose codes are entropy-coded.")
+]
+TokenizerBytes = Annotated[
+    str | None, typer.Option(help="Bytes of tokenizer.json, 0: none [default: of one that quest train makes].")
+]
+FromFit = Annotated[Path | None, typer.Option(help="Law from `quest fit --json` [default: of the published runs].")]
+Extrapolate = Annotated[
+    bool, typer.Option("--extrapolate", help="Also with fewer tokens a parameter than were fitted.")
+]
 
 
 def plan(
@@ -37,23 +50,13 @@ def plan(
     bandwidth: Annotated[str | None, typer.Option(help="Bytes a second where it is run: 50GB.")] = None,
     vocab: Annotated[str, typer.Option(help="Entries of the tokenizer.")] = "4096",
     embeddings: Annotated[str, typer.Option(help="How embedding and head are stored: bf16, int8 to int2.")] = "bf16",
-    steps: Annotated[
-        Literal["fp32", "fp16", "fp8"], typer.Option(help="Numbers that the weights' steps are stored in.")
-    ] = "fp32",
-    coded: Annotated[
-        bool, typer.Option("--coded", help="Count the bytes of a single file, whose codes are entropy-coded.")
-    ] = False,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Bytes of tokenizer.json, 0: none [default: of one that quest train makes].")
-    ] = None,
+    steps: StepsOption = "fp32",
+    coded: Coded = False,
+    tokenizer: TokenizerBytes = None,
     tied: Annotated[bool, typer.Option("--tied", help="The head shares the embedding's weight.")] = False,
-    from_fit: Annotated[
-        Path | None, typer.Option(help="Law from `quest fit --json` [default: of the published runs].")
-    ] = None,
+    from_fit: FromFit = None,
     only: Annotated[str | None, typer.Option(help="Precisions to choose from: w4a4,w2a2 [default: the law's].")] = None,
-    extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Also with fewer tokens a parameter than were fitted.")
-    ] = False,
+    extrapolate: Extrapolate = False,
     out: Annotated[Path | None, typer.Option(help="Write the best as a config for `quest train`.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw how the answer moves: .svg, .png or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -73,19 +76,10 @@ def plan(
 
         quest plan --latency 5ms --bandwidth 50GB --tokens 100B --from-fit law.json
     """
-    from questlm.config import to_yaml
-    from questlm.files import atomic_write
-    from questlm.plotting import check_picture
     from questlm.scaling.hardware import find_gpu
     from questlm.scaling.limits import Limits
-    from questlm.scaling.plan import make_plan, matching, plannable
-    from questlm.scaling.plan_config import run_config
 
     load_plugins(plugin)
-    if picture is not None:
-        check_picture(picture)
-    if embeddings not in _EMBEDDINGS:
-        raise ConfigError(f"--embeddings {quoted(embeddings)} is not one of {', '.join(_EMBEDDINGS)}")
     found = find_gpu(gpu) if gpu is not None else None
     limits = Limits(
         memory=parse_bytes(memory, "--memory") if memory is not None else None,
@@ -97,17 +91,31 @@ def plan(
         gpu_hours=_positive(gpu_hours, "--gpu-hours"),
         gpu=found,
         vocab_size=parse_count(vocab, "--vocab"),
-        embeddings=cast(Embeddings, embeddings),
+        embeddings=_embeddings(embeddings),
         steps=steps,
         coded=coded,
         tokenizer=None if tokenizer is None else 0 if tokenizer == "0" else int(parse_bytes(tokenizer, "--tokenizer")),
         tied_head=tied,
         extrapolate=extrapolate,
     )
+    _answer(limits, from_fit, only, out, picture, as_json)
+
+
+def _answer(
+    limits: Limits, from_fit: Path | None, only: str | None, out: Path | None, picture: Path | None, as_json: bool
+) -> None:
+    """Make the plan; write the config and the picture that were asked for, and print the plan."""
+    from questlm.config import to_yaml
+    from questlm.files import atomic_write
+    from questlm.plotting import check_picture
+    from questlm.scaling.plan import make_plan, matching, plannable
+    from questlm.scaling.plan_config import run_config
+
+    if picture is not None:
+        check_picture(picture)
     fit = _law(from_fit)
-    made = make_plan(
-        fit, limits, matching(plannable(fit), [name.strip() for name in only.split(",")]) if only is not None else None
-    )
+    precisions = None if only is None else matching(plannable(fit), [name.strip() for name in only.split(",")])
+    made = make_plan(fit, limits, precisions)
     if out is not None:
         atomic_write(out, to_yaml(run_config(made.best, limits)))
     if picture is not None:
@@ -130,6 +138,12 @@ def _positive(value: float | None, option: str) -> float | None:
     if value is not None and not 0 < value < 1e30:
         raise ConfigError(f"{option} {value} is not a number above 0")
     return value
+
+
+def _embeddings(name: str) -> Embeddings:
+    if name not in _EMBEDDINGS:
+        raise ConfigError(f"--embeddings {quoted(name)} is not one of {', '.join(_EMBEDDINGS)}")
+    return cast(Embeddings, name)
 
 
 def _bandwidth(text: str | None, of_gpu: float | None) -> float | None:
@@ -206,11 +220,11 @@ def _print_moves(console: Any, fit: LawFit, limits: Limits, made: Plan) -> None:
         title=f"and with other memory (down) and {amount.replace('_', ' ')} (across)", title_justify="left", box=SIMPLE
     )
     table.add_column("", justify="right")
-    for factor in _STEPS:
+    for factor in _FACTORS:
         table.add_column(f"{getattr(limits, amount) * factor:,.3g}", justify="right", no_wrap=True)
-    for rows in _STEPS:
+    for rows in _FACTORS:
         cells = []
-        for columns in _STEPS:
+        for columns in _FACTORS:
             moved = replace(limits, memory=memory * rows, **{amount: getattr(limits, amount) * columns})
             at = best_shapes(fit, moved, groups)
             cells.append(cell(f"{names[at[0].group]} {count_text(at[0].model.block_parameters)}" if at else "-"))

@@ -54,14 +54,7 @@ def prepare(model: M, spec: QuantSpec, filter_fn: FilterFn | None = None) -> M:
             would bypass its quantised layers. The model is then unchanged.
     """
     find_method(spec.method)
-    if any(isinstance(m, FakeQuantLinear | StoredEmbedding | StoredLinear) for m in model.modules()):
-        raise ConfigError("this model is prepared already; call questlm.restore(model) first")
-    encoders = any(isinstance(m, nn.TransformerEncoderLayer) for m in model.modules())
-    if encoders and torch.backends.mha.get_fastpath_enabled():
-        raise ConfigError(
-            "the fast path of nn.TransformerEncoderLayer bypasses its linear layers in evaluation, so they would not "
-            "be quantised there; call torch.backends.mha.set_fastpath_enabled(False) first"
-        )
+    _require_preparable(model)
     # Other modules may read the weight of a subclass of nn.Linear directly, as nn.MultiheadAttention does.
     adapters = adapter_modules(model)
     linears = {
@@ -147,6 +140,18 @@ def unfused(model: nn.Module) -> Iterator[None]:
     finally:
         for module, fused in zip(modules, before, strict=True):
             module.fused = fused
+
+
+def _require_preparable(model: nn.Module) -> None:
+    """Raise ConfigError for a model that is prepared already, or that would bypass its quantised layers."""
+    if any(isinstance(m, FakeQuantLinear | StoredEmbedding | StoredLinear) for m in model.modules()):
+        raise ConfigError("this model is prepared already; call questlm.restore(model) first")
+    encoders = any(isinstance(m, nn.TransformerEncoderLayer) for m in model.modules())
+    if encoders and torch.backends.mha.get_fastpath_enabled():
+        raise ConfigError(
+            "the fast path of nn.TransformerEncoderLayer bypasses its linear layers in evaluation, so they would not "
+            "be quantised there; call torch.backends.mha.set_fastpath_enabled(False) first"
+        )
 
 
 def _quantized(linear: nn.Linear, name: str, spec: QuantSpec) -> FakeQuantLinear:

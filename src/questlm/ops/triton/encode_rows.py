@@ -41,6 +41,17 @@ def _joined(part_ptr, largest_ptr, sum_ptr, row, own, inside, HEADS: tl.constexp
 
 
 @triton.jit
+def _store_planes(codes_ptr, code, row, own, inside, PLANES: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,
+                  T: tl.constexpr):  # fmt: skip
+    """Write the bits of codes (P, T) >= 0 as words of 32 entries: all of bit 0 first, then of bit 1, and so on."""
+    bits = tl.reshape(code, (P, T // 32, 32))
+    for plane in tl.static_range(PLANES):
+        words = tl.sum(((bits >> plane) & 1) << tl.arange(0, 32)[None, None, :], axis=2)
+        to = codes_ptr + (row.to(tl.int64) * PLANES + plane) * WIDTH + offsets_of(own, T // 32)
+        tl.store(to, words, mask=inside[:, None])
+
+
+@triton.jit
 def encode_rows(
     x_ptr, other_ptr, gain_ptr, matrix_ptr, residual_ptr, codes_ptr, step_ptr, sum_ptr, x_row, eps, step_per_rms,
     factor,
@@ -99,8 +110,4 @@ def encode_rows(
             to = codes_ptr + row.to(tl.int64) * WIDTH + offsets_of(own, T)
             tl.store(to, code.to(tl.int8), mask=inside[:, None])
         else:
-            bits = tl.reshape(code + LEVELS // 2, (P, T // 32, 32))
-            for plane in tl.static_range(PLANES):
-                words = tl.sum(((bits >> plane) & 1) << tl.arange(0, 32)[None, None, :], axis=2)
-                to = codes_ptr + (row.to(tl.int64) * PLANES + plane) * WIDTH + offsets_of(own, T // 32)
-                tl.store(to, words, mask=inside[:, None])
+            _store_planes(codes_ptr, code + LEVELS // 2, row, own, inside, PLANES, WIDTH, P, T)

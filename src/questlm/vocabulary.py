@@ -1,13 +1,15 @@
 """Read tokenizers of the `tokenizers` library from untrusted files, and find the token that ends a document.
 
-Text and artifacts both come with a `tokenizer.json`, so both read it here. No torch.
+Text and artifacts both come with a `tokenizer.json`, and maybe a chat template, so both read them here. No torch.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = [
+    "CHAT_TEMPLATE_NAME",
     "END_OF_TEXT",
     "END_OF_TEXT_NAMES",
     "LARGEST_VOCABULARY",
     "MAX_TOKENIZER_BYTES",
     "library_failures",
     "parse_tokenizer",
+    "read_chat_template",
     "read_tokenizer_text",
+    "self_contained_template",
     "usual_end_of_text",
 ]
 
@@ -37,20 +42,51 @@ LARGEST_VOCABULARY = 4_194_304
 
 MAX_TOKENIZER_BYTES = 128 * 2**20
 
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+"""The file beside a tokenizer.json in which transformers keeps the template of a chat."""
+
+_MAX_CHAT_TEMPLATE_BYTES = 2**20
+
 
 def read_tokenizer_text(path: Path, error: type[QuestError]) -> str:
     """Return the content of a `tokenizer.json`; raise `error` unless it is plain UTF-8 of at most 128 MiB."""
+    return _read_text(path, "tokenizer.json", MAX_TOKENIZER_BYTES, error)
+
+
+def read_chat_template(path: Path, error: type[QuestError]) -> str:
+    """Return the content of a `chat_template.jinja`; raise `error` unless it is plain UTF-8 of at most 1 MiB.
+
+    It is a program of a stranger: render it in a sandbox of jinja2 only.
+    """
+    return _read_text(path, CHAT_TEMPLATE_NAME, _MAX_CHAT_TEMPLATE_BYTES, error)
+
+
+def _read_text(path: Path, kind: str, limit: int, error: type[QuestError]) -> str:
     try:
         if not path.is_file():
-            raise error(f"{path} is not a plain file, so no tokenizer is read from it")
+            raise error(f"{path} is not a plain file, so no {kind} is read from it")
         size = path.stat().st_size
-        if size > MAX_TOKENIZER_BYTES:
-            raise error(f"{path} is {size:,} bytes long, but a tokenizer.json may have at most {MAX_TOKENIZER_BYTES:,}")
+        if size > limit:
+            raise error(f"{path} is {size:,} bytes long, but a {kind} may have at most {limit:,}")
         return path.read_bytes().decode()
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError as problem:
-        raise error(f"{path} is not a tokenizer.json: byte {problem.start} is not UTF-8") from None
+        raise error(f"{path} is not a {kind}: byte {problem.start} is not UTF-8") from None
+
+
+def self_contained_template(template: str, tokens: Mapping[str, str | None]) -> str:
+    """Return a chat template that sets the special tokens it names, so that it needs no other file.
+
+    Args:
+        template: of jinja2, in which `bos_token` and the like stand for tokens of the tokenizer.
+        tokens: by that name; None: there is none.
+    """
+    known = {name: token for name, token in tokens.items() if token is not None}
+    used = [name for name in sorted(known) if re.search(rf"\b{name}\b", template)]
+    # transformers renders templates with trim_blocks, which takes away the line break behind a block.
+    lines = (f"{{% set {name} = {json.dumps(known[name], ensure_ascii=False)} %}}\n" for name in used)
+    return "".join(lines) + template
 
 
 def parse_tokenizer(text: str, source: str, error: type[QuestError]) -> Tokenizer:

@@ -31,6 +31,7 @@ def nameless(corpus: Path, tmp_path: Path) -> Path:
     tokenizer = Tokenizer.from_str(train_tokenizer([text_of(corpus)], 300).to_str().replace("<|endoftext|>", "[STOP]"))
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps({"eos_token_id": 0}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     return folder
 
 
@@ -42,7 +43,8 @@ def test_the_end_of_text_of_config_json_goes_all_the_way(
     code, _, err = command("train", "--config", "tiny.yaml", "--out", "run")
     assert code == 0, err
     assert RunFolder(tmp_path / "run").read_config().data.end_of_text == "[STOP]"
-    (nameless / "config.json").unlink()  # the run knows it now
+    for name in ("config.json", "tokenizer_config.json"):  # the run knows what they say now
+        (nameless / name).unlink()
     short = ("--set", "train.seq_len=32", "--set", "train.batch_size=4")
     for words in (
         ("train", "--resume", "run"),
@@ -57,6 +59,8 @@ def test_the_end_of_text_of_config_json_goes_all_the_way(
         code, _, err = command(*words)
         assert code == 0, (words, err)
     assert load(tmp_path / "model").end_of_text == 0
+    assert load(tmp_path / "model").chat_template == "{{ messages }}"
+    assert (tmp_path / "second" / "chat_template.jinja").is_file()
     assert RunFolder(tmp_path / "second").read_config().data.end_of_text == "[STOP]"
 
 

@@ -41,7 +41,14 @@ from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
 from questlm.sealed import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from questlm.terminal import command_text
-from questlm.vocabulary import MAX_TOKENIZER_BYTES, parse_tokenizer, read_tokenizer_text, usual_end_of_text
+from questlm.vocabulary import (
+    CHAT_TEMPLATE_NAME,
+    MAX_TOKENIZER_BYTES,
+    parse_tokenizer,
+    read_chat_template,
+    read_tokenizer_text,
+    usual_end_of_text,
+)
 
 __all__ = ["Artifact", "load_artifact", "open_artifact", "read_fetched", "require_known_ids"]
 
@@ -61,6 +68,8 @@ class Artifact:
             at each look-up.
         tokenizer: with truncation and padding off, or None.
         tokenizer_json: the content of its file, unchanged.
+        chat_template: a template of jinja2 for the messages of a chat, as transformers renders it, or None. A program
+            of a stranger: render it in a sandbox only.
         details: what the manifest records beside hashes: bytes by part.
         bytes: size of all its files.
     """
@@ -71,6 +80,7 @@ class Artifact:
     tokenizer_json: str | None
     details: dict[str, Any]
     bytes: int
+    chat_template: str | None = None
 
     @property
     def end_of_text(self) -> int | None:
@@ -196,8 +206,10 @@ def _open(folder: Path, manifest: Manifest) -> tuple[Artifact, StoredTensors]:
     # A tokenizer.json that the manifest does not list has not been verified, so it is not read.
     listed = TOKENIZER_NAME in manifest.files
     text = read_tokenizer_text(folder / TOKENIZER_NAME, ArtifactError) if listed else None
+    listed = CHAT_TEMPLATE_NAME in manifest.files
+    template = read_chat_template(folder / CHAT_TEMPLATE_NAME, ArtifactError) if listed else None
     size = sum((folder / name).stat().st_size for name in (MANIFEST_NAME, *manifest.files))
-    artifact = _artifact(config, {}, text, str(folder / TOKENIZER_NAME), manifest.details, size)
+    artifact = _artifact(config, {}, text, str(folder / TOKENIZER_NAME), manifest.details, size, template)
     needed = _MEMORY_OVER_FILE * manifest.files[TENSORS_NAME].bytes
     require_memory(needed, host_memory(), f"the packed model {folder}", "use a machine that has more memory")
     tensors = StoredTensors([folder / TENSORS_NAME], config)
@@ -207,7 +219,11 @@ def _open(folder: Path, manifest: Manifest) -> tuple[Artifact, StoredTensors]:
 def _load_file(path: Path) -> Artifact:
     with open_single_file(path, (_MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES)) as file:
         name = f"the config in {path}"
-        config = _parsed_config(parse_json(file.config.encode(), name, ArtifactError), name)
+        values = parse_json(file.config.encode(), name, ArtifactError)
+        template = values.pop("chat_template", None) if isinstance(values, dict) else None
+        if not isinstance(template, str | None):
+            raise ArtifactError(f"{name} has a chat_template that is no string; the file is damaged")
+        config = _parsed_config(values, name)
         try:
             tensors, parts = file.tensors(expected_tensors(config))
         except ArtifactError as problem:
@@ -215,7 +231,7 @@ def _load_file(path: Path) -> Artifact:
         for each, tensor in tensors.items():
             check_tensor(each, tensor, config)
         details = {"bytes_by_part": parts, "parameters": config.model.parameters}
-        return _artifact(config, tensors, file.tokenizer, f"the tokenizer in {path}", details, file.bytes)
+        return _artifact(config, tensors, file.tokenizer, f"the tokenizer in {path}", details, file.bytes, template)
 
 
 def _artifact(
@@ -225,11 +241,12 @@ def _artifact(
     tokenizer_name: str,
     details: dict[str, Any],
     size: int,
+    chat_template: str | None,
 ) -> Artifact:
     tokenizer = None if tokenizer_json is None else parse_tokenizer(tokenizer_json, tokenizer_name, ArtifactError)
     if tokenizer is not None:
         require_known_ids(tokenizer, config.model.vocab_size or 0)
-    return Artifact(config, tensors, tokenizer, tokenizer_json, details, size)
+    return Artifact(config, tensors, tokenizer, tokenizer_json, details, size, chat_template)
 
 
 def _read_config(path: Path) -> ArtifactConfig:

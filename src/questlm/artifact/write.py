@@ -29,7 +29,7 @@ from questlm.errors import ArtifactError, ConfigError
 from questlm.files import atomic_file, atomic_folder, explain_failed_write
 from questlm.json_files import canonical_json
 from questlm.sealed import MANIFEST_NAME, seal
-from questlm.vocabulary import parse_tokenizer
+from questlm.vocabulary import CHAT_TEMPLATE_NAME, parse_tokenizer
 
 __all__ = ["PackReport", "write_artifact", "write_artifact_file"]
 
@@ -69,6 +69,7 @@ def write_artifact(
     tokenizer: str | None,
     check: Callable[[Artifact], None],
     budget: Budget | None = None,
+    chat_template: str | None = None,
 ) -> PackReport:
     """Write the new folder `out`, read it back, and keep it unless `check` raises.
 
@@ -79,6 +80,7 @@ def write_artifact(
         tokenizer: content of a tokenizer.json.
         check: called with the artifact that was read back.
         budget: checked before anything is kept.
+        chat_template: content of a chat_template.jinja.
 
     Raises:
         ConfigError: `config.training` is not plain JSON, or the budget is missed.
@@ -88,6 +90,8 @@ def write_artifact(
     if tokenizer is not None:
         files[TOKENIZER_NAME] = tokenizer.encode()
         files[TOKENIZER_CONFIG_NAME] = canonical_json(tokenizer_settings(_end_of_text(tokenizer, config))).encode()
+    if chat_template is not None:
+        files[CHAT_TEMPLATE_NAME] = chat_template.encode()
     try:
         with atomic_folder(out) as folder:
             save_file(dict(tensors), folder / TENSORS_NAME)
@@ -113,12 +117,15 @@ def write_artifact_file(
     tokenizer: str | None,
     check: Callable[[Artifact], None],
     budget: Budget | None = None,
+    chat_template: str | None = None,
 ) -> PackReport:
     """Write the single file `out`, with its codes entropy-coded, read it back, and keep it unless `check` raises.
 
     Arguments and errors are those of `write_artifact`.
     """
     values = {key: value for key, value in json.loads(_config_bytes(config)).items() if key not in KEYS}
+    if chat_template is not None:
+        values["chat_template"] = chat_template
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as file:
@@ -157,6 +164,7 @@ def _bytes_by_part(config: ArtifactConfig, folder: Path) -> dict[str, int]:
         ("config", CONFIG_NAME),
         ("tokenizer", TOKENIZER_NAME),
         ("tokenizer", TOKENIZER_CONFIG_NAME),
+        ("tokenizer", CHAT_TEMPLATE_NAME),
     ):
         if (folder / name).exists():
             parts[part] += (folder / name).stat().st_size

@@ -18,6 +18,7 @@ from questlm.data.stream import TokenStream
 from questlm.data.tokenizer import (
     end_of_text_id,
     load_tokenizer,
+    stated_chat_template,
     stated_end_of_text,
     tokenizer_hash,
     tokenizer_size,
@@ -58,19 +59,22 @@ def prepare(config: DataConfig, vocab_size: int | None = None, max_tokens: int |
     for folder in (cache, cache / FACTS):
         remove_leftovers(folder)
     limit = min((given for given in (config.max_tokens, max_tokens) if given is not None), default=None)
-    tokenizer = None
+    tokenizer = template = None
     if config.tokenizer != "train":
         path = user_path(config.tokenizer)
         tokenizer = load_tokenizer(path)
         require_fit(tokenizer, vocab_size)
         if config.end_of_text is None:
             config = config.model_copy(update={"end_of_text": stated_end_of_text(tokenizer, path.parent)})
+        template = stated_chat_template(path.parent)
     train, val = resolve(config, cache)
     if isinstance(train, Shards):
         assert val is None or isinstance(val, Shards)
-        return _prepare_shards(config, train, val, tokenizer, vocab_size, limit, cache)
-    assert not isinstance(val, Shards)
-    return prepare_text(config, train, val, tokenizer, vocab_size, limit, cache)
+        data = _prepare_shards(config, train, val, tokenizer, vocab_size, limit, cache)
+    else:
+        assert not isinstance(val, Shards)
+        data = prepare_text(config, train, val, tokenizer, vocab_size, limit, cache)
+    return replace(data, chat_template=template)
 
 
 def prepare_all(config: DataConfig, vocab_size: int | None = None) -> PreparedData:

@@ -25,7 +25,8 @@ class PreparedData:
     `train_bytes` is None. `end_of_text` is the id of the token that ends a document, where one is known;
     `end_of_text_name` is its name, unless that is one of the usual names. `notes` are sentences for the user.
     `data_hash` identifies what was read and how it was tokenised; `val_hash` is the SHA-256 of the validation tokens as
-    little-endian uint32, the same for the same tokens however they are stored.
+    little-endian uint32, the same for the same tokens however they are stored. `chat_template` is that of the files
+    beside the tokenizer.
     """
 
     train: TokenStream
@@ -40,6 +41,7 @@ class PreparedData:
     end_of_text: int | None
     end_of_text_name: str | None
     notes: tuple[str, ...] = ()
+    chat_template: str | None = field(default=None, repr=False)
 
 
 def stream_hash(stream: TokenStream) -> str:

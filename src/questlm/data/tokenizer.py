@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from questlm.errors import DataError, quoted
 from questlm.json_files import read_json
 from questlm.vocabulary import (
+    CHAT_TEMPLATE_NAME,
     END_OF_TEXT,
     END_OF_TEXT_NAMES,
     LARGEST_VOCABULARY,
     parse_tokenizer,
+    read_chat_template,
     read_tokenizer_text,
+    self_contained_template,
     usual_end_of_text,
 )
 
@@ -25,6 +28,7 @@ __all__ = [
     "end_of_text_id",
     "load_tokenizer",
     "sample",
+    "stated_chat_template",
     "stated_end_of_text",
     "tokenizer_hash",
     "tokenizer_size",
@@ -114,18 +118,50 @@ def stated_end_of_text(tokenizer: Tokenizer, folder: Path) -> str | None:
         content = read_json(folder / file, DataError)
         stated = content.get(key) if isinstance(content, dict) else None
         stated = stated[0] if isinstance(stated, list) and stated else stated
-        stated = stated.get("content") if isinstance(stated, dict) else stated
-        name = _token_name(tokenizer, stated)
+        name = _token_name(tokenizer, _content(stated))
         if name is not None:
             return name
     return None
 
 
+_SETTINGS = "tokenizer_config.json"
 _STATEMENTS = (
     ("config.json", "eos_token_id"),
     ("generation_config.json", "eos_token_id"),
-    ("tokenizer_config.json", "eos_token"),
+    (_SETTINGS, "eos_token"),
 )
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def stated_chat_template(folder: Path) -> str | None:
+    """Return the chat template of the Hugging Face model in `folder`, with its special tokens set, or None.
+
+    Of several templates it is the one named "default".
+
+    Raises:
+        DataError: a file that holds it cannot be read.
+    """
+    settings: object = None
+    if (folder / _SETTINGS).is_file():
+        settings = read_json(folder / _SETTINGS, DataError)
+    known = settings if isinstance(settings, dict) else {}
+    template = known.get("chat_template")
+    if isinstance(template, list):
+        named = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
+        template = next(named, {}).get("template")
+    if (folder / CHAT_TEMPLATE_NAME).is_file():
+        template = read_chat_template(folder / CHAT_TEMPLATE_NAME, DataError)
+    if not isinstance(template, str):
+        return None
+    tokens = {name: _content(known.get(name)) for name in _SPECIAL}
+    return self_contained_template(
+        template, {name: token if isinstance(token, str) else None for name, token in tokens.items()}
+    )
+
+
+def _content(stated: object) -> object:
+    """A token as Hugging Face's files write it: a string, or an object with it."""
+    return stated.get("content") if isinstance(stated, dict) else stated
 
 
 def _token_name(tokenizer: Tokenizer, stated: object) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -9,8 +11,23 @@ from questlm.artifact.shapes import matrix_shapes, norm_widths
 from questlm.config.hugging_face import model_config_from_hugging_face
 from questlm.errors import ConfigError, cleaned, quoted
 from questlm.models import Llama, module_to_hugging_face
+from questlm.vocabulary import self_contained_template
 
-__all__ = ["as_llama", "tokenizer_text"]
+__all__ = ["TokenizerContent", "as_llama", "tokenizer_content"]
+
+
+class TokenizerContent(NamedTuple):
+    """What is packed of a tokenizer.
+
+    Attributes:
+        json: content of its tokenizer.json.
+        end_of_text: the token that ends a document where it is known.
+        chat_template: the template of a chat, with its special tokens set, or None.
+    """
+
+    json: str | bytes
+    end_of_text: str | None = None
+    chat_template: str | None = None
 
 
 def as_llama(model: nn.Module) -> Llama:
@@ -44,21 +61,22 @@ def as_llama(model: nn.Module) -> Llama:
     return llama
 
 
-def tokenizer_text(tokenizer: object) -> tuple[str | bytes, str | None]:
-    """Content of tokenizer.json, and the token that ends a document where it is known.
-
-    Args:
-        tokenizer: that content, or a fast tokenizer of transformers.
+def tokenizer_content(tokenizer: object) -> TokenizerContent:
+    """What is packed of `tokenizer`: the content of a tokenizer.json, or a fast tokenizer of transformers.
 
     Raises:
         ConfigError: something else.
     """
     if isinstance(tokenizer, str | bytes):
-        return tokenizer, None
+        return TokenizerContent(tokenizer)
     to_text = getattr(getattr(tokenizer, "backend_tokenizer", None), "to_str", None)
     if to_text is None:
         raise ConfigError(
             f"a {type(tokenizer).__name__} cannot be packed; give a fast tokenizer of transformers, or the content of "
             "a tokenizer.json"
         )
-    return to_text(), getattr(tokenizer, "eos_token", None)
+    template = getattr(tokenizer, "chat_template", None)
+    template = template.get("default") if isinstance(template, dict) else template
+    if template is not None:
+        template = self_contained_template(template, getattr(tokenizer, "special_tokens_map", {}))
+    return TokenizerContent(to_text(), getattr(tokenizer, "eos_token", None), template)

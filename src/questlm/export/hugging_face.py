@@ -17,6 +17,7 @@ from questlm.export.formats import ExportFormat
 from questlm.files import atomic_folder
 from questlm.json_files import write_json
 from questlm.models import Llama, names
+from questlm.vocabulary import CHAT_TEMPLATE_NAME
 
 __all__ = ["FORMAT", "difference", "plain_logits", "to_hugging_face"]
 
@@ -71,6 +72,8 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
             end = artifact.end_of_text
             token = None if end is None else artifact.tokenizer.id_to_token(end)
             write_json(folder / TOKENIZER_CONFIG_NAME, tokenizer_settings(token))
+            if artifact.chat_template is not None:
+                (folder / CHAT_TEMPLATE_NAME).write_text(artifact.chat_template, encoding="utf-8", newline="")
 
 
 FORMAT = ExportFormat(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,7 +28,7 @@ from questlm.artifact.shapes import biased_matrices, matrix_shapes, norm_widths
 from questlm.artifact.write import PackReport, write_artifact, write_artifact_file
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError, ConfigError, quoted
-from questlm.export.from_transformers import as_llama, tokenizer_text
+from questlm.export.from_transformers import as_llama, tokenizer_content
 from questlm.models import Llama
 from questlm.ops import Operand
 from questlm.ops.reference.storage import store_steps, to_int8_rows
@@ -50,6 +51,7 @@ def pack(
     *,
     tokenizer: object = None,
     end_of_text: str | None = None,
+    chat_template: str | None = None,
     training: Mapping[str, Any] | None = None,
     embeddings: Literal["bf16", "int8"] | None = None,
     single_file: bool = False,
@@ -65,6 +67,7 @@ def pack(
         out: must not exist.
         tokenizer: content of a tokenizer.json, or a fast tokenizer of transformers.
         end_of_text: name of its token that ends a document; None: the tokenizer's own, or one of a usual name.
+        chat_template: content of a chat_template.jinja; None: that of a tokenizer of transformers.
         training: JSON to record: validation loss, data, sequence length.
         embeddings: stored dtype of embedding and head; None: the one they were trained with, or bf16 if that was float
             (the artifact then differs from the model by that rounding).
@@ -83,12 +86,14 @@ def pack(
     _check_model(llama)
     text = eos = None
     if tokenizer is not None:
-        content, own_end = tokenizer_text(tokenizer)
-        text = _text(content)
-        eos = _end_of_text(text, end_of_text or own_end, llama.config.vocab_size or 0)
+        content = tokenizer_content(tokenizer)
+        text = _text(content.json)
+        eos = _end_of_text(text, end_of_text or content.end_of_text, llama.config.vocab_size or 0)
+        chat_template = content.chat_template if chat_template is None else chat_template
     config = _describe(llama, dict(training or {}), embeddings, eos)
     write = write_artifact_file if single_file else write_artifact
-    return write(out, config, _tensors(llama, config), text, lambda written: _check_codes(llama, written), budget)
+    check = partial(_check_codes, llama)
+    return write(out, config, _tensors(llama, config), text, check, budget, chat_template)
 
 
 def _check_model(model: Llama) -> None:

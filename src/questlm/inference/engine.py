@@ -89,6 +89,7 @@ class PackedModel:
         artifact: the content of its config.json: the format of every matrix.
         tokenizer: of the `tokenizers` library, or None.
         end_of_text: id of the token that ends a document, or None.
+        chat_template: a template of jinja2 for the messages of a chat (`Artifact.chat_template`), or None.
         training: what was recorded about its training.
         bytes: size of the artifact's files.
         weight_bytes: what the weights take in memory.
@@ -109,6 +110,7 @@ class PackedModel:
         self.artifact: ArtifactConfig = artifact.config
         self.tokenizer = artifact.tokenizer
         self.end_of_text = artifact.end_of_text
+        self.chat_template = artifact.chat_template
         self.training: dict[str, Any] = artifact.config.training
         self.bytes = artifact.bytes
         self.device, self.dtype, self.cache_dtype = device, dtype, cache_dtype or dtype

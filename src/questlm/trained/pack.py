@@ -26,6 +26,7 @@ def pack(
     *,
     tokenizer: object = None,
     end_of_text: str | None = None,
+    chat_template: str | None = None,
     training: Mapping[str, Any] | None = None,
     embeddings: Literal["bf16", "int8"] | None = None,
     single_file: bool = False,
@@ -38,8 +39,9 @@ def pack(
             after `questlm.prepare`, with float32 parameters, on any device.
         out: must not exist.
         tokenizer: content of a tokenizer.json, or a fast tokenizer of transformers. A run brings its own, and
-            `end_of_text` and `training` too; "" leaves that of the run out.
+            `end_of_text`, `chat_template` and `training` too; "" leaves that of the run out, and its template.
         end_of_text: name of its token that ends a document; None: the tokenizer's own, or one of a usual name.
+        chat_template: content of a chat_template.jinja; None: that of a tokenizer of transformers.
         training: JSON to record: validation loss, data, sequence length.
         embeddings: dtype in which embedding and head are stored; None: the one that they were trained in, or bf16 if
             that was float (the artifact then differs from the model by that rounding).
@@ -58,14 +60,17 @@ def pack(
     """
     limit = Budget(budget) if isinstance(budget, int) else budget
     if isinstance(model, str | Path):
-        if tokenizer not in (None, "") or any(given is not None for given in (end_of_text, training)):
-            raise ConfigError(f"the run {model} brings its own tokenizer, end_of_text and training; leave these out")
+        if tokenizer not in (None, "") or any(given is not None for given in (end_of_text, chat_template, training)):
+            raise ConfigError(
+                f"the run {model} brings its own tokenizer, end_of_text, chat_template and training; leave these out"
+            )
         given = _of_run(Path(model), with_tokenizer=tokenizer is None)
     else:
         given = {
             "model": model,
             "tokenizer": None if tokenizer == "" else tokenizer,
             "end_of_text": end_of_text,
+            "chat_template": chat_template,
             "training": training,
         }
     return pack_model(**given, out=out, embeddings=embeddings, single_file=single_file, budget=limit)
@@ -87,6 +92,15 @@ def _of_run(run: Path, with_tokenizer: bool) -> dict[str, Any]:
         "final": record.final if record.steps == loaded.step else None,
         "val_hash": record.data.get("val_hash"),
     }
-    file, end = folder.tokenizer_file, loaded.config.data.end_of_text
-    text = file.read_text(encoding="utf-8") if with_tokenizer and file.exists() else None
-    return {"model": loaded.model, "tokenizer": text, "end_of_text": end, "training": training}
+    text, template = (
+        file.read_text(encoding="utf-8") if with_tokenizer and file.exists() else None
+        for file in (folder.tokenizer_file, folder.chat_template_file)
+    )
+    end = loaded.config.data.end_of_text
+    return {
+        "model": loaded.model,
+        "tokenizer": text,
+        "end_of_text": end,
+        "chat_template": template,
+        "training": training,
+    }

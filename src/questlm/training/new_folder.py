@@ -14,10 +14,13 @@ from questlm.records import PROGRESS_NAME, RECORD_NAME
 from questlm.terminal import command_text
 from questlm.training.origin import ORIGIN_NAME, Origin
 from questlm.training.run_folder import RunFolder
+from questlm.vocabulary import CHAT_TEMPLATE_NAME
 
 __all__ = ["begin_folder", "require_free"]
 
-_USUAL = frozenset(("config.yaml", ORIGIN_NAME, "tokenizer.json", "checkpoints", ".lock", PROGRESS_NAME))
+_USUAL = frozenset(
+    ("config.yaml", ORIGIN_NAME, "tokenizer.json", CHAT_TEMPLATE_NAME, "checkpoints", ".lock", PROGRESS_NAME)
+)
 _LOGS = frozenset(("tensorboard", "wandb"))
 _OTHER = "name another folder with --out"
 
@@ -49,7 +52,9 @@ def require_free(folder: RunFolder) -> None:
 
 
 @contextmanager
-def begin_folder(folder: RunFolder, config: RunConfig, tokenizer: str | None, origin: Origin) -> Iterator[None]:
+def begin_folder(
+    folder: RunFolder, config: RunConfig, tokenizer: str | None, origin: Origin, chat_template: str | None = None
+) -> Iterator[None]:
     """Make the folder atomically, with what identifies the run, and lock it for this process.
 
     The folder of a run that ended before its first checkpoint is replaced. If the block raises a QuestError before the
@@ -68,6 +73,8 @@ def begin_folder(folder: RunFolder, config: RunConfig, tokenizer: str | None, or
                 (temporary / ORIGIN_NAME).write_text(origin.to_json(), encoding="utf-8")
                 if tokenizer is not None:
                     draft.tokenizer_file.write_text(tokenizer, encoding="utf-8")
+                if chat_template is not None:
+                    draft.chat_template_file.write_text(chat_template, encoding="utf-8", newline="")
                 lock.enter_context(draft.locked())  # which stays locked under the folder's final name
         except OSError as problem:
             require_free(folder)  # says so if another process has made it meanwhile

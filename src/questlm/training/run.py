@@ -69,7 +69,8 @@ def train(config: RunConfig, out: str | Path, longest: float | None = None) -> R
             require_short(state.run.config, started.step_seconds, longest)
         tokenizer = data.tokenizer.to_str() if data.tokenizer is not None else None
         origin = Origin.here(folder.path, data.data_hash)
-        processes.on_main(lambda: stack.enter_context(begin_folder(folder, state.run.config, tokenizer, origin)))
+        begun = begin_folder(folder, state.run.config, tokenizer, origin, data.chat_template)
+        processes.on_main(lambda: stack.enter_context(begun))
         return started.trainer.train()
 
 

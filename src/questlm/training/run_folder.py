@@ -1,4 +1,4 @@
-"""A run folder: `config.yaml`, `origin.json`, `tokenizer.json`, `record.json` and `checkpoints/`.
+"""A run folder: `config.yaml`, `origin.json`, `tokenizer.json`, `record.json`, `checkpoints/`, maybe a chat template.
 
 While the run trains there is `progress.json` too (`questlm.records.RunProgress`).
 """
@@ -17,6 +17,7 @@ from questlm.records import PROGRESS_NAME, RunRecord
 from questlm.training.checkpoint import latest_checkpoint, verify_checkpoint
 from questlm.training.origin import Origin, located
 from questlm.training.same_settings import require_same_config
+from questlm.vocabulary import CHAT_TEMPLATE_NAME
 
 __all__ = ["RunFolder"]
 
@@ -36,6 +37,11 @@ class RunFolder:
     def tokenizer_file(self) -> Path:
         """The tokenizer trained with; absent for token shards that came without one."""
         return self.path / "tokenizer.json"
+
+    @property
+    def chat_template_file(self) -> Path:
+        """The chat template that came with the tokenizer; absent where none did."""
+        return self.path / CHAT_TEMPLATE_NAME
 
     @property
     def checkpoints(self) -> Path:

@@ -33,7 +33,7 @@ SPECS = {
 def whole(tmp_path: Path, tokenizer_json: str) -> bytes:
     path = tmp_path / "whole.quest"
     model = trained(SPECS["quest"], questlm.config.ModelConfig(layers=1, hidden=48, heads=2, vocab_size=400))
-    pack(model, path, single_file=True, tokenizer=tokenizer_json)
+    pack(model, path, single_file=True, tokenizer=tokenizer_json, chat_template="{{ messages }}")
     return path.read_bytes()
 
 
@@ -57,7 +57,7 @@ def test_it_holds_the_tensors_of_a_folder(name: str, tmp_path: Path) -> None:
 def test_it_brings_its_tokenizer(whole: bytes, tmp_path: Path, tokenizer_json: str) -> None:
     (tmp_path / "model.quest").write_bytes(whole)
     artifact = load_artifact(tmp_path / "model.quest")
-    assert artifact.tokenizer_json == tokenizer_json
+    assert (artifact.tokenizer_json, artifact.chat_template) == (tokenizer_json, "{{ messages }}")
     assert questlm.load(tmp_path / "model.quest").encode("def ")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 
 from questlm.data import end_of_text_id, load_tokenizer, tokenizer, tokenizer_hash, train_tokenizer
-from questlm.data.tokenizer import sample, stated_end_of_text, tokenizer_size
+from questlm.data.tokenizer import sample, stated_chat_template, stated_end_of_text, tokenizer_size
 from questlm.errors import DataError
 
 
@@ -131,3 +131,32 @@ def test_the_end_that_files_beside_the_tokenizer_state(
         assert end_of_text_id(nameless, name) == 5
     with pytest.raises(DataError, match=r"data\.end_of_text is 'absent', but the tokenizer has no such token"):
         end_of_text_id(nameless, "absent")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": {"eos_token": "%"}}, None),
+        ({"tokenizer_config.json": {"chat_template": "in json"}}, "in json"),
+        ({"tokenizer_config.json": {"chat_template": "in json"}, "chat_template.jinja": "of a file"}, "of a file"),
+        (
+            {"tokenizer_config.json": {"chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default"}]}},
+            None,
+        ),
+        (
+            {"tokenizer_config.json": {"chat_template": [{"name": "default", "template": "y"}], "bos_token": "<s>"}},
+            "y",
+        ),
+        (
+            {"tokenizer_config.json": {"bos_token": {"content": '"'}}, "chat_template.jinja": "\n{{bos_token}} é"},
+            '{% set bos_token = "\\"" %}\n\n{{bos_token}} é',
+        ),
+    ],
+)
+def test_the_chat_template_that_files_beside_the_tokenizer_state(
+    files: dict[str, object], expected: str | None, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    assert stated_chat_template(tmp_path) == expected

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import questlm
 from questlm.config import QuantSpec
-from questlm.errors import ConfigError
+from questlm.errors import ArtifactError, ConfigError
 from questlm.export.from_transformers import as_llama
 
 SIZES: dict[str, Any] = {
@@ -94,6 +94,24 @@ def test_a_tokenizer_of_transformers_brings_its_end_of_text(tmp_path: Path, toke
     assert packed.end_of_text == tokenizer.convert_tokens_to_ids("!")
     with pytest.raises(ConfigError, match="a list cannot be packed; give a fast tokenizer"):
         questlm.pack(model_of("Llama"), tmp_path / "other", tokenizer=[])
+
+
+def test_a_tokenizer_of_transformers_brings_its_chat_template(tmp_path: Path, tokenizer_json: str) -> None:
+    # As transformers renders it: line breaks behind blocks go, and so do blanks before them.
+    template = "\n{{ bos_token }}\n  {% for each in messages %}\n{{ each.content + eos_token }}\n  {% endfor %}\n!"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer_json), eos_token="!", bos_token='"', chat_template=template
+    )
+    questlm.pack(questlm.prepare(model_of("Llama"), QuantSpec()), tmp_path / "packed", tokenizer=tokenizer)
+    messages = [{"role": "user", "content": "hello"}]
+    there = transformers.AutoTokenizer.from_pretrained(tmp_path / "packed")
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert there.apply_chat_template(messages, tokenize=False) == rendered == '\n"\nhello!\n!'
+    packed = questlm.load(tmp_path / "packed")
+    assert packed.chat_template == (tmp_path / "packed" / "chat_template.jinja").read_text()
+    (tmp_path / "packed" / "chat_template.jinja").write_text(str(packed.chat_template) + " ")
+    with pytest.raises(ArtifactError, match=r"chat_template\.jinja is \d+ bytes long, but the manifest says"):
+        questlm.load(tmp_path / "packed")
 
 
 def test_merged_adapters_are_packed(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from questlm.artifact.format import ArtifactConfig
 from questlm.artifact.read import Artifact, open_artifact
 from questlm.config import GenerationOptions, ModelConfig
 from questlm.errors import ConfigError, quoted
+from questlm.inference.batch import RunningBatch
 from questlm.inference.build import build_model, resident_bytes
-from questlm.inference.generate import generate_tokens
+from questlm.inference.generate import NextLogits, generate_tokens
 from questlm.inference.native import native_forward
 from questlm.inference.recorded import RecordedLogits
 from questlm.inference.stream import TextStream
@@ -219,6 +220,25 @@ class PackedModel:
         """As `generate_ids` for one prompt, each id as it is chosen."""
         options, start = _without_stop(options), self._start(prompt)
         return (token for _, token in self._tokens([start], options, {0}))
+
+    def running_batch(self, sequences: int, context: int) -> RunningBatch:
+        """An empty batch that sequences join and leave between steps, as a server needs it.
+
+        Args:
+            sequences: most at once.
+            context: most tokens of one, prompt and text.
+
+        Raises:
+            ConfigError: the device has no memory for keys and values.
+        """
+
+        def forward() -> NextLogits:
+            return self._next_logits if self._decoding is None else RecordedLogits(self._next_logits)
+
+        def cache(batch: int, capacity: int) -> KVCache:
+            return KVCache(self.config, batch, capacity, self.cache_dtype, self.device)
+
+        return RunningBatch(forward, cache, sequences, context)
 
     def _tokens(
         self, starts: list[list[int]], options: GenerationOptions, running: set[int]

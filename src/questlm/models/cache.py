@@ -103,10 +103,13 @@ class KVCache:
         self._first_slots = torch.arange(batch, device=device) * capacity
         self._longest = 0  # at least the largest length; reading `lengths` would make the CPU wait for the GPU
 
-    def reserve(self, capacity: int) -> None:
+    def reserve(self, capacity: int, sequences: int | None = None) -> None:
         """Make room for `capacity` tokens of each sequence where there is less; what is stored stays.
 
         The entries move in memory then, so call it before a step is recorded as a graph and not after.
+
+        Args:
+            sequences: how many there is to be room for; None: those that there are.
 
         Raises:
             ConfigError: the device has no memory for so many tokens.
@@ -114,19 +117,22 @@ class KVCache:
         if capacity <= self.capacity:
             return
         batch, (layers, both, _, heads, width) = len(self.lengths), self.entries.shape
-        shape = (layers, both, batch * capacity, heads, width)
+        shape = (layers, both, max(batch, sequences or 0) * capacity, heads, width)
         grown = _room(shape, self.entries.dtype, self.entries.device)
         for old, new in zip((self.entries, self.scales), grown, strict=True):
             if old is not None and new is not None:
                 stored = old.unflatten(2, (-1, self.capacity))[:, :, :batch, : self._longest]
-                new.unflatten(2, (batch, -1))[:, :, :, : self._longest] = stored
+                new.unflatten(2, (-1, capacity))[:, :, :batch, : self._longest] = stored
         (self.entries, self.scales), self.capacity = grown, capacity
         self._first_slots = torch.arange(batch, device=self.lengths.device) * capacity
 
     def keep(self, sequences: list[int]) -> None:
-        """Go on with these of the sequences, given in ascending order, and forget the others.
+        """Go on with these of the sequences, and forget the others.
 
-        Their keys and values move to the front in place, so the memory stays as large as it was.
+        Their keys and values move in place, so the memory stays as large as it was, and `add` uses what is free then.
+
+        Args:
+            sequences: each once, and none further back than it was: place i gets a sequence that is at i or behind it.
         """
         for place, sequence in enumerate(sequences):
             if place != sequence:
@@ -135,6 +141,32 @@ class KVCache:
                         stored = each.unflatten(2, (-1, self.capacity))[:, :, :, : self._longest]
                         stored[:, :, place] = stored[:, :, sequence]
         self.lengths, self._first_slots = self.lengths[sequences], self._first_slots[: len(sequences)]
+
+    def add(self) -> None:
+        """Begin one more sequence, behind the others, in the room of one that `keep` has dropped.
+
+        Raises:
+            ValueError: there is no such room.
+        """
+        batch, room = len(self.lengths), self.entries.shape[2] // self.capacity
+        if batch == room:
+            raise ValueError(f"the cache has room for {room} sequences, and holds as many")
+        self.lengths = torch.cat((self.lengths, self.lengths.new_zeros(1)))
+        self._first_slots = torch.arange(batch + 1, device=self.lengths.device) * self.capacity
+
+    def limit_length(self, longest: int) -> None:
+        """State the largest length, where the caller knows it.
+
+        Counting each step as one of all sequences, the cache only knows a bound of it, which steps of different numbers
+        of tokens and sequences that join or are dropped make larger than it need be.
+        """
+        self._longest = longest
+
+    def erase_non_finite(self) -> None:
+        """Put 0 in place of what is not finite: the next sequence there would multiply it by 0 and get no number."""
+        for each in (self.entries, self.scales):
+            if each is not None and each.is_floating_point():
+                each.nan_to_num_(0.0, 0.0, 0.0)
 
     def check_room(self, batch: int, tokens: int) -> None:
         """Refuse a step of `tokens` tokens of each of `batch` sequences that does not fit.

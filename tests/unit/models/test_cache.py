@@ -243,6 +243,58 @@ def test_the_sequences_that_are_kept_go_on_as_they_were(dtype):
         assert dropped.lengths.tolist() == [6, 4]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sequence_that_joins_in_the_room_of_another_begins_anew(dtype):
+    model, ids, _ = make()
+    cache = KVCache(model.config, batch=2, capacity=8, dtype=dtype, device="cpu")
+    own = KVCache(model.config, batch=1, capacity=8, dtype=dtype, device="cpu")
+    with torch.no_grad():
+        model.next_logits(ids[:, :4], cache)
+        model.next_logits(ids[1:, :4], own)
+        cache.keep([1])
+        cache.add()
+        assert cache.lengths.tolist() == [4, 0]
+        with pytest.raises(ValueError, match="room for 2 sequences, and holds as many"):
+            cache.add()
+        got = model.next_logits(ids[[1, 0], 4:7], cache, torch.tensor([1, 3]))
+        torch.testing.assert_close(got[:1], model.next_logits(ids[1:, 4:5], own), rtol=1e-5, atol=1e-5)
+        alone = KVCache(model.config, batch=1, capacity=8, dtype=dtype, device="cpu")
+        torch.testing.assert_close(got[1:], model.next_logits(ids[:1, 4:7], alone), rtol=1e-5, atol=1e-5)
+
+
+def test_a_known_length_makes_room_again_and_grown_memory_can_be_for_more_sequences():
+    model, ids, _ = make()
+    cache = KVCache(model.config, batch=2, capacity=4, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        model.next_logits(ids[:, :3], cache, torch.tensor([1, 1]))
+        cache.keep([1])
+        with pytest.raises(ValueError, match="holds 4 tokens, but 5 are needed"):
+            cache.step(1, 2)
+        cache.limit_length(1)
+        assert cache.step(1, 2).positions.tolist() == [[1, 2]]
+        stored = cache.entries[:, :, 0].clone()
+        cache.reserve(6, sequences=3)
+    assert cache.entries.shape[2] == 18
+    assert torch.equal(cache.entries[:, :, 0], stored)
+    cache.add()
+    cache.add()
+    assert cache.step(3, 1).slots.tolist() == [1, 6, 12]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_only_what_is_not_finite_is_erased(dtype):
+    model, ids, _ = make()
+    cache = KVCache(model.config, batch=2, capacity=8, dtype=dtype, device="cpu")
+    with torch.no_grad():
+        model.next_logits(ids[:, :4], cache)
+    floats = cache.entries if cache.scales is None else cache.scales
+    before = floats.clone()
+    floats[0, 1, 2], floats[1, 0, 1] = float("nan"), float("inf")
+    before[0, 1, 2] = before[1, 0, 1] = 0
+    cache.erase_non_finite()
+    assert torch.equal(floats, before)
+
+
 def test_more_than_is_free_is_refused_though_linux_would_grant_it(monkeypatch) -> None:
     monkeypatch.setattr("questlm.models.cache.host_memory", lambda: Memory(2**20, 2**30))
     config = ModelConfig(layers=2, hidden=64, heads=4, mlp_hidden=96, vocab_size=50)

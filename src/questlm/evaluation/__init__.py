@@ -1,4 +1,4 @@
-"""Measures of a model: loss, perplexity, bits per byte."""
+"""Measures of a model: loss, perplexity, bits per byte; accuracy in multiple-choice and last-word tasks."""
 
 from questlm.evaluation.loss import Evaluation, evaluate
 

@@ -124,18 +124,25 @@ class PackedModel:
         release_freed_memory()  # of the tensors that were read and laid out, up to half as much again as the weights
 
     @torch.inference_mode()
-    def logits(self, ids: Tensor) -> Tensor:
-        """Logits (batch, tokens, vocab_size) in `dtype`, on `device`, of token ids (batch, tokens).
+    def logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (batch, tokens, vocab_size) in `dtype`, on `device`, of ids (batch, tokens), which continue `cache`.
 
         Attention is to keys and values as generation keeps them: rounded to `cache_dtype` where that is not `dtype`.
         """
-        if self.cache_dtype is self.dtype:
-            return self._forward(ids.to(self.device), None)
-        batch, tokens = ids.shape
-        cache = KVCache(self.config, batch, tokens, self.cache_dtype, self.device)
+        if cache is None and self.cache_dtype is not self.dtype:
+            cache = self.new_cache(*ids.shape)
         return self._forward(ids.to(self.device), cache)
 
     __call__ = logits
+
+    @torch.inference_mode()
+    def next_logits(self, ids: Tensor, cache: KVCache, counts: Tensor | None = None) -> Tensor:
+        """Logits (batch, vocab_size) of the token behind each row of `ids`, as `Llama.next_logits`."""
+        return self._next_logits(ids, cache, counts)
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `capacity` tokens of each of `batch` sequences, in `cache_dtype` on `device`."""
+        return KVCache(self.config, batch, capacity, self.cache_dtype, self.device)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. ConfigError if the model has no tokenizer, or `text` is not valid Unicode."""
@@ -245,7 +252,7 @@ class PackedModel:
     ) -> Iterator[tuple[int, int]]:
         """Generated (row, token id) of the rows that are `running`, until none is; the caller may take rows out."""
         capacity = max(map(len, starts)) + min(options.max_new_tokens, _FIRST_ROOM)
-        cache = KVCache(self.config, len(starts), capacity, self.cache_dtype, self.device)
+        cache = self.new_cache(len(starts), capacity)
         end = self.end_of_text if options.stop_at_end else None
         forward = self._next_logits if self._decoding is None else RecordedLogits(self._next_logits)
         for drawn in generate_tokens(forward, cache, starts, options, running):

@@ -208,6 +208,11 @@ class KVCache:
         self._longest += tokens
         self.lengths += tokens if counts is None else counts
 
+    def forget(self, tokens: int) -> None:
+        """Take back the last `tokens` tokens of each sequence, which counted all of them."""
+        self._longest -= tokens
+        self.lengths -= tokens
+
     def count_recorded(self, tokens: int) -> None:
         """Count the `tokens` of a step that adds to `lengths` itself: a replayed CUDA graph, or native code."""
         self._longest += tokens

@@ -174,6 +174,10 @@ class Llama(nn.Module):
         logits: Tensor = self.lm_head(self.norm(last))
         return logits
 
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty float32 cache for `capacity` tokens of each of `batch` sequences, where the model is."""
+        return KVCache(self.config, batch, capacity, torch.float32, self.embed.weight.device)
+
     def _run_blocks(self, ids: Tensor, cache: KVCache | None) -> Tensor:
         """The residual (batch, tokens, hidden) behind the last block."""
         if cache is None:

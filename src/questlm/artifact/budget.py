@@ -8,7 +8,24 @@ from pathlib import Path
 
 from questlm.errors import ConfigError
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "OverBudgetError"]
+
+
+class OverBudgetError(ConfigError):
+    """A packed model takes more bytes than its budget.
+
+    Attributes:
+        parts: bytes by part, the files counted beside the model included.
+        over: bytes above the budget.
+    """
+
+    def __init__(self, parts: Mapping[str, int], limit: int) -> None:
+        self.parts, self.over = dict(parts), sum(parts.values()) - limit
+        listed = ", ".join(f"{name} {size:,}" for name, size in sorted(parts.items(), key=lambda part: -part[1]))
+        super().__init__(
+            f"the packed model takes {sum(parts.values()):,} bytes, {self.over:,} more than the budget of "
+            f"{limit:,}; nothing was kept. Bytes by part: {listed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,13 +61,8 @@ class Budget:
         """Refuse a packed model that is too large.
 
         Raises:
-            ConfigError: it says by how much, and what takes how much.
+            OverBudgetError: it says by how much, and what takes how much.
         """
         parts = {**bytes_by_part, **self.counted}
-        over = sum(parts.values()) - self.limit
-        if over > 0:
-            listed = ", ".join(f"{name} {size:,}" for name, size in sorted(parts.items(), key=lambda part: -part[1]))
-            raise ConfigError(
-                f"the packed model takes {sum(parts.values()):,} bytes, {over:,} more than the budget of "
-                f"{self.limit:,}; nothing was kept. Bytes by part: {listed}"
-            )
+        if sum(parts.values()) > self.limit:
+            raise OverBudgetError(parts, self.limit)

@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 from torch import nn
 
-from questlm.artifact.budget import Budget
+from questlm.artifact.budget import Budget, OverBudgetError
 from questlm.artifact.write import PackReport
+from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
 from questlm.export.pack import pack as pack_model
 from questlm.memory import host_memory, require_memory
+from questlm.readable import bytes_text
 from questlm.records import RunRecord
+from questlm.scaling.fitting import alternatives
 from questlm.scaling.memory import packing_memory
 from questlm.training import RunFolder, load_run
 
@@ -54,7 +57,8 @@ def pack(
 
     Raises:
         ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights), it does
-            not fit the memory or the budget, or the tokenizer or provenance is unusable.
+            not fit the memory or the budget (of a run, the message names settings that would fit), or the tokenizer or
+            provenance is unusable.
         CheckpointError: not a run folder, no checkpoint, a damaged one, or a plugin that is not loaded or has changed.
         ArtifactError: what was written does not read back as the same codes.
     """
@@ -73,7 +77,15 @@ def pack(
             "chat_template": chat_template,
             "training": training,
         }
-    return pack_model(**given, out=out, embeddings=embeddings, single_file=single_file, budget=limit)
+    try:
+        return pack_model(**given, out=out, embeddings=embeddings, single_file=single_file, budget=limit)
+    except OverBudgetError as problem:
+        if limit is None or not isinstance(model, str | Path):
+            raise
+        settings = RunFolder(Path(model)).read_config()
+        shape, tokenizer_bytes = given["model"].config, len((given["tokenizer"] or "").encode())
+        advice = _what_would_fit(shape, settings.quant, problem, limit, single_file, tokenizer_bytes)
+        raise ConfigError(f"{problem}. {advice}") from None
 
 
 def _of_run(run: Path, with_tokenizer: bool) -> dict[str, Any]:
@@ -104,3 +116,18 @@ def _of_run(run: Path, with_tokenizer: bool) -> dict[str, Any]:
         "chat_template": template,
         "training": training,
     }
+
+
+def _what_would_fit(
+    model: ModelConfig, quant: QuantSpec, problem: OverBudgetError, budget: Budget, coded: bool, tokenizer: int
+) -> str:
+    """Settings by which a run would meet the budget that it missed, as a sentence."""
+    if budget.left_for_model <= 0:
+        return "The counted files alone take the whole budget"
+    actual, limit = sum(problem.parts.values()) - sum(budget.counted.values()), budget.left_for_model
+    found = alternatives(model, quant, actual=actual, limit=limit, coded=coded)
+    hints = [f"{option.settings} ({bytes_text(option.bytes)})" for option in found]
+    trained = f"Trained anew, it would fit with any one of: {', '.join(hints)}" if hints else "No one setting would do"
+    others = [] if coded else ["--single-file, which codes the weights"]
+    others += ["--no-tokenizer"] if tokenizer and problem.over <= problem.parts.get("tokenizer", 0) else []
+    return trained + (f". Without training, try {' or '.join(others)}" if others else "")

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import questlm
+from questlm.artifact.budget import Budget
 from questlm.config import RunConfig
 from questlm.errors import ArtifactError, CheckpointError, ConfigError
 from questlm.records import RunRecord
@@ -53,3 +54,15 @@ def test_what_a_run_brings_cannot_be_given(run: Path, tmp_path: Path) -> None:
 def test_a_run_folder_is_no_artifact(run: Path) -> None:
     with pytest.raises(ArtifactError, match="is a run folder, not an artifact; pack it first: quest pack"):
         questlm.load(run)
+
+
+def test_a_run_above_its_budget_is_told_settings_that_fit(run: Path, tmp_path: Path) -> None:
+    size = questlm.pack(run, tmp_path / "whole.quest", single_file=True, tokenizer="").bytes
+    with pytest.raises(ConfigError, match=r" 50 more than.*it would fit with any one of: .*quant.embeddings="):
+        questlm.pack(run, tmp_path / "model.quest", single_file=True, tokenizer="", budget=size - 50)
+    with pytest.raises(ConfigError, match=r"No one setting would do. Without training, try --single-file"):
+        questlm.pack(run, tmp_path / "folder", tokenizer="", budget=100)
+    (tmp_path / "code.py").write_bytes(b"x" * 200)
+    budget = Budget.of_files(200, [tmp_path / "code.py"])
+    with pytest.raises(ConfigError, match="The counted files alone take the whole budget"):
+        questlm.pack(run, tmp_path / "model.quest", single_file=True, budget=budget)

@@ -5,7 +5,8 @@
     python scripts/sanitize_kernels.py --arm            # cross-compiled for 64-bit ARM, under qemu-user, without them
 
 scripts/kernel_driver.c compares the products of every instruction set with sums written as plainly as possible, and
-scripts/llama_driver.c whole models with a forward pass written so. --arm needs, on Debian:
+scripts/llama_driver.c whole models with a forward pass written so; scripts/rans_driver.c decodes streams, whole and
+damaged. --arm needs, on Debian:
 apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src/questlm/ops/cpu").rglob("*.c"))
-DRIVERS = {"kernel_driver.c": 1, "llama_driver.c": 10}
+DRIVERS = {"kernel_driver.c": 1, "llama_driver.c": 10, "rans_driver.c": 1}
 """Programs in scripts, and of how many cases each runs one."""
 FLAGS = ["-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread"]
 SANITIZERS = [

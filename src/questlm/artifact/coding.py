@@ -41,6 +41,7 @@ _LANE_SHARE = 1 / 1000  # of the coded bytes, that the lanes' first states may t
 _MOST_LANES = 256
 
 Symbols = NDArray[np.uint8]
+_Tables = NDArray[np.int32] | None
 
 
 class Rows(NamedTuple):
@@ -78,15 +79,21 @@ class _Model(NamedTuple):
             return 1 << self.power
         return -(-shape[0 if self.scheme == _ROWS else 1] >> self.power) or 1
 
-    def classes(self, rows: slice, columns: int) -> NDArray[np.integer] | None:
-        """The table of each symbol of some rows, flat; None: all by the first."""
+    def parts(self, rows: slice, columns: int) -> tuple[_Tables, _Tables]:
+        """Numbers (rows,) and (columns,) whose sum is the table of a symbol in some rows; None: zeros."""
         if self.scheme == _WHOLE:
-            return None
-        count = rows.stop - rows.start
+            return None, None
         if self.scheme == _ROWS:
-            return np.repeat(np.arange(rows.start, rows.stop, dtype=np.int32) >> self.power, columns)
+            return np.arange(rows.start, rows.stop, dtype=np.int32) >> self.power, None
         places = np.arange(columns, dtype=np.int32)
-        return np.tile(places >> self.power if self.scheme == _COLUMNS else places & ((1 << self.power) - 1), count)
+        return None, places >> self.power if self.scheme == _COLUMNS else places & ((1 << self.power) - 1)
+
+    def classes(self, rows: slice, columns: int) -> NDArray[np.int32] | None:
+        """The table of each symbol of some rows, flat; None: all by the first."""
+        by_row, by_column = self.parts(rows, columns)
+        if by_row is not None:
+            return np.repeat(by_row, columns)
+        return None if by_column is None else np.tile(by_column, rows.stop - rows.start)
 
 
 def code_section(matrix: Rows) -> bytes:
@@ -168,15 +175,25 @@ def _decoded(
         length = _LENGTH.unpack(content[place:end])[0] if end <= len(content) else len(content)
         if end + length > len(content):
             raise ArtifactError("the codes of a tensor are cut; it is damaged")
-        classes, number = model.classes(rows, shape[1]), (rows.stop - rows.start) * shape[1]
         try:
-            symbols = rans.decode(content[end : end + length], tables, classes, lanes, number)
+            symbols = _decode(content[end : end + length], tables, model, lanes, rows, shape[1])
         except ValueError as problem:
             raise ArtifactError(str(problem)) from None
         place = end + length
-        yield rows, symbols.reshape(-1, shape[1])
+        yield rows, symbols
     if place != len(content):
         raise ArtifactError("a coded tensor has bytes behind its codes; it is damaged")
+
+
+def _decode(stream: bytes, tables: NDArray[np.uint16], model: _Model, lanes: int, rows: slice, columns: int) -> Symbols:
+    # They import torch, which planning does without.
+    from questlm.ops.cpu.rans import decode
+    from questlm.ops.dispatch import choose
+
+    count = rows.stop - rows.start
+    if choose("entropy_decode") == "cpu":
+        return decode(stream, tables, *model.parts(rows, columns), lanes, (count, columns))
+    return rans.decode(stream, tables, model.classes(rows, columns), lanes, count * columns).reshape(count, columns)
 
 
 def _best_model(matrix: Rows) -> tuple[_Model, NDArray[np.int64]]:

@@ -174,6 +174,10 @@ def _rows_in_native_code(x: Tensor, block_size: int = 1) -> str | None:
     return None if x.device.type == "cpu" else "the rows are not on the CPU"
 
 
+def _in_native_code() -> str | None:
+    return unavailable("cpu")
+
+
 def _fused(x: Tensor, block_size: int, grid: Grid, dtype: torch.dtype) -> str | None:
     if not grid.plain:
         return "the kernels are made for evenly spaced levels around 0, with steps in proportion to the row's rms"
@@ -336,6 +340,8 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     # (logits,): rows (rows, n)
     "argmax": (Implementation("cpu", _rows_in_native_code), _REFERENCE),
     "all_finite": (Implementation("cpu", _rows_in_native_code), _REFERENCE),
+    # (): symbols of a single file, whose reference is `questlm.artifact.rans`
+    "entropy_decode": (Implementation("cpu", _in_native_code), _REFERENCE),
     # (device, dtype, layers that cannot be in a native forward pass, with the reason): a step of a whole packed model
     "llama_step": (Implementation("native", _llama_in_native_code), Implementation("layer by layer", _anything)),
 }

@@ -31,12 +31,13 @@ __all__ = [
     "packed_product",
     "prepack",
     "quantize",
+    "rans_decode",
     "read",
     "unavailable",
     "use_instruction_set",
 ]
 
-_ABI_VERSION = 6  # as in kernels.c: a library built from other sources must not be called
+_ABI_VERSION = 7  # as in kernels.c: a library built from other sources must not be called
 _REBUILD = "with a C compiler (gcc or clang) on the PATH, run: pip install --force-reinstall --no-deps questlm"
 
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
@@ -54,6 +55,9 @@ _ARGUMENTS = {
     "questlm_argmax": [_POINTER, _SIZE, _SIZE, _POINTER],
     "questlm_all_finite": [_POINTER, _SIZE],
     "questlm_llama_step": [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _POINTER],
+    "questlm_rans_decode": [
+        ctypes.c_char_p, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER,
+    ],
     "questlm_read": [_POINTER, _SIZE, _INT, _POINTER],
     "questlm_instruction_set": [_INT],
     "questlm_supports": [_INT],
@@ -296,6 +300,22 @@ def llama_step(
         raise IndexError(f"token ids go from 0 to {logits.shape[1] - 1}, and there are others")
     if failed == 3:
         raise ValueError(f"counts must be from 0 to {ids.shape[1]} tokens, and fit the cache")
+
+
+def rans_decode(
+    stream: bytes, tables: Tensor, row_tables: Tensor | None, column_tables: Tensor | None, lanes: int, symbols: Tensor
+) -> int:
+    """Decode symbols (rows, columns) uint8 (`questlm.ops.cpu.rans`); returns a result of rans.c, 0 for success.
+
+    Args:
+        tables: (tables, levels) uint16, frequencies.
+        row_tables: (rows,), column_tables: (columns,) int32, whose sum is the table of a symbol; None: zeros.
+    """
+    pointers = [None if part is None else part.data_ptr() for part in (row_tables, column_tables)]
+    result: int = _library().questlm_rans_decode(
+        stream, len(stream), tables.data_ptr(), *tables.shape, lanes, *pointers, *symbols.shape, symbols.data_ptr()
+    )
+    return result
 
 
 def argmax(x: Tensor) -> Tensor:

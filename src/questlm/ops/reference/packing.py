@@ -1,8 +1,9 @@
 """Codes as bits. Little-endian throughout: the first code takes the lowest bits of the first byte.
 
 A row of n codes of b bits fills ceil(n b / 8) bytes; rows start on byte boundaries and spare bits are zero. Eight codes
-fill b whole bytes, so packing is a weighted sum over each code's bits. Ternary codes go five to a byte, base 3, first
-code lowest: 3^5 = 243 <= 256, that is 1.6 bits a code where the information-theoretic least is 1.585.
+fill b whole bytes, or fewer codes fewer bytes: such groups are packed and unpacked alike. Ternary codes go five to a
+byte, base 3, first code lowest: 3^5 = 243 <= 256, that is 1.6 bits a code where the information-theoretic least is
+1.585.
 `questlm.grid.packed_width` counts the bytes of a row, without torch.
 
 Of 2:4 sparse rows only the kept half is stored, and one bit for each group of entries that says whether it is kept.
@@ -24,9 +25,19 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack codes of `bits` bits each: (..., n) uint8 -> (..., ceil(n * bits / 8)) uint8."""
     if bits == 8:
         return codes
-    stream = codes if bits == 1 else _bits(codes, bits).flatten(-2)
-    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8))
-    return _from_bits(stream.unflatten(-1, (-1, 8)))
+    # As in `unpack`: all first codes of a group at once, and so on.
+    count, width = 8 // gcd(bits, 8), bits // gcd(bits, 8)
+    length = codes.shape[-1]
+    groups = -(-length // count)
+    codes = torch.nn.functional.pad(codes, (0, groups * count - length))
+    result = codes.new_zeros((*codes.shape[:-1], groups * width))
+    for index in range(count):
+        byte, shift = divmod(index * bits, 8)
+        code = codes[..., index::count]
+        result[..., byte::width] |= code << shift
+        if shift + bits > 8:  # it ends in the next byte
+            result[..., byte + 1 :: width] |= code >> (8 - shift)
+    return result[..., : -(-length * bits // 8)].contiguous()
 
 
 def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
@@ -73,15 +84,3 @@ def spread_kept(half: Tensor, kept: Tensor, fill: int) -> Tensor:
     """Inverse of `kept_half`, with `fill` where nothing was kept."""
     rows = torch.full(kept.shape, fill, dtype=half.dtype, device=half.device)
     return rows.masked_scatter(kept, half)
-
-
-def _bits(values: Tensor, width: int) -> Tensor:
-    """The lowest `width` bits of each value, lowest first, in a new last dimension."""
-    shifts = torch.arange(width, dtype=torch.uint8, device=values.device)
-    return (values.unsqueeze(-1) >> shifts) & 1
-
-
-def _from_bits(bits: Tensor) -> Tensor:
-    """Inverse of `_bits` over the last dimension."""
-    shifts = torch.arange(bits.shape[-1], dtype=torch.uint8, device=bits.device)
-    return (bits << shifts).sum(-1, dtype=torch.uint8)

@@ -45,10 +45,10 @@ from random_models import read_bytes, write_random_artifact, write_random_gguf
 
 from questlm.artifact.read import open_artifact
 from questlm.config import ModelConfig, QuantSpec, load_config
+from questlm.humanize import bytes_text
 from questlm.ops.cpu import native
 from questlm.ops.machine import unavailable
 from questlm.progress import progress
-from questlm.readable import bytes_text
 
 _TURN = Path(__file__).with_name("peer_turn.py")
 _NEEDED = {"llama.cpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}, "torchao": {"torchao": "torchao"}}

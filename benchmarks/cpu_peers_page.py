@@ -14,7 +14,7 @@ from typing import Any
 import common
 
 from questlm.files import atomic_write
-from questlm.readable import bytes_text
+from questlm.humanize import bytes_text
 
 RESULT = common.RESULTS / "cpu_peers.json"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "cpu-inference.md"

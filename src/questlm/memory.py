@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from questlm.errors import ConfigError
-from questlm.readable import bytes_text
+from questlm.humanize import bytes_text
 
 __all__ = ["Memory", "host_memory", "peak_resident_memory", "release_freed_memory", "require_memory"]
 
@@ -68,14 +68,14 @@ def release_freed_memory() -> None:
         trim(0)
 
 
-def require_memory(needed: float, memory: Memory | None, what: str, advice: str) -> None:
+def require_memory(needed: float, memory: Memory | None, what: str, hint: str) -> None:
     """Raise ConfigError where more memory is needed than is free.
 
     Args:
         needed: bytes.
         memory: what the machine has; None: unknown, and nothing is refused.
         what: what needs the memory; begins the message.
-        advice: what the user can do; ends the message.
+        hint: what the user can do; ends the message.
 
     Raises:
         ConfigError: `needed` is more than `memory.free`.
@@ -83,7 +83,7 @@ def require_memory(needed: float, memory: Memory | None, what: str, advice: str)
     if memory is not None and needed > memory.free:
         raise ConfigError(
             f"{what} needs about {bytes_text(needed)} of {memory.kind}, but {bytes_text(memory.free)} of "
-            f"{bytes_text(memory.total)} are free; {advice}"
+            f"{bytes_text(memory.total)} are free; {hint}"
         )
 
 

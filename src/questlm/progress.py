@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from questlm.errors import cleaned
-from questlm.readable import duration_text
+from questlm.humanize import duration_text
 
 __all__ = ["SECONDS_BETWEEN_LINES", "progress", "tell"]
 

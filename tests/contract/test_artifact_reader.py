@@ -31,8 +31,8 @@ from questlm.artifact.format import FORMAT, VERSION, expected_tensors
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec, RopeScaling
 from questlm.export.pack import pack
 from questlm.inference import PackedModel
+from questlm.manifest import write_manifest
 from questlm.ops import unpacking
-from questlm.sealed import seal
 
 PROMPT = IDS[0].tolist()
 NEW_TOKENS = 4
@@ -167,7 +167,7 @@ def test_keys_that_are_absent_have_the_defaults_of_the_document(tmp_path: Path) 
             for key in ("scale", "zero", "table", "group") if isinstance(grid, dict) else ():
                 grid.pop(key)
     path.write_text(json.dumps(config))
-    seal(tmp_path / "a", FORMAT, VERSION)
+    write_manifest(tmp_path / "a", FORMAT, VERSION)
     assert torch.equal(questlm.load(tmp_path / "a").logits(IDS), before)
     logits = Reader(tmp_path / "a").logits(PROMPT)
     np.testing.assert_allclose(logits, before[0].numpy(), rtol=0, atol=1e-4 * before.abs().max().item())

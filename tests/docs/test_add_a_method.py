@@ -66,7 +66,7 @@ def test_the_commands_train_evaluate_pack_and_run_the_method_of_the_page(
     assert command(*train_words, *words)[0] == 0
 
     forget_plugins()
-    advice = f"run was trained with the method '{NAME}' of the plugin my_method.py; add --plugin my_method.py"
+    hint = f"run was trained with the method '{NAME}' of the plugin my_method.py; add --plugin my_method.py"
     for refused in (
         ("train", "--resume", "run"),
         ("eval", "run"),
@@ -75,7 +75,7 @@ def test_the_commands_train_evaluate_pack_and_run_the_method_of_the_page(
     ):
         code, _, err = command(*refused)
         assert code == 2
-        assert advice in err
+        assert hint in err
         assert NAME not in METHODS
     assert command("eval", "run", *words)[0] == 0
     assert command("train", "--resume", "run", *words)[0] == 0

@@ -25,8 +25,8 @@ from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ArtifactError
 from questlm.export.pack import pack
 from questlm.json_files import canonical_json
+from questlm.manifest import write_manifest
 from questlm.models import Llama
-from questlm.sealed import seal
 
 CONFIG = ModelConfig(layers=1, hidden=16, heads=2, mlp_hidden=32, vocab_size=24)
 FILES = ("MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json")
@@ -51,9 +51,9 @@ def copy(artifact: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(artifact, tmp_path / "a"))
 
 
-def reseal(folder: Path) -> None:
+def rewrite_manifest(folder: Path) -> None:
     details = json.loads((folder / "MANIFEST.json").read_text())["details"]
-    seal(folder, FORMAT_NAME, VERSION, details)
+    write_manifest(folder, FORMAT_NAME, VERSION, details)
 
 
 def refused(folder: Path) -> str:
@@ -66,7 +66,7 @@ def refused(folder: Path) -> str:
 
 
 def test_the_whole_artifact_loads(copy: Path) -> None:
-    reseal(copy)
+    rewrite_manifest(copy)
     assert load_artifact(copy).config.model == CONFIG
 
 
@@ -113,7 +113,7 @@ def test_random_damage_that_was_sealed_again_is_refused_or_harmless(artifact: Pa
         for _ in range(draw.choice((1, 1, 3))):
             data[draw.randrange(limit)] ^= 1 << draw.randrange(8)
         (copy / name).write_bytes(data)
-        reseal(copy)
+        rewrite_manifest(copy)
         try:
             load_artifact(copy)
             loaded += 1
@@ -197,7 +197,7 @@ def test_a_config_that_lies_is_refused_or_describes_the_same_model(artifact: Pat
     config = json.loads((copy / "config.json").read_text())
     CONFIG_LIES[number](config)
     (copy / "config.json").write_text(json.dumps(config))
-    reseal(copy)
+    rewrite_manifest(copy)
     before, begun = psutil.Process().memory_info().rss, time.process_time()
     try:
         load_artifact(copy)
@@ -223,7 +223,7 @@ def test_a_config_that_lies_is_refused_or_describes_the_same_model(artifact: Pat
 def test_json_that_is_none_is_refused(copy: Path, name: str, text: bytes) -> None:
     (copy / name).write_bytes(text)
     if name != "MANIFEST.json":
-        seal(copy, FORMAT_NAME, VERSION)
+        write_manifest(copy, FORMAT_NAME, VERSION)
     refused(copy)
 
 
@@ -234,7 +234,7 @@ def test_numbers_beyond_any_float_are_refused(copy: Path, key: str, value: str) 
     start = text.index(key) + len(key)
     end = start + text[start:].index("\n")
     (copy / "config.json").write_text(text[:start] + value + "," * (text[end - 1] == ",") + text[end:])
-    reseal(copy)
+    rewrite_manifest(copy)
     assert "config.json" in refused(copy)
 
 
@@ -280,7 +280,7 @@ def test_a_tensor_header_that_lies_is_refused(copy: Path, number: int) -> None:
     header, body = _header(path.read_bytes())
     HEADER_LIES[number](header)
     path.write_bytes(_with_header(header, body))
-    reseal(copy)
+    rewrite_manifest(copy)
     refused(copy)
 
 
@@ -291,7 +291,7 @@ def test_a_tensor_header_that_lies_is_refused(copy: Path, number: int) -> None:
 )
 def test_a_tensor_file_that_is_none_is_refused(copy: Path, data: bytes) -> None:
     (copy / "model.safetensors").write_bytes(data)
-    reseal(copy)
+    rewrite_manifest(copy)
     refused(copy)
 
 
@@ -309,7 +309,7 @@ def test_unaligned_tensors_are_refused_or_read_right(artifact: Path, copy: Path)
     text = json.dumps(header).encode()
     text += b" " * ((1 - len(text)) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
-    reseal(copy)
+    rewrite_manifest(copy)
     try:
         tensors = load_artifact(copy).tensors
     except ArtifactError:
@@ -336,7 +336,7 @@ def test_values_out_of_range_are_refused(copy: Path, name: str, at: int, value: 
     header, body = _header(path.read_bytes())
     start = header[name]["data_offsets"][0] + at
     path.write_bytes(_with_header(header, body[:start] + value + body[start + len(value) :]))
-    reseal(copy)
+    rewrite_manifest(copy)
     assert name in refused(copy)
 
 
@@ -422,7 +422,7 @@ def test_things_that_are_not_files_are_refused(copy: Path, name: str, kind: str)
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(copy: Path) -> None:
     for size, fits in ((24, True), (25, False)):
         (copy / "tokenizer.json").write_text(_tokenizer(size))
-        reseal(copy)
+        rewrite_manifest(copy)
         if fits:
             assert load_artifact(copy).tokenizer.get_vocab_size() == size
         else:

@@ -23,7 +23,7 @@ from questlm.cli import main
 from questlm.config import RunConfig, to_yaml
 from questlm.files import sha256_file
 from questlm.json_files import canonical_json
-from questlm.sealed import seal
+from questlm.manifest import write_manifest
 
 TRAIN = ("train", "--config", "tiny.yaml", "--out", "new")
 
@@ -193,7 +193,7 @@ def test_an_artifact_with_a_tokenizer_larger_than_its_model(place: Path, refused
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["model"]["vocab"]["zebra"] = 300
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        reseal(folder)
+        rewrite_manifest(folder)
 
     grow(place / "model")
     assert "vocabulary has 300 entries" in refused("eval", "model")
@@ -485,10 +485,10 @@ def flip(path: Path, where: float) -> None:
     path.write_bytes(data)
 
 
-def reseal(folder: Path) -> None:
+def rewrite_manifest(folder: Path) -> None:
     """Make the manifest right again, as someone who means harm would."""
     details = json.loads((folder / "MANIFEST.json").read_text())["details"]
-    seal(folder, FORMAT, VERSION, details)
+    write_manifest(folder, FORMAT, VERSION, details)
 
 
 READ = pytest.mark.parametrize("command", ["generate model --prompt the", "eval model"])
@@ -510,7 +510,7 @@ def test_a_truncated_artifact(left: float, command: str, place: Path, refused: A
     path = place / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
     assert "bytes long, but the manifest says" in refused(*command.split())
-    reseal(place / "model")
+    rewrite_manifest(place / "model")
     assert "model is not a usable artifact" in refused(*command.split())
 
 
@@ -535,7 +535,7 @@ def rewrite_header(path: Path, change: Callable[[dict[str, Any]], None]) -> None
 def test_a_header_that_lies_about_a_shape(shape: list[int], command: str, place: Path, refused: Any) -> None:
     name = "layers.0.mlp.up.codes"
     rewrite_header(place / "model" / "model.safetensors", lambda header: header[name].update(shape=shape))
-    reseal(place / "model")
+    rewrite_manifest(place / "model")
     message = refused(*command.split())
     assert "by its config it must be U8 (64, 16)" in message or "model is not a usable artifact" in message
 
@@ -551,7 +551,7 @@ def test_a_config_that_lies_about_a_shape(command: str, place: Path, refused: An
         (alone, "by its config it must be "),
     ):
         config.write_text(json.dumps(written))
-        reseal(place / "model")
+        rewrite_manifest(place / "model")
         assert reason in refused(*command.split())
 
 
@@ -560,7 +560,7 @@ def test_a_packed_tokenizer_on_which_the_library_panics(command: str, place: Pat
     tokenizer = json.loads((place / "model" / "tokenizer.json").read_text())
     tokenizer["model"]["continuing_subword_prefix"] = "##"
     (place / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    reseal(place / "model")
+    rewrite_manifest(place / "model")
     assert "model/tokenizer.json is not a tokenizer.json of the tokenizers library" in refused(*command.split())
 
 
@@ -659,7 +659,7 @@ def test_generating_more_tokens_than_any_memory_holds(refused: Any) -> None:
 
 def test_generating_without_a_tokenizer(place: Path, refused: Any) -> None:
     (place / "model" / "tokenizer.json").unlink()
-    reseal(place / "model")
+    rewrite_manifest(place / "model")
     assert "packed without a tokenizer" in refused("generate", "model", "--prompt", "the")
 
 

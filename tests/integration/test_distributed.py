@@ -31,10 +31,10 @@ from questlm.config.schema import Budget
 from questlm.data import prepare
 from questlm.errors import CheckpointError
 from questlm.evaluation import evaluate
+from questlm.manifest import write_manifest
 from questlm.models import Llama
 from questlm.parallel import engine
 from questlm.records import RunRecord
-from questlm.sealed import seal
 from questlm.training import RunFolder, load_run, resume, step, train, validation
 from questlm.training import start as start_module
 from questlm.training.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
@@ -67,7 +67,7 @@ class Job:
     out: Path
     parallel: str
     config: RunConfig | None = None
-    like_gpu: bool = False  # products in bf16 by autocast, and the step rehearsed
+    like_gpu: bool = False  # products in bf16 by autocast, and kernels compiled ahead
 
 
 def run(processes: int, *jobs: Job) -> str:
@@ -225,7 +225,7 @@ def test_muon_shares_the_matrices_among_processes(settings: RunConfig, tmp_path:
         assert_same_course(tmp_path / name, tmp_path / "alone")
 
 
-def test_a_cut_model_is_saved_in_pieces_without_pickles(by_two: dict[str, Path]) -> None:
+def test_a_sharded_model_is_saved_in_shards_without_pickles(by_two: dict[str, Path]) -> None:
     newest = latest_checkpoint(by_two["fsdp"] / "checkpoints")
     assert newest is not None
     names = sorted(path.name for path in newest.iterdir())
@@ -329,7 +329,7 @@ def test_damaged_pieces_are_refused(damage: str, by_two: dict[str, Path], tmp_pa
     else:
         piece.unlink()
     if damage == "unsealed":  # as by someone who makes the manifest too
-        seal(newest, "questlm-checkpoint", 1, {"step": 4})
+        write_manifest(newest, "questlm-checkpoint", 1, {"step": 4})
     with pytest.raises(CheckpointError):
         resume(path)
     with pytest.raises(CheckpointError):

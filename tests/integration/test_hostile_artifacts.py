@@ -1,4 +1,4 @@
-"""Artifacts that were changed and sealed again: each is refused in one clean sentence, or means just what it says."""
+"""Artifacts that were changed, with a new manifest: each is refused in one sentence, or means just what it says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from questlm.artifact.read import load_artifact
 from questlm.config import QuantSpec
 from questlm.errors import ArtifactError
 from questlm.export.pack import pack
-from questlm.sealed import seal
+from questlm.manifest import write_manifest
 
 SPECS = {
     "quest": QuantSpec(embeddings="int8"),
@@ -54,7 +54,7 @@ def copy(artifacts: dict[str, Path], tmp_path: Path) -> Path:
 
 def refused(folder: Path) -> str:
     """The message of the refusal; little time and less than 300 MiB are spent on it."""
-    seal(folder, FORMAT, VERSION)
+    write_manifest(folder, FORMAT, VERSION)
     process, begun = psutil.Process(), time.process_time()
     before = process.memory_info().rss
     with pytest.raises(ArtifactError) as caught:
@@ -108,7 +108,7 @@ def test_any_value_at_any_place_is_refused_or_taken_for_what_it_is(artifacts: di
         config = config if changed is None else changed
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "MANIFEST.json").unlink()
-        seal(folder, FORMAT, VERSION)
+        write_manifest(folder, FORMAT, VERSION)
         try:
             read = load_artifact(folder)
         except ArtifactError as problem:
@@ -166,7 +166,7 @@ def test_a_value_that_would_have_to_be_converted_is_refused(copy: Path, place: t
 def test_an_integer_will_do_for_a_number(copy: Path) -> None:
     before = questlm.load(copy).logits(IDS)
     edit(copy, set_at(("model", "rope_theta"), 10_000))
-    seal(copy, FORMAT, VERSION)
+    write_manifest(copy, FORMAT, VERSION)
     assert torch.equal(questlm.load(copy).logits(IDS), before)
 
 
@@ -175,7 +175,7 @@ def test_the_keys_for_transformers_are_all_there_or_none(copy: Path) -> None:
     edit(copy, lambda config: config.pop("model_type") and None)
     assert "model_type" in refused(copy)
     edit(copy, lambda config: {key: value for key, value in config.items() if key not in KEYS})
-    seal(copy, FORMAT, VERSION)
+    write_manifest(copy, FORMAT, VERSION)
     assert torch.equal(questlm.load(copy).logits(IDS), before)
 
 
@@ -267,7 +267,7 @@ def test_floats_that_no_step_offset_or_gain_can_have_are_refused(copy: Path, nam
     data[start : start + 4] = torch.tensor(value).numpy().tobytes()
     path.write_bytes(data)
     if value == -1 and name.endswith(("offset", "weight")):  # both may be negative
-        seal(copy, FORMAT, VERSION)
+        write_manifest(copy, FORMAT, VERSION)
         questlm.load(copy).logits(IDS)
     else:
         assert name in refused(copy)

@@ -6,7 +6,7 @@
     tokenizer.json         optional, of the tokenizers library
     tokenizer_config.json  beside it, for transformers
     chat_template.jinja    optional, of transformers
-    MANIFEST.json          size and SHA-256 of each file, and bytes by part (questlm.sealed)
+    MANIFEST.json          size and SHA-256 of each file, and bytes by part (questlm.manifest)
 
 Every matrix M (embedding, linear layers, head), (out, in), is stored in one of these ways, by `quantization_config`:
 

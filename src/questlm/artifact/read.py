@@ -37,11 +37,11 @@ from questlm.artifact.single_file import open_single_file
 from questlm.artifact.tensors import StoredTensors, check_tensor
 from questlm.errors import ArtifactError, quoted
 from questlm.json_files import parse_json, read_json
+from questlm.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from questlm.memory import host_memory, require_memory
 from questlm.ops.reference.storage import from_int8_rows
-from questlm.sealed import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from questlm.terminal import command_text
-from questlm.vocabulary import (
+from questlm.tokenizer_files import (
     CHAT_TEMPLATE_NAME,
     MAX_TOKENIZER_BYTES,
     parse_tokenizer,

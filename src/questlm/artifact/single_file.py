@@ -118,8 +118,8 @@ class SingleFile:
             raise ArtifactError(
                 f"by its config the model has tensors of {needed} bytes, but only {self._left} bytes are left for them"
             )
-        advice = "use a machine that has more memory"
-        require_memory(_MEMORY_OVER_TENSORS * needed, host_memory(), "the packed model in this file", advice)
+        hint = "use a machine that has more memory"
+        require_memory(_MEMORY_OVER_TENSORS * needed, host_memory(), "the packed model in this file", hint)
         found, parts = {}, Counter[str]()
         for name, spec in specs.items():
             before = self._left

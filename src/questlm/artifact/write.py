@@ -1,4 +1,4 @@
-"""Write an artifact, a sealed folder or a single file, that is complete or absent."""
+"""Write an artifact, a folder with a manifest or a single file, that is complete or absent."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from questlm.artifact.single_file import write_single_file
 from questlm.errors import ArtifactError, ConfigError
 from questlm.files import atomic_file, atomic_folder, explain_failed_write
 from questlm.json_files import canonical_json
-from questlm.sealed import MANIFEST_NAME, seal
-from questlm.vocabulary import CHAT_TEMPLATE_NAME, parse_tokenizer
+from questlm.manifest import MANIFEST_NAME, write_manifest
+from questlm.tokenizer_files import CHAT_TEMPLATE_NAME, parse_tokenizer
 
 __all__ = ["PackReport", "write_artifact", "write_artifact_file"]
 
@@ -98,7 +98,7 @@ def write_artifact(
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             parts = _bytes_by_part(config, folder)
-            seal(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
+            write_manifest(folder, FORMAT, VERSION, {"bytes_by_part": parts, "parameters": config.model.parameters})
             parts["manifest"] = (folder / MANIFEST_NAME).stat().st_size
             if budget is not None:
                 budget.check(parts)

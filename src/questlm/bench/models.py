@@ -101,8 +101,8 @@ def float_model(config: ModelConfig) -> Llama:
     Raises:
         ConfigError: this machine has too little memory free.
     """
-    advice = "quest bench layer needs less"
-    require_memory(4 * config.parameters, host_memory(), "the model in float32 to compare with", advice)
+    hint = "quest bench layer needs less"
+    require_memory(4 * config.parameters, host_memory(), "the model in float32 to compare with", hint)
     with torch.device("meta"):
         model = Llama(config)
     return model.to_empty(device="cpu").initialize(0).eval()

@@ -9,7 +9,7 @@ import typer
 
 from questlm.cli.options import CacheDtype
 from questlm.config import GenerationOptions
-from questlm.readable import bytes_text
+from questlm.humanize import bytes_text
 from questlm.terminal import say, say_piece
 
 if TYPE_CHECKING:

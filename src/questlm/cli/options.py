@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from questlm.errors import ConfigError, quoted
-from questlm.readable import bytes_text
+from questlm.humanize import bytes_text
 from questlm.terminal import cell
 
 __all__ = [

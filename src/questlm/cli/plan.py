@@ -13,7 +13,7 @@ from questlm.cli.options import Plugins, load_plugins, parse_bytes, parse_count,
 from questlm.config.quant import Embeddings
 from questlm.errors import ConfigError, quoted
 from questlm.grid import Steps
-from questlm.readable import bytes_text, count_text
+from questlm.humanize import bytes_text, count_text
 from questlm.terminal import cell, command_text, say
 
 if TYPE_CHECKING:

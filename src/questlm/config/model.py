@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from questlm.config.section import Section
 from questlm.errors import ConfigError
-from questlm.vocabulary import LARGEST_VOCABULARY
+from questlm.tokenizer_files import LARGEST_VOCABULARY
 
 __all__ = ["ModelConfig", "RopeScaling"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from questlm.data.stream import TokenStream
 from questlm.data.tokenizer import tokenizer_size
 from questlm.errors import DataError
-from questlm.vocabulary import library_failures
+from questlm.tokenizer_files import library_failures
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

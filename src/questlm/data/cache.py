@@ -16,7 +16,7 @@ from questlm.data.shards import largest_id
 from questlm.errors import DataError
 from questlm.files import sha256_file, user_path
 from questlm.json_files import canonical_json, read_json, validated, write_json
-from questlm.sealed import Manifest, read_manifest, verify_files
+from questlm.manifest import Manifest, read_manifest, verify_files
 
 __all__ = [
     "COUNT",
@@ -101,7 +101,7 @@ def _of_file(fact: str, path: Path, cache: Path, compute: Callable[[], T], kind:
 
 
 def check_sealed(folder: Path, kind: str, version: int) -> Manifest:
-    """Check a sealed folder like `sealed.verify`, but quickly for any size, and return its manifest.
+    """Check a folder with a manifest like `manifest.verify`, but quickly for any size, and return its manifest.
 
     Checked are the manifest, every file's size, and the SHA-256 of files up to 32 MiB. A flipped bit inside a larger
     shard is not found: reading all of a 10 GB cache would delay every start by many seconds. Callers must read only the

@@ -32,8 +32,8 @@ from questlm.data.tokenizer import end_of_text_id, load_tokenizer, tokenizer_has
 from questlm.errors import DataError, quoted
 from questlm.files import atomic_folder, atomic_write, remove_folder
 from questlm.json_files import validated
+from questlm.manifest import MANIFEST_NAME, write_manifest
 from questlm.progress import progress
-from questlm.sealed import MANIFEST_NAME, seal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -173,7 +173,7 @@ def _build(
             held_out=held_out,
             notes=notes,
         )
-        seal(folder, TOKENS_KIND, TOKENS_VERSION, details.model_dump())
+        write_manifest(folder, TOKENS_KIND, TOKENS_VERSION, details.model_dump())
 
 
 class Coder(NamedTuple):

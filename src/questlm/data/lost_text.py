@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from questlm.data.tokenise import literal_coder
 from questlm.errors import DataError, quoted
-from questlm.vocabulary import library_failures
+from questlm.tokenizer_files import library_failures
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

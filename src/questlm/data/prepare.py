@@ -25,7 +25,7 @@ from questlm.data.tokenizer import (
 )
 from questlm.errors import ConfigError, quoted
 from questlm.files import remove_leftovers, user_path
-from questlm.vocabulary import usual_end_of_text
+from questlm.tokenizer_files import usual_end_of_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

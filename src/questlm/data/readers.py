@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from questlm.errors import DataError, quoted
-from questlm.vocabulary import END_OF_TEXT
+from questlm.tokenizer_files import END_OF_TEXT
 
 __all__ = ["ALLOWED", "Piece", "file_kind", "read_pieces", "split_document"]
 

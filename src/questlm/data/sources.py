@@ -23,8 +23,8 @@ from questlm.data.readers import (
 from questlm.errors import DataError, MissingDependencyError, cleaned, quoted
 from questlm.files import user_path
 from questlm.json_files import read_json
+from questlm.manifest import MANIFEST_NAME
 from questlm.progress import progress
-from questlm.sealed import MANIFEST_NAME
 
 __all__ = ["Files", "Hub", "Shards", "Source", "locate", "resolve", "source_exists"]
 

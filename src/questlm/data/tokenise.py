@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from questlm.data.readers import Piece
 from questlm.errors import DataError
-from questlm.vocabulary import library_failures
+from questlm.tokenizer_files import library_failures
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

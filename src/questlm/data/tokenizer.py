@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from questlm.errors import DataError, quoted
 from questlm.json_files import read_json
-from questlm.vocabulary import (
+from questlm.tokenizer_files import (
     CHAT_TEMPLATE_NAME,
     END_OF_TEXT,
     END_OF_TEXT_NAMES,
@@ -82,7 +82,7 @@ def sample(texts: Iterable[str]) -> list[str]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`, with truncation and padding off. Errors as `questlm.vocabulary.parse_tokenizer`."""
+    """Read a `tokenizer.json`, with truncation and padding off. Errors as `questlm.tokenizer_files.parse_tokenizer`."""
     if not path.exists():
         raise DataError(f"{path} does not exist; data.tokenizer must be 'train' or the path of a tokenizer.json")
     return parse_tokenizer(read_tokenizer_text(path, DataError), str(path), DataError)

@@ -11,7 +11,7 @@ from questlm.artifact.shapes import matrix_shapes, norm_widths
 from questlm.config.hugging_face import model_config_from_hugging_face
 from questlm.errors import ConfigError, cleaned, quoted
 from questlm.models import Llama, module_to_hugging_face
-from questlm.vocabulary import self_contained_template
+from questlm.tokenizer_files import self_contained_template
 
 __all__ = ["TokenizerContent", "as_llama", "tokenizer_content"]
 

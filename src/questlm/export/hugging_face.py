@@ -17,7 +17,7 @@ from questlm.export.formats import ExportFormat
 from questlm.files import atomic_folder
 from questlm.json_files import write_json
 from questlm.models import Llama, names
-from questlm.vocabulary import CHAT_TEMPLATE_NAME
+from questlm.tokenizer_files import CHAT_TEMPLATE_NAME
 
 __all__ = ["FORMAT", "difference", "plain_logits", "to_hugging_face"]
 

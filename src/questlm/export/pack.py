@@ -40,7 +40,7 @@ from questlm.quant import (
 )
 from questlm.quant.layers.mode import Mode
 from questlm.quant.quantizers import Quantizer
-from questlm.vocabulary import parse_tokenizer, usual_end_of_text
+from questlm.tokenizer_files import parse_tokenizer, usual_end_of_text
 
 __all__ = ["pack"]
 

@@ -36,8 +36,8 @@ def build_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, st
         ConfigError: unpacked weights need more memory than this machine has free.
     """
     if not stay_packed and device.type == "cpu" and (needed := _unpacked_bytes(artifact.config, device, dtype)):
-        advice = "load it with weights='packed' (quest generate --weights packed)"
-        require_memory(needed, host_memory(), "the model with unpacked weights", advice)
+        hint = "load it with weights='packed' (quest generate --weights packed)"
+        require_memory(needed, host_memory(), "the model with unpacked weights", hint)
     with torch.device("meta"):
         model = Llama(artifact.config.model)
     for name in norm_widths(artifact.config.model):

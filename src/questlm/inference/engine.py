@@ -17,14 +17,14 @@ from questlm.config import GenerationOptions, ModelConfig
 from questlm.errors import ConfigError, quoted
 from questlm.inference.batch import RunningBatch
 from questlm.inference.build import build_model, resident_bytes
+from questlm.inference.cuda_graph import RecordedLogits
 from questlm.inference.generate import NextLogits, generate_tokens
 from questlm.inference.native import native_forward
-from questlm.inference.recorded import RecordedLogits
 from questlm.inference.stream import TextStream
 from questlm.inference.text import TextDecoder
 from questlm.memory import release_freed_memory
 from questlm.models import KVCache, Llama
-from questlm.vocabulary import library_failures
+from questlm.tokenizer_files import library_failures
 
 if TYPE_CHECKING:
     from questlm.inference.decoding import DecodingStep

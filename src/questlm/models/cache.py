@@ -28,9 +28,9 @@ from torch import Tensor
 
 from questlm.config import ModelConfig
 from questlm.errors import ConfigError
+from questlm.humanize import bytes_text
 from questlm.memory import host_memory
 from questlm.ops.reference.storage import from_int8_rows, to_int8_rows
-from questlm.readable import bytes_text
 
 __all__ = ["CacheStep", "KVCache"]
 

@@ -201,8 +201,8 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_lost_peers(processes: Processes, advice: str) -> Iterator[None]:
-    """Raise LostPeerError, with a message that ends in `advice`, where a collective fails because a process has ended.
+def reporting_lost_peers(processes: Processes, hint: str) -> Iterator[None]:
+    """Raise LostPeerError, with a message that ends in `hint`, where a collective fails because a process has ended.
 
     Raises:
         LostPeerError: a peer ended, or did not answer in time.
@@ -213,8 +213,7 @@ def reporting_lost_peers(processes: Processes, advice: str) -> Iterator[None]:
         if processes.world_size == 1 or not _is_about_peers(problem):
             raise
         raise LostPeerError(
-            f"another of the {processes.world_size} processes ended or stopped answering, so this one ends too; "
-            f"{advice}"
+            f"another of the {processes.world_size} processes ended or stopped answering, so this one ends too; {hint}"
         ) from None
 
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from questlm import __version__
-from questlm.readable import count_text, duration_text
+from questlm.humanize import count_text, duration_text
 from questlm.report.drawing import Picture
 from questlm.report.gather import Entry, Gathered, clean
 from questlm.report.pictures.shared import plural

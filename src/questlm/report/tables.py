@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from questlm.readable import bytes_text, count_text, duration_text
+from questlm.humanize import bytes_text, count_text, duration_text
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import plural, value_text
 from questlm.report.statistics import Cell, differing, ratio_text, settings_text

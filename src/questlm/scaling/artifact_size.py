@@ -32,7 +32,7 @@ from questlm.config import DataConfig, ModelConfig, QuantSpec
 from questlm.json_files import canonical_json
 from questlm.quant.layer_formats import layer_formats
 from questlm.scaling.size import PackedSizes, format_of_left_out
-from questlm.vocabulary import END_OF_TEXT
+from questlm.tokenizer_files import END_OF_TEXT
 
 __all__ = ["artifact_bytes", "artifact_overhead", "folder_bytes", "planned_config", "planned_tokenizer"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from questlm.humanize import count_text
 from questlm.plotting import LIGHT, check_picture, linear_ticks, log_axis, picture
-from questlm.readable import count_text
 from questlm.scaling.group_styles import GroupStyle, group_styles, marker_style
 from questlm.scaling.result import LawFit, Residual
 from questlm.scaling.runs import BASELINE

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from questlm.humanize import bytes_text, count_text
 from questlm.plotting import LIGHT, check_picture, log_axis, picture
-from questlm.readable import bytes_text, count_text
 from questlm.scaling.group_styles import GroupStyle, group_styles, marker_style
 from questlm.scaling.limits import Limits
 from questlm.scaling.plan import Choice, Plan, best_shapes

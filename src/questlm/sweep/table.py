@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from questlm.readable import duration_text
+from questlm.humanize import duration_text
 from questlm.sweep.queue import QueuedRun, State, Sweep
 from questlm.terminal import cell, say
 

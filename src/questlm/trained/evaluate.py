@@ -22,8 +22,8 @@ from questlm.inference import PackedModel, load
 from questlm.models import Llama
 from questlm.progress import tell
 from questlm.records import RunRecord
+from questlm.tokenizer_files import usual_end_of_text
 from questlm.training import RunFolder, load_run
-from questlm.vocabulary import usual_end_of_text
 
 __all__ = ["Measurement", "evaluate", "evaluate_beside"]
 

@@ -13,8 +13,8 @@ from questlm.artifact.write import PackReport
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
 from questlm.export.pack import pack as pack_model
+from questlm.humanize import bytes_text
 from questlm.memory import host_memory, require_memory
-from questlm.readable import bytes_text
 from questlm.records import RunRecord
 from questlm.scaling.fitting import alternatives
 from questlm.scaling.memory import packing_memory

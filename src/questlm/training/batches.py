@@ -10,9 +10,9 @@ import os
 import torch
 
 from questlm.config import RunConfig
+from questlm.humanize import bytes_text
 from questlm.memory import Memory, host_memory, require_memory
 from questlm.parallel import Processes
-from questlm.readable import bytes_text
 from questlm.scaling.memory import TrainingMemory, training_memory
 from questlm.scaling.shapes import training_settings
 from questlm.training.device import free_memory, should_compile
@@ -96,14 +96,14 @@ def require_training_memory(config: RunConfig, processes: Processes, device: tor
         f"{bytes_text(needed.model)}; a pass of {sequences} x {train.seq_len} tokens: "
         f"{bytes_text(sequences * needed.sequence)})"
     )
-    advice = "take a smaller model, or other memory"
+    hint = "take a smaller model, or other memory"
     if needed.total(1) < needed.total(sequences) and sequences > 1:
-        advice = "take fewer sequences with --set train.micro_batch_size=N, or a smaller model"
+        hint = "take fewer sequences with --set train.micro_batch_size=N, or a smaller model"
     memory = _free_for_each(device, processes)
     if memory is not None and needed.total(sequences) > _ESTIMATE_ERROR * memory.free:
-        require_memory(needed.total(sequences), memory, what, advice)
+        require_memory(needed.total(sequences), memory, what, hint)
     if device.type == "cuda":  # where the weights are drawn or read
-        require_memory(4.0 * config.model.parameters, _host_memory_for_each(processes), "building this model", advice)
+        require_memory(4.0 * config.model.parameters, _host_memory_for_each(processes), "building this model", hint)
 
 
 def keep_batches(config: RunConfig, saved: RunConfig) -> RunConfig:

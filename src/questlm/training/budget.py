@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from questlm.config import RunConfig
 from questlm.errors import ConfigError
-from questlm.readable import count_text, duration_text
+from questlm.humanize import count_text, duration_text
 
 __all__ = ["budget_text", "chosen_text", "require_short"]
 

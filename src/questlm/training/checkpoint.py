@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in a sealed folder, complete or absent.
+"""Checkpoints: safetensors and JSON in a folder with a manifest, complete or absent.
 
 A checkpoint is made under a temporary name and renamed into place, so a kill at any moment leaves either the previous
 checkpoints or the previous ones and a complete new one. Resuming verifies every hash first.
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from questlm.errors import CheckpointError, quoted
 from questlm.files import atomic_folder, remove_folder, remove_leftovers
+from questlm.manifest import verify, write_manifest
 from questlm.parallel import Processes
 from questlm.parallel.storage import describe_tensors, load_tensors, save_shards
-from questlm.sealed import seal, verify
 from questlm.training.counters import STATE_NAME, CheckpointState, read_state
 
 __all__ = [
@@ -86,7 +86,7 @@ def _finish(
     for name, group in tensors.items():
         save_file({k: v.detach().contiguous() for k, v in group.items()}, folder / f"{name}.safetensors")
     (folder / STATE_NAME).write_text(state.to_json(), encoding="utf-8")
-    seal(folder, _KIND, _VERSION, {"step": state.progress.step})
+    write_manifest(folder, _KIND, _VERSION, {"step": state.progress.step})
     renaming.close()
 
 

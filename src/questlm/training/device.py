@@ -97,8 +97,8 @@ def free_memory(device: torch.device) -> Memory:
 
 
 @contextmanager
-def reporting_failed_gpu(device: torch.device, advice: str) -> Iterator[None]:
-    """Raise a TrainingError that ends in `advice` where a kernel fails: this process cannot use the GPU any more.
+def reporting_failed_gpu(device: torch.device, hint: str) -> Iterator[None]:
+    """Raise a TrainingError that ends in `hint` where a kernel fails: this process cannot use the GPU any more.
 
     Raises:
         TrainingError: the GPU reported an error.
@@ -108,5 +108,5 @@ def reporting_failed_gpu(device: torch.device, advice: str) -> Iterator[None]:
     except torch.AcceleratorError as problem:
         reason = str(problem).splitlines()[0]
         raise TrainingError(
-            f"the GPU ({device}) reported an error, after which this process cannot use it: {reason}; {advice}"
+            f"the GPU ({device}) reported an error, after which this process cannot use it: {reason}; {hint}"
         ) from problem

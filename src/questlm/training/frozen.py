@@ -13,10 +13,10 @@ from questlm.data import load_tokenizer
 from questlm.errors import ConfigError, quoted
 from questlm.files import sha256_files
 from questlm.inference import load as load_packed
+from questlm.manifest import MANIFEST_NAME
 from questlm.memory import host_memory, require_memory
 from questlm.models import Llama
 from questlm.scaling.memory import loading_memory
-from questlm.sealed import MANIFEST_NAME
 from questlm.training.build import load_run
 from questlm.training.checkpoint import weight_files
 from questlm.training.device import autocast

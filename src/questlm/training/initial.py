@@ -19,12 +19,12 @@ from questlm.data import holds_text, load_tokenizer, tokenizer_size
 from questlm.errors import CheckpointError, ConfigError, DataError, cleaned, quoted
 from questlm.files import sha256_files, user_path
 from questlm.json_files import read_json
+from questlm.manifest import MANIFEST_NAME
 from questlm.models import Llama, from_hugging_face
-from questlm.sealed import MANIFEST_NAME
 from questlm.training.checkpoint import verify_checkpoint, weight_files
 from questlm.training.run_folder import RunFolder
 from questlm.training.same_settings import require_same_config
-from questlm.training.weight_places import HEAD, WeightPlace, find_weights, model_shapes, read_weight, require_weights
+from questlm.training.weight_files import HEAD, WeightPlace, find_weights, model_shapes, read_weight, require_weights
 
 __all__ = ["InitialModel", "adopt_initial", "adopt_shape", "choose_tokenizer", "find_initial"]
 

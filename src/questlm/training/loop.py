@@ -17,7 +17,7 @@ from questlm.training.clock import BudgetClock
 from questlm.training.compiling import without_compiler_warnings
 from questlm.training.interrupt import Interrupt, Interrupted
 from questlm.training.loggers import open_loggers
-from questlm.training.losses import LossWatcher
+from questlm.training.loss_watcher import LossWatcher
 from questlm.training.progress_file import progress_file
 from questlm.training.recipes import Moment, Recipe
 from questlm.training.recorder import Recorder

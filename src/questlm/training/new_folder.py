@@ -12,9 +12,9 @@ from questlm.errors import CheckpointError, ConfigError, QuestError, quoted
 from questlm.files import atomic_folder, explain_failed_write, remove_folder
 from questlm.records import PROGRESS_NAME, RECORD_NAME
 from questlm.terminal import command_text
+from questlm.tokenizer_files import CHAT_TEMPLATE_NAME
 from questlm.training.origin import ORIGIN_NAME, Origin
 from questlm.training.run_folder import RunFolder
-from questlm.vocabulary import CHAT_TEMPLATE_NAME
 
 __all__ = ["begin_folder", "require_free"]
 

@@ -118,10 +118,10 @@ def _connected(train: TrainConfig, out: Path) -> Iterator[Processes]:
     """The processes that train, connected; alone, this one."""
     processes = Processes.from_environment()
     device = pick_device(train.device, processes)
-    advice = f"continue from the last checkpoint with: {command_text('train', '--resume', out)}"
+    hint = f"continue from the last checkpoint with: {command_text('train', '--resume', out)}"
     with (
-        reporting_failed_gpu(device, advice),
-        reporting_lost_peers(processes, advice),
+        reporting_failed_gpu(device, hint),
+        reporting_lost_peers(processes, hint),
         connect(processes, device, train.timeout) as connected,
     ):
         yield connected

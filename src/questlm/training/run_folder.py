@@ -14,10 +14,10 @@ from questlm.config import DATA_PATHS, DataConfig, RunConfig, load_config
 from questlm.errors import CheckpointError
 from questlm.files import file_lock, remove_leftovers
 from questlm.records import PROGRESS_NAME, RunRecord
+from questlm.tokenizer_files import CHAT_TEMPLATE_NAME
 from questlm.training.checkpoint import latest_checkpoint, verify_checkpoint
 from questlm.training.origin import Origin, located
 from questlm.training.same_settings import require_same_config
-from questlm.vocabulary import CHAT_TEMPLATE_NAME
 
 __all__ = ["RunFolder"]
 

@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 from questlm.json_files import canonical_json
-from questlm.sealed import MANIFEST_NAME
+from questlm.manifest import MANIFEST_NAME
 
-__all__ = ["Folder", "reseal"]
+__all__ = ["Folder", "rewrite_manifest"]
 
 
 class Folder:
@@ -80,8 +80,8 @@ class Folder:
         self._changed.clear()
 
 
-def reseal(folder: Path) -> None:
-    """Let the manifest of a sealed folder say what its files are now. As `questlm.sealed.seal`, but without syncing."""
+def rewrite_manifest(folder: Path) -> None:
+    """Write a manifest of the folder as it is now. As `questlm.manifest.write_manifest`, but without syncing."""
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
     del manifest["digest"]
     for name in manifest["files"]:

@@ -12,8 +12,8 @@ from questlm.artifact.read import load_artifact, open_artifact, require_known_id
 from questlm.config import ModelConfig
 from questlm.errors import ArtifactError, ConfigError
 from questlm.export.pack import pack
-from questlm.sealed import seal
-from questlm.vocabulary import parse_tokenizer
+from questlm.manifest import write_manifest
+from questlm.tokenizer_files import parse_tokenizer
 
 
 def test_a_tokenizer_neither_cuts_nor_pads(tokenizer_json: str) -> None:
@@ -64,6 +64,6 @@ def test_an_error_of_the_block_is_its_own_where_the_files_are_whole(folder: Path
 
 def test_a_refused_tokenizer_leaves_no_file_open(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    seal(folder, FORMAT, VERSION)
+    write_manifest(folder, FORMAT, VERSION)
     with pytest.raises(ArtifactError, match="tokenizer"):
         load_artifact(folder)

@@ -21,7 +21,7 @@ from questlm.data.byte_count import count_bytes
 from questlm.data.shards import write_shards
 from questlm.errors import ConfigError, DataError
 from questlm.json_files import canonical_json
-from questlm.sealed import seal
+from questlm.manifest import write_manifest
 
 MakeConfig = Callable[..., DataConfig]
 
@@ -206,7 +206,7 @@ def test_a_killed_preparation_leaves_nothing(
         raise problem
 
     with monkeypatch.context() as patch, pytest.raises(problem):
-        patch.setattr(corpus, "seal", killed)
+        patch.setattr(corpus, "write_manifest", killed)
         prepare(make_config(corpus_file))
     assert entries(tmp_path / "cache") == []
     assert len(prepare(make_config(corpus_file)).train)
@@ -261,7 +261,9 @@ def test_an_entry_of_an_older_version_is_a_source(make_config: MakeConfig, corpu
     older = tmp_path / "older"
     shutil.copytree(tmp_path / "cache" / first.data_hash, older)
     (older / "MANIFEST.json").unlink()
-    seal(older, "questlm tokens", 1, {"val_bytes": first.val_bytes, "val_hash": first.val_hash, "held_out": "9 of 60"})
+    write_manifest(
+        older, "questlm tokens", 1, {"val_bytes": first.val_bytes, "val_hash": first.val_hash, "held_out": "9 of 60"}
+    )
     shards = prepare(make_config(older))
     assert (len(shards.train), shards.val_hash) == (len(first.train), first.val_hash)
 
@@ -274,7 +276,7 @@ def test_a_manifest_with_other_details_is_made_again(
     sealed = json.loads((entry / "MANIFEST.json").read_text())["details"]
     for details in ({}, {"val_bytes": -1}, {"val_bytes": "many"}, sealed | {"val_hash": "other"}):
         (entry / "MANIFEST.json").unlink()
-        seal(entry, "questlm tokens", 2, details)
+        write_manifest(entry, "questlm tokens", 2, details)
         assert_same(first, prepare(make_config(corpus_file)))
 
 
@@ -300,7 +302,7 @@ def test_an_entry_with_ids_that_its_tokenizer_lacks_is_made_again(
     details = json.loads((entry / "MANIFEST.json").read_text())["details"]
     write_shards(entry, "tokens_train", [np.full(100, first.vocab_size)], first.vocab_size + 1)
     (entry / "MANIFEST.json").unlink()
-    seal(entry, "questlm tokens", 2, details)
+    write_manifest(entry, "questlm tokens", 2, details)
     assert_same(first, prepare(make_config(corpus_file)))
 
 
@@ -319,13 +321,13 @@ def test_an_entry_holds_public_shards(make_config: MakeConfig, corpus_file: Path
 
 def test_two_preparations_at_once(make_config: MakeConfig, corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both_are_done = threading.Barrier(2)
-    seal = corpus.seal
+    write = corpus.write_manifest
 
-    def seal_together(*values: Any) -> None:
-        seal(*values)
+    def write_together(*values: Any) -> None:
+        write(*values)
         both_are_done.wait(timeout=20)
 
-    monkeypatch.setattr(corpus, "seal", seal_together)
+    monkeypatch.setattr(corpus, "write_manifest", write_together)
     results: list[PreparedData] = []
     threads = [threading.Thread(target=lambda: results.append(prepare(make_config(corpus_file)))) for _ in range(2)]
     for thread in threads:

@@ -18,7 +18,7 @@ def _no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_alone_it_leads_and_decides() -> None:
+def test_a_single_process_is_the_main_one_and_decides() -> None:
     processes = Processes.from_environment()
     assert (processes.rank, processes.world_size, processes.is_main) == (0, 1, True)
     assert processes.on_main(lambda: 3) == processes.together(lambda: 3) == processes.main_first(lambda: 3) == 3

@@ -19,7 +19,7 @@ from questlm.quant.layers.mode import Mode
 from questlm.quant.swap import unfused
 
 SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "mlp_hidden": 48, "vocab_size": 40}
-HELD = [
+CACHED = [
     *[QuantSpec(weight_bits=bits, act_bits=bits) for bits in (1, 2, 3, 4, 5, 6, 7, 8, "ternary")],
     QuantSpec(weight_bits=2, act_bits=8),
     QuantSpec(weight_bits=8, act_bits=1),
@@ -55,11 +55,11 @@ def make(spec: QuantSpec, **shape: int) -> Llama:
     return prepare(model, spec)
 
 
-def step(model: nn.Module, count: int, held: bool, forward: object = None) -> tuple[list[Tensor], dict[str, Tensor]]:
+def step(model: nn.Module, count: int, cached: bool, forward: object = None) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Losses and summed gradients of `count` micro-batches."""
     model.zero_grad()
     losses = []
-    with cached_weights(model) if held else nullcontext():
+    with cached_weights(model) if cached else nullcontext():
         for index in range(count):
             ids = torch.randint(0, 40, (2, 6), generator=torch.Generator().manual_seed(index))
             logits = (model if forward is None else forward)(ids)
@@ -71,8 +71,8 @@ def step(model: nn.Module, count: int, held: bool, forward: object = None) -> tu
 
 def check(model: nn.Module, count: int, tolerance: float = 1e-5) -> None:
     """A step with cached weights is the step without."""
-    losses, gradients = step(copy.deepcopy(model), count, held=False)
-    found_losses, found = step(model, count, held=True)
+    losses, gradients = step(copy.deepcopy(model), count, cached=False)
+    found_losses, found = step(model, count, cached=True)
     assert all(torch.equal(a, b) for a, b in zip(found_losses, losses, strict=True))
     assert found.keys() == gradients.keys()
     for name, want in gradients.items():
@@ -83,7 +83,7 @@ def check(model: nn.Module, count: int, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("spec", HELD, ids=lambda s: f"{s.label}-{s.method}")
+@pytest.mark.parametrize("spec", CACHED, ids=lambda s: f"{s.label}-{s.method}")
 def test_cached_weights_change_nothing(spec: QuantSpec, count: int) -> None:
     model = make(spec)
     assert all(layer.caches_weight for layer in quantized_layers(model).values())
@@ -150,7 +150,7 @@ def test_each_weight_is_quantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "encode_many", lambda xs, *rest: count(xs) or encode_many(xs, *rest))
     monkeypatch.setattr(ops, "encode", lambda x, *rest: count([x]) or encode(x, *rest))
     weights = [tuple(layer.weight.shape) for layer in quantized_layers(model).values()]
-    step(model, 3, held=True)
+    step(model, 3, cached=True)
     assert sorted(shape for shape in shapes if shape in weights) == sorted(weights)
 
 
@@ -179,10 +179,10 @@ def test_frozen_weights_and_weights_that_nothing_used() -> None:
     assert model.layers[0].mlp.gate.weight.grad is not None and model.layers[0].mlp.down.weight.grad is None
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_a_bare_layer_without_activations_quantised(held: bool) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_bare_layer_without_activations_quantised(cached: bool) -> None:
     layer = prepare(nn.Linear(64, 8), QuantSpec(act_bits=16))
-    with cached_weights(layer) if held else nullcontext():
+    with cached_weights(layer) if cached else nullcontext():
         layer(torch.ones(2, 64)).sum().backward()
     twin = copy.deepcopy(layer)
     twin.zero_grad()
@@ -208,9 +208,9 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
 
 def test_through_parameters_a_gradient_that_is_there_already_is_refused() -> None:
     model = make(QuantSpec())
-    step(model, 1, held=True)
-    held = cached_weights(model, through_parameters=True)
-    with pytest.raises(RuntimeError, match=r"without a gradient; call optimizer\.zero_grad"), held:
+    step(model, 1, cached=True)
+    cached = cached_weights(model, through_parameters=True)
+    with pytest.raises(RuntimeError, match=r"without a gradient; call optimizer\.zero_grad"), cached:
         pytest.fail("entered")
     assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
 
@@ -305,7 +305,7 @@ def test_layers_are_released_when_one_cannot_be_quantised() -> None:
     assert all(layer.cached_weight is None for layer in quantized_layers(model).values())
 
 
-def test_what_is_held_is_no_part_of_the_state() -> None:
+def test_cached_codes_are_no_part_of_the_state() -> None:
     model = make(QuantSpec())
     names = list(model.state_dict())
     with cached_weights(model):
@@ -322,8 +322,8 @@ def test_compiled_once_for_all_steps() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for count in (1, 3):
-        losses, gradients = step(model, count, held=False)
-        found_losses, found = step(model, count, held=True, forward=compiled)
+        losses, gradients = step(model, count, cached=False)
+        found_losses, found = step(model, count, cached=True, forward=compiled)
         assert counter.frame_count == 1
         torch.testing.assert_close(found_losses, losses)
         for name, want in gradients.items():

@@ -15,9 +15,9 @@ import questlm
 from questlm.artifact.format import FORMAT, VERSION
 from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.errors import ArtifactError, ConfigError
+from questlm.manifest import write_manifest
 from questlm.models import Llama
 from questlm.records import RunRecord
-from questlm.sealed import seal
 from questlm.training import load_run, train
 
 Settings = Callable[..., RunConfig]
@@ -104,7 +104,7 @@ def test_a_training_with_windows_that_none_can_have_is_refused(evaluable: tuple[
     config = json.loads((folder / "config.json").read_text())
     config["training"]["seq_len"] = length
     (folder / "config.json").write_text(json.dumps(config))
-    seal(folder, FORMAT, VERSION)
+    write_manifest(folder, FORMAT, VERSION)
     with pytest.raises(ArtifactError, match="says nonsense of its training"):
         questlm.evaluate(folder, text)
 
@@ -116,6 +116,6 @@ def test_a_model_whose_loss_is_not_finite_is_refused(evaluable: tuple[Path, str]
     tensors = load_file(path)
     tensors["lm_head.weight"].fill_(3e38)
     save_file(tensors, path)
-    seal(folder, FORMAT, VERSION)
+    write_manifest(folder, FORMAT, VERSION)
     with pytest.raises(ArtifactError, match="its weights are out of any sensible range"):
         questlm.evaluate(folder, text)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError
-from questlm.sealed import seal
+from questlm.manifest import write_manifest
 from questlm.training import load_run, resume, train
 from questlm.training.checkpoint import checkpoints_in, latest_checkpoint, verify_checkpoint
 from questlm.training.counters import STATE_NAME, CheckpointState, Counters, read_state
@@ -142,7 +142,7 @@ def test_a_run_whose_state_was_changed_and_sealed_again_is_refused(
     for section, change in changes.items():
         content[section] = content[section] | change if isinstance(change, dict) else change
     (newest / STATE_NAME).write_text(json.dumps(content))
-    seal(newest, "questlm-checkpoint", 1, {"step": 8})
+    write_manifest(newest, "questlm-checkpoint", 1, {"step": 8})
     with pytest.raises(CheckpointError, match=expected):
         resume(run)
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_renamed_to_a_later_step_is_refused(run: Path) -> None:
 @pytest.mark.parametrize("step", [{"8": 8}, [8], "8", None])
 def test_a_manifest_whose_step_is_no_number_is_refused(step: Any, run: Path) -> None:
     newest = run / "checkpoints" / "step-00000008"
-    seal(newest, "questlm-checkpoint", 1, {"step": step})
+    write_manifest(newest, "questlm-checkpoint", 1, {"step": step})
     with pytest.raises(CheckpointError, match="is of step 8 by its name"):
         verify_checkpoint(newest)
 

@@ -25,10 +25,10 @@ from questlm.data import prepare
 from questlm.errors import CheckpointError, ConfigError, DataError, QuestError
 from questlm.evaluation import evaluate
 from questlm.export.pack import pack
+from questlm.manifest import write_manifest
 from questlm.models import Llama
 from questlm.models.names import to_hugging_face
 from questlm.records import RunRecord
-from questlm.sealed import seal
 from questlm.training import RunFolder, Trainer, load_run, resume, train
 from questlm.training.build import build_model
 from questlm.training.checkpoint import latest_checkpoint
@@ -203,7 +203,7 @@ def test_what_quantisers_of_a_run_have_learned_is_ignored(donor: Path, settings:
     newest = latest_checkpoint(tmp_path / "donor" / "checkpoints")
     assert newest is not None
     change_weights(newest, lambda weights: weights.update({"layers.0.attention.q.scale": torch.ones(1)}))
-    seal(newest, "questlm-checkpoint", 1, {"step": int(newest.name.removeprefix("step-"))})
+    write_manifest(newest, "questlm-checkpoint", 1, {"step": int(newest.name.removeprefix("step-"))})
     plain, other = (started(settings(path, quant=OFF)).state_dict() for path in (donor, tmp_path / "donor"))
     assert plain.keys() == other.keys()
     assert all(torch.equal(plain[name], other[name]) for name in plain)

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from questlm import ops
 from questlm.config import RunConfig
 from questlm.errors import CheckpointError, ConfigError, TrainingError
+from questlm.manifest import write_manifest
 from questlm.models import Llama
 from questlm.ops.triton import launch
 from questlm.quant import FakeQuantLinear
 from questlm.quant.layers.mode import Mode
 from questlm.records import RunRecord
-from questlm.sealed import seal
 from questlm.training import RunFolder, Trainer, checks, clock, load_run, resume, train
 from questlm.training.checkpoint import latest_checkpoint
 
@@ -60,29 +60,29 @@ def test_accumulated_gradients_train_like_the_whole_batch(tiny_settings: Setting
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["quest", "lsq"])
-def test_a_rehearsal_leaves_no_trace(
+def test_the_warm_up_leaves_no_trace(
     method: str, tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: kernels are noted and not run, so what is computed in it is what happened to be in memory."""
+    """As on a GPU: kernels are recorded and not run, so what is computed in it is what happened to be in memory."""
     settings = tiny_settings(
         quant={"method": method, "weight_bits": 4, "act_bits": 4},
         train={"eval_every": 1},
         budget={"tokens": 3 * 4 * 32},
     )
-    noted: list[object] = []
+    recorded: list[object] = []
 
-    def rehearse_alone(warm_up: Callable[[], object], device: torch.device) -> None:
-        monkeypatch.setattr(launch, "_noted", noted)
+    def warm_up_alone(warm_up: Callable[[], object], device: torch.device) -> None:
+        monkeypatch.setattr(launch, "_recorded", recorded)
         warm_up()
-        monkeypatch.setattr(launch, "_noted", None)
+        monkeypatch.setattr(launch, "_recorded", None)
 
     with ops.using_backend("triton"):
         plain = train(settings, tmp_path / "plain")
-        monkeypatch.setattr(ops, "compile_ahead", rehearse_alone)
-        rehearsed = train(settings, tmp_path / "rehearsed")
-    assert noted or method != "quest"
-    assert [point["loss"] for point in rehearsed.curve] == [point["loss"] for point in plain.curve]
-    assert (rehearsed.validations, rehearsed.final) == (plain.validations, plain.final)
+        monkeypatch.setattr(ops, "compile_ahead", warm_up_alone)
+        warmed_up = train(settings, tmp_path / "warmed_up")
+    assert recorded or method != "quest"
+    assert [point["loss"] for point in warmed_up.curve] == [point["loss"] for point in plain.curve]
+    assert (warmed_up.validations, warmed_up.final) == (plain.validations, plain.final)
 
 
 def test_a_budget_in_seconds_ends_in_time(
@@ -216,7 +216,7 @@ def test_optimizer_state_that_does_not_fit_is_refused(damage: str, tiny: RunConf
     else:
         state[name] = torch.zeros(3)
     save_file(state, newest / "optimizer.safetensors")
-    seal(newest, "questlm-checkpoint", 1, {"step": 12})
+    write_manifest(newest, "questlm-checkpoint", 1, {"step": 12})
     (tmp_path / "run" / "record.json").unlink()  # so that the run is not finished
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         resume(tmp_path / "run")

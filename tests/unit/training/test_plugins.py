@@ -62,7 +62,7 @@ def test_recorded_plugins_are_written_and_read_again_without_being_loaded(plugin
 
 
 @pytest.mark.parametrize(
-    ("recorded", "advice"),
+    ("recorded", "hint"),
     [
         (Plugin(name="mine.py", kind="file", sha256="0" * 64), r"of the plugin mine\.py; add --plugin mine\.py"),
         (Plugin(name="my_package.methods", kind="module"), r"my_package\.methods; add --plugin my_package\.methods"),
@@ -70,11 +70,11 @@ def test_recorded_plugins_are_written_and_read_again_without_being_loaded(plugin
         (Plugin(name="my-package", kind="package"), "of the package my-package; install my-package"),
     ],
 )
-def test_a_missing_plugin_is_named_with_the_way_to_load_it(recorded: Plugin, advice: str, tmp_path: Path) -> None:
+def test_a_missing_plugin_is_named_with_the_way_to_load_it(recorded: Plugin, hint: str, tmp_path: Path) -> None:
     config = using("mine", plugins=(recorded,))
-    with pytest.raises(CheckpointError, match=f"run was trained with the method 'mine' .*{advice}"):
+    with pytest.raises(CheckpointError, match=f"run was trained with the method 'mine' .*{hint}"):
         require_plugins(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match=f"the settings name the method 'mine' .*{advice}"):
+    with pytest.raises(ConfigError, match=f"the settings name the method 'mine' .*{hint}"):
         record_plugins(config)
 
 

@@ -25,8 +25,8 @@ from questlm.config.hugging_face import hugging_face_config, model_config_from_h
 from questlm.errors import ArtifactError, ConfigError, QuestError, cleaned
 from questlm.inference.build import packed_layers
 from questlm.integrations.transformers.layers import PackedSlot
+from questlm.manifest import MANIFEST_NAME
 from questlm.models import module_to_hugging_face
-from questlm.sealed import MANIFEST_NAME
 
 __all__ = ["QuestlmConfig", "QuestlmQuantizer"]
 

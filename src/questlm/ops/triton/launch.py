@@ -1,8 +1,8 @@
 """How kernels are started; and how they are compiled before that, side by side.
 
 Triton compiles a kernel when it is first started, and who started it waits: a training step needs some twenty, one
-second each, one after the other. So a step can be rehearsed first: while it is, nothing is started, only noted, and
-then all that was noted is compiled at once, on as many cores as there are. What is compiled must not depend on the
+second each, one after the other. So a step can be warmed up first: meanwhile nothing is started, only recorded, and
+then all of it is compiled at once, on as many cores as there are. What is compiled must not depend on the
 number of rows, then, which is another in a step than in a warm-up or in a validation's last batch; hence the
 `do_not_specialize` of kernels, without which Triton makes another one of a number that 16 divides.
 """
@@ -19,15 +19,15 @@ import triton
 __all__ = ["compile_ahead", "start_kernel"]
 
 _Call = tuple[Any, tuple[int, ...], list[Any], dict[str, Any]]
-_noted: list[_Call] | None = None  # of all threads: autograd has its own
+_recorded: list[_Call] | None = None  # of all threads: autograd has its own
 
 
 def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run `kernel`, as kernel[grid](...) does; in a warm-up only note it."""
-    if _noted is None:
+    """Run `kernel`, as kernel[grid](...) does; in a warm-up only record it."""
+    if _recorded is None:
         kernel[grid](*arguments, **options)
     else:
-        _noted.append((kernel, grid, [_typical(argument) for argument in arguments], options))
+        _recorded.append((kernel, grid, [_typical(argument) for argument in arguments], options))
 
 
 def _typical(argument: Any) -> Any:
@@ -41,15 +41,15 @@ def compile_ahead(warm_up: Callable[[], object]) -> None:
 
     One that cannot be compiled says so when it is started.
     """
-    global _noted
+    global _recorded
     if triton.knobs.runtime.interpret:  # nothing is compiled
         return
     calls: list[_Call] = []
-    _noted = calls
+    _recorded = calls
     try:
         warm_up()
     finally:
-        _noted = None
+        _recorded = None
     with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for kernel, grid, arguments, options in calls:
             kernel.warmup(*arguments, grid=grid, **options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from questlm.humanize import count_text
 from questlm.plotting import LIGHT, log_axis
-from questlm.readable import count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry, Point
 from questlm.report.pictures.shared import panels, plural

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from questlm.humanize import bytes_text, count_text
 from questlm.plotting import LIGHT, linear_ticks, log_axis
-from questlm.readable import bytes_text, count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import panels, plural, value_text

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from questlm.errors import QuestError
-from questlm.readable import count_text
+from questlm.humanize import count_text
 from questlm.report.drawing import Drawing, Picture
 from questlm.report.gather import Entry
 from questlm.report.pictures.shared import panels, plural

@@ -72,11 +72,11 @@ def _named(path: str) -> str:
 def _require_same_vocabulary(teacher: FrozenModel, beginning: Beginning, path: str) -> None:
     """Refuse a teacher whose token ids mean something else than the model's."""
     own, theirs, named = beginning.tokenizer, teacher.tokenizer, _named(path)
-    advice = "train on its tokens, with --set data.tokenizer=PATH of its tokenizer.json, or take another teacher"
+    hint = "train on its tokens, with --set data.tokenizer=PATH of its tokenizer.json, or take another teacher"
     if teacher.vocab_size != beginning.vocab_size:
         raise ConfigError(
             f"{named} has a vocabulary of {teacher.vocab_size} tokens, but this run one of {beginning.vocab_size}; "
-            f"{advice}"
+            f"{hint}"
         )
     if own is not None and theirs is not None and own.get_vocab() != theirs.get_vocab():
-        raise ConfigError(f"{named} has another tokenizer than this run; {advice}")
+        raise ConfigError(f"{named} has another tokenizer than this run; {hint}")

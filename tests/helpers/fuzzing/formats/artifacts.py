@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 import questlm
-from helpers.fuzzing.folders import Folder, reseal, write_manifest
+from helpers.fuzzing.folders import Folder, rewrite_manifest, write_manifest
 from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json, mutated_tensors
 from questlm.artifact.read import load_artifact
@@ -24,8 +24,8 @@ from questlm.errors import ArtifactError
 from questlm.evaluation import evaluate
 from questlm.export.pack import pack
 from questlm.inference.engine import PackedModel
+from questlm.manifest import MANIFEST_NAME
 from questlm.models import Llama
-from questlm.sealed import MANIFEST_NAME
 
 __all__ = ["Artifacts", "SingleFiles", "Tensors", "redigest"]
 
@@ -84,7 +84,7 @@ def _same(tensors: Mapping[str, torch.Tensor], data: bytes) -> bool:
 
 
 class Artifacts(FolderFormat):
-    """Any file of an artifact, in most inputs sealed again."""
+    """Any file of an artifact, in most inputs with a new manifest."""
 
     name = "artifact"
 
@@ -108,8 +108,8 @@ class Artifacts(FolderFormat):
             new, what = mutated_tensors(draw, old) if name.endswith("safetensors") else mutated_json(draw, old.decode())
             self.folder.write(name, new)
         if not name.endswith(MANIFEST_NAME) and draw.random() < 0.9:
-            reseal(folder)
-            what += ", sealed again"
+            rewrite_manifest(folder)
+            what += ", with a new manifest"
         return f"{name}: {what}"
 
     def read(self) -> None:
@@ -130,7 +130,7 @@ def redigest(draw: random.Random, folder: Path) -> str:
 
 
 class Tensors(FolderFormat):
-    """The tensors of artifacts of many methods, always sealed again."""
+    """The tensors of artifacts of many methods, always with a new manifest."""
 
     name = "tensors"
     _chosen = ""
@@ -148,7 +148,7 @@ class Tensors(FolderFormat):
         data, what = mutated_tensors(draw, self.folder.files[name])
         self.folder.write(name, data)
         self.folder.write(f"{self._chosen}/{MANIFEST_NAME}", self.folder.files[f"{self._chosen}/{MANIFEST_NAME}"])
-        reseal(self.folder.path / self._chosen)
+        rewrite_manifest(self.folder.path / self._chosen)
         return f"{self._chosen}: {what}"
 
     def read(self) -> None:

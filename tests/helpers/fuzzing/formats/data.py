@@ -13,7 +13,7 @@ import pyarrow
 from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from helpers.fuzzing.folders import reseal
+from helpers.fuzzing.folders import rewrite_manifest
 from helpers.fuzzing.formats.artifacts import redigest
 from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.mutations import mutated_bytes, mutated_json, mutated_text
@@ -22,7 +22,7 @@ from questlm.data import PreparedData, prepare, tokenizer_size, train_tokenizer
 from questlm.data.readers import read_pieces
 from questlm.data.shards import open_shards, write_shards
 from questlm.data.tokenizer import load_tokenizer
-from questlm.sealed import MANIFEST_NAME
+from questlm.manifest import MANIFEST_NAME
 
 __all__ = ["DOCUMENTS", "Cache", "Shards", "Texts", "Tokenizers"]
 
@@ -210,7 +210,7 @@ class Shards(FolderFormat):
 
 
 class Cache(FolderFormat):
-    """Prepared data in the cache, sealed again. What is damaged is made again, so data are always the right ones."""
+    """Prepared data in the cache, with a new manifest. Damaged data are made again, so they are always right."""
 
     name = "cache"
 
@@ -246,11 +246,11 @@ class Cache(FolderFormat):
             data, what = mutated_json(draw, old.decode())
         self.folder.write(name, data)
         if name.endswith(MANIFEST_NAME):
-            sealed = bool(redigest(draw, entry))
-        elif sealed := draw.random() < 0.8:
-            reseal(entry)
-        self._same = not sealed
-        return f"{name.removeprefix(self._entry)}: {what}{', sealed again' if sealed else ''}"
+            matches = bool(redigest(draw, entry))
+        elif matches := draw.random() < 0.8:
+            rewrite_manifest(entry)
+        self._same = not matches
+        return f"{name.removeprefix(self._entry)}: {what}{', with a new manifest' if matches else ''}"
 
     def read(self) -> None:
         data = self._prepare(self.folder.path)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from helpers.fuzzing.folders import Folder, reseal
+from helpers.fuzzing.folders import Folder, rewrite_manifest
 from helpers.fuzzing.formats.artifacts import redigest
 from helpers.fuzzing.formats.base import FolderFormat, require
 from helpers.fuzzing.formats.data import DOCUMENTS
@@ -18,9 +18,9 @@ from helpers.fuzzing.mutations import mutated_bytes, mutated_json, mutated_tenso
 from questlm.config import ModelConfig, RunConfig, load_config
 from questlm.config.hugging_face import hugging_face_config
 from questlm.data import train_tokenizer
+from questlm.manifest import MANIFEST_NAME
 from questlm.models import Llama
 from questlm.models.names import to_hugging_face
-from questlm.sealed import MANIFEST_NAME
 from questlm.training import load_run, resume, train
 from questlm.training.initial import choose_tokenizer, find_initial
 
@@ -67,8 +67,8 @@ class Checkpoints(FolderFormat):
         if name.endswith(MANIFEST_NAME):
             what += redigest(draw, folder)
         elif name.startswith(self._checkpoint) and draw.random() < 0.95:
-            reseal(folder)
-            what += ", sealed again"
+            rewrite_manifest(folder)
+            what += ", with a new manifest"
         return f"{name.removeprefix('run/')}: {what}{', resumed' if self._resumed else ''}"
 
     def read(self) -> None:

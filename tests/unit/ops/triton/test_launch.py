@@ -42,5 +42,5 @@ def test_every_kernel_compiles(gpu: str, code_dtype: str, tmp_path: Path) -> Non
     assert json.loads(job.stdout.splitlines()[-1]) == expected
 
 
-def test_nothing_is_rehearsed_where_nothing_is_compiled() -> None:
-    ops.compile_ahead(lambda: pytest.fail("rehearsed"), torch.device("cpu"))
+def test_there_is_no_warm_up_where_nothing_is_compiled() -> None:
+    ops.compile_ahead(lambda: pytest.fail("warmed up"), torch.device("cpu"))

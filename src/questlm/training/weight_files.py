@@ -1,4 +1,4 @@
-"""Where each weight of a model lies in safetensors files, and reading it from there.
+"""Find each weight of a model in safetensors files, and read it from there.
 
 Names, shapes and types are checked in the files' headers before any memory is taken on their word.
 """

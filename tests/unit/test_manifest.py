@@ -11,17 +11,17 @@ import pytest
 from questlm.errors import ArtifactError, CheckpointError
 from questlm.files import sha256_file
 from questlm.json_files import canonical_json
-from questlm.sealed import MANIFEST_NAME, seal, verify
+from questlm.manifest import MANIFEST_NAME, verify, write_manifest
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A sealed folder of two files."""
+    """A folder of two files and their manifest."""
     path = tmp_path / "sealed"
     path.mkdir()
     (path / "weights.bin").write_bytes(bytes(range(6)))
     (path / "config.json").write_text("{}")
-    seal(path, "thing", 3, {"bytes": 8})
+    write_manifest(path, "thing", 3, {"bytes": 8})
     return path
 
 
@@ -50,7 +50,7 @@ def test_a_sealed_folder_verifies_and_returns_its_details(folder):
 
 def test_sealing_again_gives_the_same_bytes(folder):
     before = (folder / MANIFEST_NAME).read_bytes()
-    seal(folder, "thing", 3, {"bytes": 8})
+    write_manifest(folder, "thing", 3, {"bytes": 8})
     assert (folder / MANIFEST_NAME).read_bytes() == before
 
 
@@ -204,7 +204,7 @@ def test_verify_refuses_names_the_system_cannot_read(name: str, tmp_path: Path) 
 def test_seal_leaves_subfolders_out(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "sub").mkdir()
-    seal(tmp_path, "k", 1)
+    write_manifest(tmp_path, "k", 1)
     verify(tmp_path, "k", 1, ArtifactError)
 
 

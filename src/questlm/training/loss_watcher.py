@@ -1,4 +1,4 @@
-"""Watching the loss: a run whose loss or gradient is no longer finite must stop before it is saved."""
+"""Stop a run whose loss or gradient is no longer finite, before it is saved."""
 
 from __future__ import annotations
 

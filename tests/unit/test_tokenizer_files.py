@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from questlm.config import DataConfig
 from questlm.data import prepare, train_tokenizer
 from questlm.errors import ArtifactError, DataError
-from questlm.vocabulary import (
+from questlm.tokenizer_files import (
     LARGEST_VOCABULARY,
     library_failures,
     parse_tokenizer,

@@ -1,4 +1,4 @@
-"""Which settings two runs may have otherwise and still learn the same, but for rounding."""
+"""Settings that do not change what a run learns, but for rounding: two runs may differ in them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from questlm.readable import bytes_text, count_text, duration_text
+from questlm.humanize import bytes_text, count_text, duration_text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Folders sealed with a manifest.
+"""Manifests: which files a folder has, with their sizes and hashes.
 
-`seal` adds a `MANIFEST.json` with the size and SHA-256 of every file and a digest of the manifest itself, so that
-`verify` finds any flipped bit, in the manifest too, before a byte of the content is trusted.
+`write_manifest` adds a `MANIFEST.json` with the size and SHA-256 of every file and a digest of the manifest itself, so
+that `verify` finds any flipped bit, in the manifest too, before a byte of the content is trusted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = [
     "MANIFEST_NAME",
     "Manifest",
     "read_manifest",
-    "seal",
     "verify",
     "verify_files",
+    "write_manifest",
 ]
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -61,7 +61,7 @@ class Manifest(_Strict):
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def seal(folder: Path, kind: str, version: int, details: Mapping[str, Any] | None = None) -> None:
+def write_manifest(folder: Path, kind: str, version: int, details: Mapping[str, Any] | None = None) -> None:
     """Write `MANIFEST.json` over every file in `folder` (not its subfolders).
 
     `kind` and `version` name the format; `details` is any further JSON to record, such as bytes by part.
@@ -77,7 +77,7 @@ def seal(folder: Path, kind: str, version: int, details: Mapping[str, Any] | Non
 
 
 def read_manifest(folder: Path, kind: str, version: int, error: type[QuestError]) -> Manifest:
-    """The manifest of a sealed folder, after checking its kind, version, exact bytes, digest and types.
+    """Return the manifest of a folder, after checking its kind, version, exact bytes, digest and types.
 
     The files themselves are not looked at. Any fault raises `error`.
     """
@@ -107,7 +107,7 @@ def read_manifest(folder: Path, kind: str, version: int, error: type[QuestError]
 
 
 def verify(folder: Path, kind: str, version: int, error: type[QuestError], strict: bool = False) -> dict[str, Any]:
-    """Check a sealed folder and return the manifest's `details`; raise `error` at the first thing that is off.
+    """Check a folder against its manifest and return the `details` in it; raise `error` at the first difference.
 
     Checked: all that `read_manifest` checks, that each listed name is a plain file name whose file really lies in the
     folder, and each file's size and SHA-256. `strict`: and nothing else is there.

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 
 from questlm import ops
 from questlm.cli import main
-from questlm.config import RunConfig, to_yaml
+from questlm.config import ParallelConfig, RunConfig, to_yaml
 from questlm.config.schema import Budget
 from questlm.data import prepare
 from questlm.errors import CheckpointError
@@ -62,12 +62,13 @@ def settings(tiny_settings: Settings) -> RunConfig:
 
 @dataclass
 class Job:
-    """One call of `train`, of `resume` without settings but `parallel`, or for 'traffic' of what counts bytes."""
+    """One call of `train`, of `resume` without settings but of `parallel`, or for 'traffic' of what counts bytes."""
 
     out: Path
     parallel: str
     config: RunConfig | None = None
     like_gpu: bool = False  # products in bf16 by autocast, and kernels compiled ahead
+    exchange: dict[str, Any] = field(default_factory=dict)  # settings of the section `parallel`
 
 
 def run(processes: int, *jobs: Job) -> str:
@@ -122,7 +123,8 @@ def _work(job: dict[str, Any]) -> None:
         _compute_like_a_gpu()
     out = Path(job["out"])
     config = RunConfig(**job["config"]) if job["config"] else RunFolder(out).read_config()
-    config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": job["parallel"]})})
+    train_settings = config.train.model_copy(update={"parallel": job["parallel"]})
+    config = config.model_copy(update={"train": train_settings, "parallel": ParallelConfig(**job["exchange"])})
     if job["config"]:
         train(config, out)
     else:
@@ -131,7 +133,9 @@ def _work(job: dict[str, Any]) -> None:
 
 def _compute_like_a_gpu() -> None:
     gather_as_codes = engine.gather_as_codes
-    vars(engine)["gather_as_codes"] = lambda model, processes, dtype: gather_as_codes(model, processes, torch.bfloat16)
+    vars(engine)["gather_as_codes"] = lambda model, size, dtype, packed: gather_as_codes(
+        model, size, torch.bfloat16, packed
+    )
     for module in (start_module, step, validation):
         vars(module)["autocast"] = lambda device: torch.autocast("cpu", dtype=torch.bfloat16)
     vars(ops)["compile_ahead"] = lambda warm_up, device: warm_up()
@@ -172,6 +176,9 @@ def alone(settings: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
+_FAST_LINKS = {"gather": "operand", "keep_gathered": True, "prefetch": 1}
+
+
 @pytest.fixture(scope="module")
 def by_two(settings: RunConfig, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same run by two processes with each engine; and resumed with FSDP from the one of one process."""
@@ -180,10 +187,11 @@ def by_two(settings: RunConfig, alone: Path, tmp_path_factory: pytest.TempPathFa
     run(
         2,
         Job(folder / "ddp", "ddp", settings),
+        Job(folder / "replicas", "replicas", settings, exchange={"bucket_mb": 0.1}),
         Job(folder / "fsdp", "fsdp", settings),
-        Job(folder / "resumed", "fsdp"),
+        Job(folder / "resumed", "fsdp", exchange=_FAST_LINKS),
     )
-    return {name: folder / name for name in ("ddp", "fsdp", "resumed")}
+    return {name: folder / name for name in ("ddp", "replicas", "fsdp", "resumed")}
 
 
 def assert_same_course(path: Path, other: Path) -> None:
@@ -204,12 +212,12 @@ def assert_same_course(path: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "resumed"])
+@pytest.mark.parametrize("name", ["ddp", "replicas", "fsdp", "resumed"])
 def test_two_processes_train_as_one_does(name: str, by_two: dict[str, Path], alone: Path) -> None:
     path = by_two[name]
     assert_same_course(path, alone)
     record = RunRecord.load(path)
-    assert (record.processes, record.parallel) == (2, "ddp" if name == "ddp" else "fsdp")
+    assert (record.processes, record.parallel) == (2, "fsdp" if name == "resumed" else name)
     assert not list(path.rglob(".tmp-*"))
 
 
@@ -220,8 +228,8 @@ def test_muon_shares_the_matrices_among_processes(settings: RunConfig, tmp_path:
     batch = muon.train.model_copy(update={"batch_size": 6, "micro_batch_size": 1, "eval_every": None})
     muon = muon.model_copy(update={"train": batch, "budget": Budget(tokens=6 * 6 * 32)})
     train(muon, tmp_path / "alone")
-    run(3, Job(tmp_path / "ddp", "ddp", muon), Job(tmp_path / "fsdp", "fsdp", muon))
-    for name in ("ddp", "fsdp"):
+    run(3, Job(tmp_path / "replicas", "replicas", muon), Job(tmp_path / "fsdp", "fsdp", muon))
+    for name in ("replicas", "fsdp"):
         assert_same_course(tmp_path / name, tmp_path / "alone")
 
 
@@ -305,9 +313,11 @@ def test_codes_are_moved_and_methods_that_learn_are_shared_too(tiny_settings: Se
 def test_in_bf16_two_processes_train_as_one_does(settings: RunConfig, tmp_path: Path) -> None:
     """What they do on GPUs, but for the kernels: a code near an edge may fall to its other side."""
     run(1, Job(tmp_path / "alone", "auto", settings, like_gpu=True))
-    run(2, *(Job(tmp_path / engine, engine, settings, like_gpu=True) for engine in ("ddp", "fsdp")))
+    half = {"gradients": "bf16"}
+    jobs = {"replicas": half, "fsdp": half | _FAST_LINKS}
+    run(2, *(Job(tmp_path / name, name, settings, like_gpu=True, exchange=each) for name, each in jobs.items()))
     alone = RunRecord.load(tmp_path / "alone")
-    for name in ("ddp", "fsdp"):
+    for name in jobs:
         record = RunRecord.load(tmp_path / name)
         for ours, theirs in ((record.curve, alone.curve), (record.validations, alone.validations)):
             assert [point["loss"] for point in ours] == pytest.approx([point["loss"] for point in theirs], abs=0.02)

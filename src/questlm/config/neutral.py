@@ -18,6 +18,11 @@ COMPUTING_ONLY = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.loggers",
+    "parallel.gradients",
+    "parallel.bucket_mb",
+    "parallel.gather",
+    "parallel.keep_gathered",
+    "parallel.prefetch",
     "data.cache_dir",
 )
 """Settings that decide when to look and how to compute, not what is learned."""

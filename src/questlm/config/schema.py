@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from questlm.config.model import ModelConfig
+from questlm.config.parallel import ParallelConfig
 from questlm.config.quant import QuantSpec
 from questlm.config.section import Section
 from questlm.errors import ConfigError
@@ -128,10 +129,11 @@ class TrainConfig(Section):
     cuda_graphs: Literal["auto", "on", "off"] = Field(
         default="auto", description="record a step once and play it back; auto: on a GPU, for models so small it waits"
     )
-    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+    parallel: Literal["auto", "ddp", "replicas", "fsdp"] = Field(
         default="auto",
-        description="how the processes of torchrun share the model: 'ddp' (each has all of it; auto) or 'fsdp' (each "
-        "has a part of every weight, gathered block by block)",
+        description="how the processes of torchrun share the model: each has all of it, and torch's DDP ('ddp'; auto) "
+        "or an exchange in place ('replicas') sums gradients; or each has a part of every weight, gathered block by "
+        "block ('fsdp')",
     )
     timeout: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=600.0, description="seconds that a process waits for the others within a step before the job ends"
@@ -206,6 +208,7 @@ class RunConfig(Section):
     quant: QuantSpec = QuantSpec()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
     budget: Budget = Budget(tokens_per_param=100)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     init_from: Annotated[str, Field(min_length=1)] | None = Field(

@@ -1,4 +1,4 @@
-"""How processes share one model: DDP (each has all of it) or FSDP2 (each has a shard of every weight).
+"""How processes share one model: each has all of it (DDP, replicas), or a shard of every weight (FSDP2).
 
 FSDP2 shards each weight by rows and gathers the blocks one after another as the passes reach them. The wrappers are
 applied in the order activation checkpointing, compilation, sharding: FSDP2 gathers in hooks around a block, which are
@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from questlm.config import ParallelConfig
+from questlm.errors import ConfigError
 from questlm.parallel.processes import Processes
 from questlm.parallel.quantized_gather import gather_as_codes, gathered_codes
+from questlm.parallel.replicas import Replicas
 from questlm.quant import cached_weights
 
 __all__ = [
@@ -36,42 +41,74 @@ __all__ = [
     "weight_cache",
 ]
 
-Engine = Literal["none", "ddp", "fsdp"]
+Engine = Literal["none", "ddp", "replicas", "fsdp"]
+_DEFAULT = ParallelConfig()
+_KEEPS_GATHERED = "keeps_gathered"  # attribute of a model whose blocks stay gathered until the step ends
 
 
-def pick_engine(setting: Literal["auto", "ddp", "fsdp"], processes: Processes) -> Engine:
+def pick_engine(setting: Literal["auto", "ddp", "replicas", "fsdp"], processes: Processes) -> Engine:
     """Return 'none' for a single process, else the engine that the setting names; 'auto' is DDP."""
     if processes.world_size == 1:
         return "none"
     return "ddp" if setting == "auto" else setting
 
 
-def distribute(model: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
+def distribute(
+    model: nn.Module,
+    engine: Engine,
+    device: torch.device,
+    settings: ParallelConfig = _DEFAULT,
+    group: dist.ProcessGroup | None = None,
+) -> nn.Module:
     """Set up data-parallel training of `model`, the same in every process, and return the module to call in its place.
 
     With 'fsdp' the parameters of `model` itself become DTensors of the same names.
+
+    Args:
+        group: the processes that train together, if not all.
     """
+    if engine == "none":
+        return model
+    group = group or dist.group.WORLD
+    assert group is not None
+    if engine == "replicas":
+        dtype = torch.bfloat16 if settings.gradients == "bf16" else None
+        return Replicas(model, group, settings.bucket_mb * 1e6, dtype)
     if engine == "ddp":
-        return _replicate(model, device)
-    if engine == "fsdp":
-        _shard(model, device)
+        return _replicate(model, device, settings, group)
+    _shard(model, device, settings, group)
     return model
 
 
-def _replicate(model: nn.Module, device: torch.device) -> nn.Module:
+def _replicate(
+    model: nn.Module, device: torch.device, settings: ParallelConfig, group: dist.ProcessGroup
+) -> DistributedDataParallel:
+    if settings.gradients == "bf16" and device.type != "cuda":
+        raise ConfigError(
+            "parallel.gradients is 'bf16', which torch's DDP can only do on GPUs; use float32, or "
+            "train.parallel=replicas"
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # for a name that 2.11 lacks
         # Buffers say how far quantisation has been faded in, which every process knows, so none are broadcast.
-        return DistributedDataParallel(
+        module = DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            bucket_cap_mb=settings.bucket_mb,
+            process_group=group,
         )
+    if settings.gradients == "bf16":
+        module.register_comm_hook(group, bf16_compress_hook)
+    return module
 
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile the blocks, the embedding and `head_loss`, each by itself, in place. Call it before sharding."""
+    # DDP would cut each block at the edges of its buckets, which keeps kernels apart that the compiler fuses. Between
+    # blocks it overlaps as well.
+    torch._dynamo.config.optimize_ddp = False
     layers = model.layers
     assert isinstance(layers, nn.ModuleList)
     for block in layers:
@@ -80,15 +117,22 @@ def compile_blocks(model: nn.Module) -> None:
     vars(model)["head_loss"] = torch.compile(cast(Callable[..., Tensor], model.head_loss), dynamic=False)
 
 
-def _shard(model: nn.Module, device: torch.device) -> None:
-    world_size = torch.distributed.get_world_size()
-    mesh = init_device_mesh(device.type, (world_size,))
-    gather_as_codes(model, world_size, torch.bfloat16 if device.type == "cuda" else torch.float32)
+def _shard(model: nn.Module, device: torch.device, settings: ParallelConfig, group: dist.ProcessGroup) -> None:
+    mesh = DeviceMesh.from_group(group, device.type)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    gather_as_codes(model, mesh.size(), dtype, settings.gather == "packed")
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if settings.gradients == "bf16" else None)
     layers = model.layers
     assert isinstance(layers, nn.ModuleList)
-    for block in layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    blocks = [
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not settings.keep_gathered)
+        for block in layers
+    ]
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for index, block in enumerate(blocks if settings.prefetch else ()):
+        block.set_modules_to_forward_prefetch(blocks[index + 1 : index + 1 + settings.prefetch])
+        block.set_modules_to_backward_prefetch(blocks[max(0, index - settings.prefetch) : index][::-1])
+    vars(model)[_KEEPS_GATHERED] = settings.keep_gathered
 
 
 def weight_cache(model: nn.Module, engine: Engine) -> AbstractContextManager[None]:
@@ -98,7 +142,8 @@ def weight_cache(model: nn.Module, engine: Engine) -> AbstractContextManager[Non
     """
     if engine == "fsdp":
         return gathered_codes(model)
-    return cached_weights(model, through_parameters=engine == "ddp")  # DDP watches the parameters themselves
+    # What exchanges gradients watches the parameters themselves.
+    return cached_weights(model, through_parameters=engine in ("ddp", "replicas"))
 
 
 @contextmanager
@@ -107,7 +152,12 @@ def gradient_exchange(module: nn.Module, on: bool) -> Iterator[None]:
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(on)
         module.set_is_last_backward(on)
-    with module.no_sync() if isinstance(module, DistributedDataParallel) and not on else nullcontext():
+        module.set_reshard_after_backward(on or not vars(module)[_KEEPS_GATHERED])
+    with ExitStack() as stack:
+        if isinstance(module, Replicas) and on:
+            stack.enter_context(module.exchanging())
+        if isinstance(module, DistributedDataParallel) and not on:
+            stack.enter_context(module.no_sync())
         yield
 
 

@@ -2,8 +2,10 @@
 
 A quantised layer multiplies codes. FSDP shards weights by rows, and the codes of a row depend on no other row. So each
 process quantises its own rows, once an optimizer step, and the all-gather carries packed codes and one step size a row:
-4 bits an entry where float32 has 32. A layer that multiplies in bf16 gathers its weight in bf16. The rest (norms, what
-quantisers learn, weights whose step size depends on the full tensor) is gathered in float32.
+4 bits an entry where float32 has 32. Over fast links packing and unpacking take longer than they save, so codes can
+also travel in the one byte each in which they are multiplied. A layer that multiplies in bf16 gathers its weight in
+bf16. The rest (norms, what quantisers learn, weights whose step size depends on the full tensor) is gathered in
+float32.
 
 In the other direction the gradient dy^T x_q is summed over micro-batches and processes in the rotated domain. Mask and
 inverse transform, which act on rows too, are then applied to the own rows, once an optimizer step. This is
@@ -38,12 +40,13 @@ _Tensors = tuple[Tensor, ...]
 _CODES = "weight_codes"  # attribute of a layer whose weight is gathered as codes
 
 
-def gather_as_codes(model: nn.Module, world_size: int, dtype: torch.dtype) -> None:
+def gather_as_codes(model: nn.Module, world_size: int, dtype: torch.dtype, packed: bool = True) -> None:
     """Make FSDP gather each weight of `model` in the format that its layer multiplies. Call it before `fully_shard`.
 
     Args:
         world_size: number of processes. A weight whose rows they cannot share equally is gathered as it is.
         dtype: of the products.
+        packed: codes travel packed into their bits; otherwise as they are multiplied, one byte each.
     """
     uses = Counter(id(weight) for module in model.modules() if (weight := module._parameters.get("weight")) is not None)
     for module in model.modules():
@@ -54,7 +57,7 @@ def gather_as_codes(model: nn.Module, world_size: int, dtype: torch.dtype) -> No
             continue
         if isinstance(module, FakeQuantLinear):
             if _quantizes_rows(module):
-                vars(module)[_CODES] = _WeightCodes(module, dtype)
+                vars(module)[_CODES] = _WeightCodes(module, dtype, packed)
                 module.weight = _as_parameter(weight, _GatheredAsCodes)
         elif _multiplies_bfloat16(module, dtype):
             module.weight = _as_parameter(weight, _GatheredAsBfloat16)
@@ -66,14 +69,14 @@ def gathered_codes(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # FSDP keeps what a pass without gradients gathered last
-    all_codes = [vars(module)[_CODES] for module in model.modules() if _CODES in vars(module)]
-    for codes in all_codes:
-        codes.encode()
+    groups = _alike([vars(module)[_CODES] for module in model.modules() if _CODES in vars(module)])
+    for group in groups:
+        _encode(group)
     try:
         yield
     finally:
-        for codes in all_codes:
-            codes.finish_gradient()
+        for group in groups:
+            _finish_gradients(group)
 
 
 def _quantizes_rows(layer: FakeQuantLinear) -> bool:
@@ -129,58 +132,105 @@ def _plain(rows: Tensor) -> Tensor:
 
 
 class _WeightCodes:
-    """Codes of one layer's weight: those of this process's rows, and those of all rows once they are gathered."""
+    """Codes of one layer's weight: those of this process's rows, and those of all rows once they are gathered.
 
-    def __init__(self, layer: FakeQuantLinear, dtype: torch.dtype) -> None:
+    Attributes:
+        own: what travels of this process's rows, and the mask of their gradient; None outside of `gathered_codes`.
+    """
+
+    def __init__(self, layer: FakeQuantLinear, dtype: torch.dtype, packed: bool) -> None:
         rounding = None if layer.weight_quantizer is None else layer.weight_quantizer.rounding
         assert rounding is not None
-        self.layer, self.rounding, self.dtype = layer, rounding, dtype
+        self.layer, self.rounding, self.dtype, self.packed = layer, rounding, dtype, packed
         self.symbols = rounding.grid.levels + bool(rounding.grid.group)  # a sparse grid has one for what is dropped
-        self.own: Encoded | None = None
+        self.code_dtype = torch.uint8  # in which this device multiplies them; known once the first are made
+        self.own: tuple[_Tensors, Tensor | None] | None = None
 
-    @torch.no_grad()
-    def encode(self) -> None:
-        weight = self.layer.weight
-        assert isinstance(weight, DTensor)
-        if weight.grad is not None:
-            raise RuntimeError("gathered_codes needs weights without a gradient; call optimizer.zero_grad() first")
-        self.own = self._encoded(weight.to_local(), self.rounding.mask_bound)
+    @property
+    def rows(self) -> Tensor:
+        """This process's rows of the weight."""
+        assert isinstance(self.layer.weight, DTensor)
+        return _plain(self.layer.weight.to_local())
 
-    @torch.no_grad()
-    def finish_gradient(self) -> None:
-        own, self.own = self.own, None
-        gradient = self.layer.weight.grad
-        if own is not None and isinstance(gradient, DTensor):
-            rows = gradient.to_local()
-            rows.copy_(ops.masked_hadamard(rows, own.mask, self.layer.block_size, rows.dtype))
+    def take(self, encoded: Encoded) -> None:
+        """Keep codes and mask of this process's rows for an optimizer step."""
+        self.own = self._travelling(encoded), encoded.mask
 
     def pack(self, rows: Tensor) -> _Tensors:
-        """Packed codes and steps of this process's rows, (rows, K) float32."""
-        operand = (self.own or self._encoded(rows, None)).operand
-        assert operand.step is not None
-        codes = ops.plain_codes(operand.data, self.rounding.grid)
-        return ops.pack(codes, self.symbols), operand.step
-
-    def unpack(self, bits: Tensor, step: Tensor) -> None:
-        """Put the operand of the full weight, from the packed codes and steps of all rows, into the layer's cache."""
-        codes, grid, cached = (
-            ops.unpack(bits, self.symbols, self.layer.in_features),
-            self.rounding.grid,
-            self.layer.cached_weight,
-        )
-        if cached is None:
-            example = self._encoded(step.new_ones(1, self.layer.in_features), None).operand  # in this device's dtype
-            data = torch.empty(codes.shape, dtype=example.data.dtype, device=codes.device)
-        else:
-            data = cached.operand.data
-        with _preserve_version(data):  # as FSDP does where it fills tensors again
-            data.copy_(ops.codes_as(codes, grid, data.dtype))
-        self.layer.mode = CachedWeight(ops.operand_of(data, step, grid), None, self.dtype, None)
-
-    def _encoded(self, rows: Tensor, mask_bound: float | None) -> Encoded:
+        """Codes and steps of this process's rows, (rows, K) float32, as they travel."""
+        if self.own is not None:
+            return self.own[0]
         rows = _plain(rows)
         with ops.without_autocast(rows):
-            return ops.encode(rows, self.rounding.grid, self.layer.block_size, mask_bound, self.dtype)
+            return self._travelling(ops.encode(rows, self.rounding.grid, self.layer.block_size, None, self.dtype))
+
+    def unpack(self, codes: Tensor, step: Tensor) -> _Tensors:
+        """Put the operand of the full weight, from the codes and steps of all rows, into the layer's cache.
+
+        Returns:
+            The tensors that had to be made for it.
+        """
+        made: _Tensors = ()
+        if self.packed:
+            data = self._unpacked(codes)
+            made = (data,)
+        else:
+            data = codes.view(self.code_dtype)
+        operand = ops.operand_of(data, step, self.rounding.grid)
+        self.layer.mode = CachedWeight(operand, None, self.dtype, None)
+        return made
+
+    def _travelling(self, encoded: Encoded) -> _Tensors:
+        data, step = encoded.operand.data, encoded.operand.step
+        assert step is not None
+        self.code_dtype = data.dtype
+        if self.packed:
+            return ops.pack(ops.plain_codes(data, self.rounding.grid), self.symbols), step
+        return data.view(torch.uint8), step
+
+    def _unpacked(self, bits: Tensor) -> Tensor:
+        """Codes as they are multiplied, in the memory of those before them."""
+        codes = ops.unpack(bits, self.symbols, self.layer.in_features)
+        cached = self.layer.cached_weight
+        data = torch.empty_like(codes, dtype=self.code_dtype) if cached is None else cached.operand.data
+        with _preserve_version(data):  # as FSDP does where it fills tensors again
+            data.copy_(ops.codes_as(codes, self.rounding.grid, data.dtype))
+        return data
+
+
+def _alike(all_codes: list[_WeightCodes]) -> list[list[_WeightCodes]]:
+    """Group the weights whose rows one kernel call can quantise together."""
+    groups: dict[object, list[_WeightCodes]] = {}
+    for codes in all_codes:
+        layer = codes.layer
+        key = (codes.rounding, layer.in_features, layer.block_size, layer.weight.dtype)
+        groups.setdefault(key, []).append(codes)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def _encode(group: list[_WeightCodes]) -> None:
+    if any(codes.layer.weight.grad is not None for codes in group):
+        raise RuntimeError("gathered_codes needs weights without a gradient; call optimizer.zero_grad() first")
+    first, rows = group[0], [codes.rows for codes in group]
+    grid, block_size, bound = first.rounding.grid, first.layer.block_size, first.rounding.mask_bound
+    with ops.without_autocast(rows[0]):
+        for codes, encoded in zip(group, ops.encode_many(rows, grid, block_size, bound, first.dtype), strict=True):
+            codes.take(encoded)
+
+
+@torch.no_grad()
+def _finish_gradients(group: list[_WeightCodes]) -> None:
+    """Mask and rotate back the gradients of this process's rows, in place."""
+    gradients, masks = [], []
+    for codes in group:
+        own, codes.own = codes.own, None
+        gradient = codes.layer.weight.grad
+        if own is not None and isinstance(gradient, DTensor):
+            gradients.append(gradient.to_local())
+            masks.append(own[1])
+    if gradients:
+        ops.masked_hadamard_many(gradients, masks, group[0].layer.block_size)
 
 
 class _GatheredAsCodes(_GatheredWeight):
@@ -195,12 +245,10 @@ class _GatheredAsCodes(_GatheredWeight):
     def fsdp_post_all_gather(
         self, gathered: _Tensors, codes: _WeightCodes, param_dtype: torch.dtype, *, out: Tensor | None = None
     ) -> tuple[Tensor, _Tensors] | None:
-        codes.unpack(*gathered)
+        made = codes.unpack(*gathered)
         if out is not None:
             return None
-        assert codes.layer.cached_weight is not None
-        # FSDP frees and reallocates the operand's memory together with its own.
-        return gathered[1].new_zeros(()).as_subclass(_GradientCarrier), (codes.layer.cached_weight.operand.data,)
+        return gathered[1].new_zeros(()).as_subclass(_GradientCarrier), made  # FSDP frees it together with its own
 
 
 class _GradientCarrier(Tensor):

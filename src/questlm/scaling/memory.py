@@ -69,7 +69,8 @@ def training_memory(
     constants = _GPU if gpu else _CPU
     per_parameter = constants.parameter
     if processes > 1:
-        per_parameter = per_parameter / processes if train.parallel == "fsdp" else per_parameter + _GRADIENT_BUCKETS
+        per_parameter = per_parameter / processes if train.parallel == "fsdp" else per_parameter
+        per_parameter += _GRADIENT_BUCKETS if train.parallel in ("auto", "ddp") else 0.0
     more = (_UNCOMPILED if gpu and not compiled else 1.0) * (_LEARNED if find_method(quant.method).learns else 1.0)
     numbers = _kept_numbers(model)
     kept = more * _RECOMPUTED[train.recompute] * constants.kept * model.layers * numbers

@@ -114,7 +114,7 @@ def _distribute(state: TrainingState) -> Trainer:
     checkpoint_activations(model, train.recompute)
     if should_compile(train, run.device):
         compile_blocks(model)
-    module = distribute(model, run.engine, run.device)
+    module = distribute(model, run.engine, run.device, run.config.parallel)
     optimizer, recipes = make_optimizer(model, train, run.processes), active_recipes(train, model)
     record = should_record(train, model, optimizer, recipes, run.engine, run.device)
     step = TrainStep(model, module, optimizer, train, run.device, run.engine, record, recipes)

@@ -50,8 +50,8 @@ def should_record(
     obstacle = next((recipe.not_recordable for recipe in recipes if recipe.not_recordable), None)
     if device.type != "cuda":
         obstacle = f"the device is {device.type}"
-    elif engine != "none":
-        obstacle = "there are several processes"
+    elif engine not in ("none", "replicas"):
+        obstacle = f"several processes train by train.parallel={engine}, and only those of 'replicas' can"
     elif not optimizer.recordable:
         obstacle = f"a step of the optimizer {train.optimizer!r} cannot be recorded"
     if train.cuda_graphs == "on" and obstacle:
@@ -118,7 +118,7 @@ class TrainStep:
         """
         self.optimizer.set_learning_rate(lr)
         if self._plain_steps == 0:
-            self._recorded = self._recorded or _Recorded(self._step, inputs, targets, self.device)
+            self._recorded = self._recorded or _Recorded(self._step, inputs, targets, self.device, self.engine)
             return self._recorded(inputs, targets)
         self._plain_steps -= self._plain_steps > 0
         return self._step(*(part.to(self.device, non_blocking=True) for part in (inputs, targets)))
@@ -175,11 +175,15 @@ _Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class _Recorded:
     """A step recorded as a CUDA graph, and replayed on batches of one shape. Recording itself changes no weight."""
 
-    def __init__(self, step: _Step, inputs: Tensor, targets: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, step: _Step, inputs: Tensor, targets: Tensor, device: torch.device, engine: Engine = "none"
+    ) -> None:
         self._batch = [torch.empty(part.shape, dtype=part.dtype, device=device) for part in (inputs, targets)]
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # what plain steps left there, the graph cannot use
-        with torch.cuda.graph(self._graph):
+        # NCCL's watchdog looks at events of its own in another thread, which is no part of the step.
+        mode = "global" if engine == "none" else "thread_local"
+        with torch.cuda.graph(self._graph, capture_error_mode=mode):
             self._results = step(*self._batch)
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

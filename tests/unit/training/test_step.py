@@ -63,8 +63,9 @@ def test_recording_is_refused_where_it_cannot_be(tiny_settings: Settings) -> Non
     optimizer = make_optimizer(model, config.train)
     with pytest.raises(ConfigError, match=r"train\.cuda_graphs is 'on', but the device is cpu; use 'auto' or 'off'"):
         should_record(config.train, model, optimizer, [], "none", CPU)
-    with pytest.raises(ConfigError, match="several processes"):
+    with pytest.raises(ConfigError, match=r"several processes train by train\.parallel=ddp"):
         should_record(config.train, model, optimizer, [], "ddp", torch.device("cuda"))
+    assert should_record(config.train, model, optimizer, [], "replicas", torch.device("cuda"))
     auto = _settings(tiny_settings, None)
     assert not should_record(auto.train, model, optimizer, [], "none", CPU)
     assert should_record(auto.train, model, optimizer, [], "none", torch.device("cuda"))

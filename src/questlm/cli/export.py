@@ -23,23 +23,29 @@ def export(
     out: Annotated[Path, typer.Option(help="What to write; must not exist.")],
     format: Annotated[str, typer.Option(help=f"One of: {', '.join(FORMATS)}.")] = "hf",
     data: Annotated[str | None, typer.Option(help="Text to measure on [default: that of its training].")] = None,
+    allow_inexact: Annotated[
+        bool, typer.Option("--allow-inexact", help="Write it even where the other program computes otherwise.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a packed model for another program, and print the loss before and after.
 
-    hf: dense float32 weights that transformers loads as a LlamaForCausalLM, without questlm. The same model where only
-    weights are quantised. Where inputs are, transformers does not round them, and the gap is measured and printed
-    first.
+    hf: dense float32 weights that transformers loads as a LlamaForCausalLM, without questlm.
+
+    compressed-tensors: packed weights for transformers and vLLM with the package compressed-tensors.
+
+    Where the other program computes something else, because it does not round inputs for example, the gap is measured
+    and printed, and nothing is written without --allow-inexact.
 
     Examples:
 
         quest export model/ --format hf --out model-hf/
 
-        quest export model/ --out model-hf/ --data 'tests/*.txt'
+        quest export model/ --format compressed-tensors --out model-ct/ --data 'tests/*.txt'
     """
     from questlm.trained.export import export as write
 
-    report = write(model, out, format, data)
+    report = write(model, out, format, data, allow_inexact)
     if as_json:
         losses = {"before": report.before, "after": report.after}
         measured = {name: None if each is None else each.as_dict() for name, each in losses.items()}

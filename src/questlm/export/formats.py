@@ -28,7 +28,7 @@ class ExportFormat:
         logits: what the other program computes of the weights that `write` gives it: a function from ids
             (batch, tokens) to logits (batch, tokens, vocab_size).
         write: writes the new folder or file `out`, whole or not at all.
-        next_step: a line of Python or a command that uses what was written, with {out} for its path.
+        next_step: how to use what was written, with {out} for its path.
     """
 
     difference: Callable[[Artifact], str | None]
@@ -37,7 +37,7 @@ class ExportFormat:
     next_step: str
 
 
-FORMATS = {"hf": "questlm.export.hugging_face"}
+FORMATS = {"hf": "questlm.export.hugging_face", "compressed-tensors": "questlm.export.compressed_tensors"}
 """By name, the module whose FORMAT it is; imported when it is asked for, because some need packages of their own."""
 
 

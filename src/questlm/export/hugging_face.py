@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,37 +15,22 @@ from questlm.artifact.format import CONFIG_NAME, TENSORS_NAME, TOKENIZER_NAME
 from questlm.artifact.read import Artifact
 from questlm.errors import ConfigError
 from questlm.export.formats import ExportFormat
+from questlm.export.plain import plain_logits, require_plain, unrounded_inputs
 from questlm.files import atomic_folder
 from questlm.json_files import write_json
-from questlm.models import Llama, names
+from questlm.models import names
 from questlm.tokenizer_files import CHAT_TEMPLATE_NAME
 
-__all__ = ["FORMAT", "difference", "plain_logits", "to_hugging_face"]
+__all__ = ["FORMAT", "to_hugging_face", "write_folder"]
 
 
-def difference(artifact: Artifact) -> str | None:
-    """What a plain Llama with the dequantised weights computes otherwise; None: nothing.
-
-    Raises:
-        ConfigError: the model has norms before its linear layers, which a plain Llama cannot have.
-    """
-    formats = list(artifact.config.weight_formats())
-    if (normed := next((name for name, each in formats if each.input_norm is not None), None)) is not None:
-        raise ConfigError(
-            f"{normed} has a norm before it, which LlamaForCausalLM does not; it cannot be exported there"
-        )
-    rounding = sum(each.act is not None for _, each in formats)
-    if not rounding:
-        return None
-    return f"transformers does not round the inputs of {rounding} layers, as this model was trained to have them"
+def _difference(artifact: Artifact) -> str | None:
+    require_plain(artifact, "transformers")
+    return unrounded_inputs(artifact, "transformers")
 
 
-def plain_logits(artifact: Artifact) -> Callable[[Tensor], Tensor]:
-    """The logits of a plain Llama with the dequantised weights, in float32."""
-    model = Llama(artifact.config.model)
-    model.load_state_dict(dense_state_dict(artifact))
-    model.requires_grad_(False)
-    return model
+def _logits(artifact: Artifact) -> Callable[[Tensor], Tensor]:
+    return plain_logits(artifact, dense_state_dict(artifact))
 
 
 def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
@@ -56,17 +42,38 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
     Raises:
         ConfigError: `out` exists, or the model has norms before its linear layers, which a plain Llama cannot have.
     """
-    out = Path(out)
-    difference(artifact)
-    if out.exists():
-        raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
+    require_plain(artifact, "transformers")
     weights = names.to_hugging_face(dense_state_dict(artifact))
     if artifact.config.model.tied_head:
         del weights["lm_head.weight"]
+    write_folder(artifact, Path(out), weights)
+
+
+def write_folder(
+    artifact: Artifact,
+    out: Path,
+    weights: Mapping[str, Tensor],
+    settings: Mapping[str, Any] | None = None,
+    readme: str | None = None,
+) -> None:
+    """Write a new Hugging Face folder: these weights, config.json, and the tokenizer.
+
+    Args:
+        weights: by the names that they have there.
+        settings: of config.json, beside those that follow from the shape.
+        readme: content of README.md; None: there is none.
+
+    Raises:
+        ConfigError: `out` exists.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose a new folder or remove it first")
+    shape = model_settings(artifact.config.model) | {"eos_token_id": artifact.end_of_text}
     with atomic_folder(out) as folder:
-        save_file(weights, folder / TENSORS_NAME, metadata={"format": "pt"})
-        settings = model_settings(artifact.config.model) | {"eos_token_id": artifact.end_of_text}
-        write_json(folder / CONFIG_NAME, settings)
+        save_file(dict(weights), folder / TENSORS_NAME, metadata={"format": "pt"})
+        write_json(folder / CONFIG_NAME, shape | dict(settings or {}))
+        if readme is not None:
+            (folder / "README.md").write_text(readme, encoding="utf-8")
         if artifact.tokenizer is not None and artifact.tokenizer_json is not None:
             (folder / TOKENIZER_NAME).write_text(artifact.tokenizer_json, encoding="utf-8", newline="")
             end = artifact.end_of_text
@@ -77,8 +84,8 @@ def to_hugging_face(artifact: Artifact, out: str | Path) -> None:
 
 
 FORMAT = ExportFormat(
-    difference,
-    plain_logits,
+    _difference,
+    _logits,
     to_hugging_face,
     "transformers.AutoModelForCausalLM.from_pretrained({out!r})",
 )

@@ -39,7 +39,13 @@ class ExportReport:
         return None if self.before is None or self.after is None else self.after.loss - self.before.loss
 
 
-def export(model: str | Path, out: str | Path, format: str = "hf", data: str | Path | None = None) -> ExportReport:
+def export(
+    model: str | Path,
+    out: str | Path,
+    format: str = "hf",
+    data: str | Path | None = None,
+    allow_inexact: bool = False,
+) -> ExportReport:
     """Write a packed model in another program's format, after measuring the loss before and after.
 
     Args:
@@ -48,10 +54,11 @@ def export(model: str | Path, out: str | Path, format: str = "hf", data: str | P
         format: a name in `questlm.export.formats.FORMATS`.
         data: text to measure on; None: the validation split that the model was trained beside, if it names one. An
             export that computes the same is written without measuring where there is no text.
+        allow_inexact: write an export that computes otherwise, too.
 
     Raises:
-        ConfigError: `out` exists, no such format, one that cannot hold the model, or one that computes otherwise and no
-            text to measure by how much.
+        ConfigError: `out` exists, no such format, one that cannot hold the model, or one that computes otherwise and is
+            not allowed to, or no text to measure by how much.
         ArtifactError: not an artifact, or a damaged one.
         DataError: text that cannot be read.
     """
@@ -64,11 +71,14 @@ def export(model: str | Path, out: str | Path, format: str = "hf", data: str | P
     if data is not None or artifact.config.training.get("data"):
         before, after = evaluate_beside(model, chosen.logits(artifact), data)
         if difference is not None:
-            tell(f"{difference}: that changes the loss by {after.loss - before.loss:+.4f} nats a token")
+            change = f"{difference}: that changes the loss by {after.loss - before.loss:+.4f} nats a token"
+            if not allow_inexact:
+                raise ConfigError(f"{change}, so nothing was written; add --allow-inexact if you can take that")
+            tell(change)
     elif difference is not None:
         raise ConfigError(
             f"{difference}, and {model} names no text to measure by how much that changes the loss; "
-            "name one with --data"
+            "name one with --data, and add --allow-inexact"
         )
     chosen.write(artifact, target)
     files = [path for path in target.rglob("*") if path.is_file()] if target.is_dir() else [target]

@@ -16,14 +16,18 @@ from questlm.progress import progress
 __all__ = ["coded_sizes"]
 
 
-def coded_sizes(artifact: Artifact) -> dict[str, float]:
+def coded_sizes(artifact: Artifact, prefix: str = "") -> dict[str, float]:
     """Return the bytes of all packed codes of a model by each way, each matrix by itself.
 
     `coded` is a section of the single file, with its tables; `entropy` the Shannon entropy of each matrix's codes as
     independent draws, without any table; the compressors are at their highest level, and take each matrix packed or as
     one byte a code, whichever comes out smaller. It takes seconds for each million of codes.
+
+    Args:
+        prefix: only matrices whose names begin with it, such as "layers.0.".
     """
-    specs = {name: spec for name, spec in expected_tensors(artifact.config).items() if spec.codes is not None}
+    expected = expected_tensors(artifact.config).items()
+    specs = {name: spec for name, spec in expected if spec.codes is not None and name.startswith(prefix)}
     compressors = {
         "zstd-22": pa.Codec("zstd", compression_level=22).compress,
         "brotli-11": pa.Codec("brotli", compression_level=11).compress,

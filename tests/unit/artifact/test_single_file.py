@@ -6,12 +6,15 @@ import hashlib
 import lzma
 import os
 import struct
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 import questlm
+from helpers.allocated import peak_bytes
 from helpers.packed_models import IDS, trained
 from questlm.artifact.read import load_artifact
 from questlm.config import QuantSpec
@@ -61,14 +64,15 @@ def test_it_brings_its_tokenizer(whole: bytes, tmp_path: Path, tokenizer_json: s
     assert questlm.load(tmp_path / "model.quest").encode("def ")
 
 
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 22}]
+
+
 def resealed(content: bytes) -> bytes:
     return content + hashlib.sha256(content).digest()
 
 
 def document(content: bytes, says: int | None = None) -> bytes:
-    packed = lzma.compress(
-        content, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 22}]
-    )
+    packed = lzma.compress(content, lzma.FORMAT_RAW, filters=FILTERS)
     return struct.pack("<BII", 1, len(packed), len(content) if says is None else says) + packed
 
 
@@ -99,6 +103,38 @@ def test_a_damaged_file_is_refused_in_a_sentence(name: str, whole: bytes, tmp_pa
     with pytest.raises(ArtifactError, match=reason) as caught:
         load_artifact(tmp_path / "model.quest")
     assert len(str(caught.value)) < 600
+
+
+def test_a_hostile_file_takes_no_more_memory_than_an_honest_one(tmp_path: Path, tokenizer_json: str) -> None:
+    path = tmp_path / "model.quest"
+    shape = questlm.config.ModelConfig(layers=2, hidden=64, heads=2, vocab_size=400)
+    pack(trained(SPECS["quest"], shape), path, single_file=True, tokenizer=tokenizer_json)
+    whole = path.read_bytes()
+    honest = peak_of_loading(path)
+    config_end = 8 + 9 + int.from_bytes(whole[9:13], "little")
+    config = lzma.decompress(whole[17:config_end], lzma.FORMAT_RAW, filters=FILTERS)
+    hostile = [
+        whole[:8] + document(config.replace(b'"layers":2', b'"layers":64')) + whole[config_end:-32],  # cannot be coded
+        whole[:8] + document(config.replace(b'"layers":2', b'"layers":3')) + whole[config_end:-32],  # ends too early
+        whole[:8] + document(b" " * 100_000 + config) + whole[config_end:-32],
+    ]
+    for content in hostile:
+        path.write_bytes(resealed(content))
+        assert peak_of_loading(path) < 1.1 * honest + 200_000
+
+
+def peak_of_loading(path: Path) -> int:
+    """Most bytes that reading a file takes at a time, of Python, NumPy and torch, whether it is refused or not."""
+
+    def load() -> object:
+        with suppress(ArtifactError):
+            return load_artifact(path)
+
+    tracemalloc.start()
+    try:
+        return peak_bytes(load) + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:

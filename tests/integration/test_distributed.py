@@ -26,7 +26,7 @@ import torch
 
 from questlm import ops
 from questlm.cli import main
-from questlm.config import ParallelConfig, RunConfig, to_yaml
+from questlm.config import ModelConfig, ParallelConfig, QuantSpec, RunConfig, preset, to_yaml
 from questlm.config.schema import Budget
 from questlm.data import prepare
 from questlm.errors import CheckpointError
@@ -35,6 +35,7 @@ from questlm.manifest import write_manifest
 from questlm.models import Llama
 from questlm.parallel import engine
 from questlm.records import RunRecord
+from questlm.scaling.exchange import exchanged_bytes
 from questlm.training import RunFolder, load_run, resume, step, train, validation
 from questlm.training import start as start_module
 from questlm.training.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
@@ -305,6 +306,11 @@ def test_codes_are_moved_and_methods_that_learn_are_shared_too(tiny_settings: Se
     blocks = float32["all-gather"] - 2 * embedding_and_head
     assert codes["all-gather"] - embedding_and_head < blocks / 8 * 1.05  # of 32 bits 4, and steps and norms
     assert codes["reduce-scatter"] == float32["reduce-scatter"]
+    nano = ModelConfig(**{"vocab_size": 2048} | preset("nano")["model"])
+    formula = exchanged_bytes(nano, QuantSpec(), "fsdp", 2, ParallelConfig(), half=False)
+    assert (codes["all-gather"], codes["reduce-scatter"]) == pytest.approx(
+        (formula.all_gather / 1e6, formula.reduce_scatter / 1e6), abs=2e-3
+    )
     for name in configs:
         assert_same_course(tmp_path / f"{name}-fsdp", tmp_path / f"{name}-ddp")
 

@@ -1,6 +1,7 @@
 """Model sizes: the six of the QuEST paper (arXiv 2502.05003), small ones to fit a law with, and `nano` for a laptop.
 
-Shapes and learning rates of `30m` to `800m` are the published ones; the names count non-embedding parameters.
+Shapes and learning rates of `30m` to `800m` are the published ones; the names count non-embedding parameters. `3b`
+continues them: as many layers as heads of width 128, and a rate that falls with the parameters. It was never trained.
 
 The small ones, `125k` to `15m`, are one family: a width is kept while its depth doubles, then the width grows. Widths
 from 128 on are multiples of 128, the size of the Hadamard blocks (64 takes blocks of 64), and heads are 64 wide. Their
@@ -67,6 +68,7 @@ PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "200m": lambda: _published(layers=10, hidden=1280, heads=10, lr=3e-4),
     "430m": lambda: _published(layers=13, hidden=1664, heads=13, lr=1.5e-4),
     "800m": lambda: _published(layers=16, hidden=2048, heads=16, lr=7.5e-5),
+    "3b": lambda: _published(layers=25, hidden=3200, heads=25, lr=2e-5),
 }
 
 

@@ -259,7 +259,7 @@ def test_the_rule_of_small_learning_rates_meets_the_published_one():
 
 
 def test_preset_names():
-    assert set(PRESETS) == {"nano", "golf-16mb", *SMALL, *PUBLISHED}
+    assert set(PRESETS) == {"nano", "golf-16mb", "3b", *SMALL, *PUBLISHED}
     assert preset("30M") == preset("30m")
     with pytest.raises(ConfigError, match=r"'30mm'.*Did you mean '30m'.*800m"):
         preset("30mm")

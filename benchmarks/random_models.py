@@ -28,6 +28,7 @@ from questlm.artifact.format import (
 from questlm.artifact.shapes import block_shapes, matrix_shapes, norm_widths
 from questlm.artifact.write import write_artifact
 from questlm.config import ModelConfig, QuantSpec
+from questlm.export.gguf.layout import BLOCK_NAMES, add_shape
 from questlm.quant.layer_formats import layer_formats
 
 if TYPE_CHECKING:
@@ -35,15 +36,6 @@ if TYPE_CHECKING:
 
 _WEIGHT_STD = 0.02
 
-_GGUF_BLOCK_NAMES = {
-    "attention.q": "attn_q",
-    "attention.k": "attn_k",
-    "attention.v": "attn_v",
-    "attention.o": "attn_output",
-    "mlp.gate": "ffn_gate",
-    "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
-}
 _SUPERBLOCK = 256  # entries of a block of the K and TQ types of GGUF
 
 
@@ -111,7 +103,8 @@ def write_random_gguf(path: Path, model: ModelConfig, kind: str) -> int:
 
     file_types = {"F16": "MOSTLY_F16", "Q4_0": "MOSTLY_Q4_0", "TQ2_0": "MOSTLY_TQ2_0"}
     writer = gguf.GGUFWriter(path, "llama")
-    _add_settings(writer, model)
+    add_shape(writer, model, context=4096)
+    writer.add_tokenizer_model("none")
     writer.add_file_type(gguf.LlamaFileType[file_types[kind]])
     generator, shapes, read = np.random.default_rng(0), block_shapes(model), 0
     outer, norm = (model.vocab_size or 0, model.hidden), np.ones(model.hidden, np.float32)
@@ -125,7 +118,7 @@ def write_random_gguf(path: Path, model: ModelConfig, kind: str) -> int:
     add("token_embd", outer, {"TQ2_0": "Q4_K"}.get(kind, kind))
     for index in range(model.layers):
         for name, shape in shapes.items():
-            read += add(f"blk.{index}.{_GGUF_BLOCK_NAMES[name]}", shape, kind)
+            read += add(f"blk.{index}.{BLOCK_NAMES[name]}", shape, kind)
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{index}.{name}.weight", norm)
     writer.add_tensor("output_norm.weight", norm)
@@ -135,20 +128,6 @@ def write_random_gguf(path: Path, model: ModelConfig, kind: str) -> int:
     writer.write_tensors_to_file()
     writer.close()
     return read
-
-
-def _add_settings(writer: Any, model: ModelConfig) -> None:
-    writer.add_vocab_size(model.vocab_size)
-    writer.add_context_length(4096)
-    writer.add_embedding_length(model.hidden)
-    writer.add_block_count(model.layers)
-    writer.add_feed_forward_length(model.mlp_width)
-    writer.add_head_count(model.heads)
-    writer.add_head_count_kv(model.key_value_heads)
-    writer.add_layer_norm_rms_eps(model.norm_eps)
-    writer.add_rope_dimension_count(model.head_width)
-    writer.add_rope_freq_base(model.rope_theta)
-    writer.add_tokenizer_model("none")
 
 
 def _fitting(kind: str, columns: int) -> str:

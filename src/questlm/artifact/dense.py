@@ -10,7 +10,7 @@ from questlm.artifact.matrices import matrix_tensors, narrow_operand, weight_ope
 from questlm.artifact.read import Artifact
 from questlm.artifact.shapes import biased_matrices, matrix_shapes, norm_widths
 
-__all__ = ["dense_state_dict"]
+__all__ = ["dense_state_dict", "dense_weight"]
 
 
 def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
@@ -19,7 +19,7 @@ def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
     A tied head is listed too, as the same tensor as the embedding.
     """
     config = artifact.config
-    weights = {f"{name}.weight": _dense_weight(artifact, name) for name in matrix_shapes(config.model)}
+    weights = {f"{name}.weight": dense_weight(artifact, name) for name in matrix_shapes(config.model)}
     weights |= {f"{name}.weight": artifact.tensors[f"{name}.weight"] for name in norm_widths(config.model)}
     weights |= {f"{name}.bias": artifact.tensors[f"{name}.bias"] for name in biased_matrices(config.model)}
     if config.model.tied_head:
@@ -27,7 +27,8 @@ def dense_state_dict(artifact: Artifact) -> dict[str, Tensor]:
     return weights
 
 
-def _dense_weight(artifact: Artifact, name: str) -> Tensor:
+def dense_weight(artifact: Artifact, name: str) -> Tensor:
+    """Return the matrix `name` of `dense_state_dict`, (out, in) float32."""
     weight_format, shape = artifact.config.weight_format(name), matrix_shapes(artifact.config.model)[name]
     if isinstance(weight_format.weight, str) and weight_format.weight != "bf16-2:4":
         return artifact.stored_weight(name)

@@ -34,6 +34,8 @@ def export(
 
     compressed-tensors: packed weights for transformers and vLLM with the package compressed-tensors.
 
+    gguf: a file for llama.cpp; weights of few bits where they are not rotated, in F16 where they are.
+
     Where the other program computes something else, because it does not round inputs for example, the gap is measured
     and printed, and nothing is written without --allow-inexact.
 

@@ -37,7 +37,11 @@ class ExportFormat:
     next_step: str
 
 
-FORMATS = {"hf": "questlm.export.hugging_face", "compressed-tensors": "questlm.export.compressed_tensors"}
+FORMATS = {
+    "hf": "questlm.export.hugging_face",
+    "compressed-tensors": "questlm.export.compressed_tensors",
+    "gguf": "questlm.export.gguf",
+}
 """By name, the module whose FORMAT it is; imported when it is asked for, because some need packages of their own."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -23,12 +24,14 @@ class IntegerRows(NamedTuple):
         values: int16 (out, in).
         step: float32 (out, 1).
         low, high: the least and the largest integer that its grid has, whether it is used or not.
+        stride: all integers of the grid are `low` and multiples of it above.
     """
 
     values: Tensor
     step: Tensor
     low: int
     high: int
+    stride: int = 1
 
 
 def integer_rows(artifact: Artifact, name: str) -> IntegerRows | None:
@@ -50,12 +53,15 @@ def integer_rows(artifact: Artifact, name: str) -> IntegerRows | None:
     operand = weight_operand(tensors, weight_format, columns)
     assert operand.step is not None
     values = (factor(operand.data, grid, torch.float32) * times).to(torch.int16)
-    levels = _levels(grid)
-    return IntegerRows(values, operand.step / times, round(levels[0] * times), round(levels[-1] * times))
+    integers = [round(level * times) for level in _levels(grid)]
+    stride = gcd(*(each - integers[0] for each in integers))
+    return IntegerRows(values, operand.step / times, integers[0], integers[-1], stride)
 
 
 def _levels(grid: Grid) -> list[float]:
-    return list(grid.table) if grid.table else [code - grid.zero_point for code in range(grid.levels)]
+    """All levels in steps, ascending; of a sparse grid also the 0 of entries that are dropped."""
+    levels = list(grid.table) if grid.table else [code - grid.zero_point for code in range(grid.levels)]
+    return sorted((*levels, 0.0)) if grid.group else levels
 
 
 def _multiplier(grid: Grid) -> int | None:

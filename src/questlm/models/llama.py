@@ -21,7 +21,7 @@ from questlm.errors import ConfigError
 from questlm.models.cache import CacheStep, KVCache
 from questlm.ops import ResidualNorm, SwiGLU
 
-__all__ = ["Llama", "rotary_angles"]
+__all__ = ["Llama", "rotary_angles", "rotary_frequencies"]
 
 _INIT_STD = 0.02
 _PLAIN = re.compile(
@@ -209,12 +209,12 @@ def _embedding(entries: int, width: int) -> nn.Embedding:
 
 def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, (..., tokens, width) float32, of positions (..., tokens)."""
-    half = positions[..., None].float() * _rotary_frequencies(config, positions.device)
+    half = positions[..., None].float() * rotary_frequencies(config, positions.device)
     angles = torch.cat((half, half), dim=-1)
     return angles.cos(), angles.sin()
 
 
-def _rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     """Radians a position, (width / 2) float32, fastest first."""
     exponents = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device) / config.head_width
     frequencies: Tensor = 1.0 / config.rope_theta**exponents

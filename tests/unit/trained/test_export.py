@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import questlm
 from questlm.config import RunConfig
 from questlm.errors import ConfigError
+from questlm.export.formats import FORMATS
 from questlm.trained.export import export
 from questlm.training import train
 
@@ -108,10 +109,12 @@ def test_without_text_only_an_exact_export_is_written(tmp_path: Path) -> None:
 
     shape = ModelConfig(layers=1, hidden=32, heads=2, mlp_hidden=64, vocab_size=61)
     for name, bits in (("exact", 16), ("rounding", 4)):
-        spec = QuantSpec(weight_bits=4, act_bits=bits)
+        spec = QuantSpec(method="ste", weight_bits=4, act_bits=bits, steps="fp16", embeddings="bf16")
         questlm.pack(questlm.prepare(questlm.Llama(shape).initialize(0), spec), tmp_path / name)
-    report = export(tmp_path / "exact", tmp_path / "hf")
-    assert (report.before, report.gap) == (None, None)
+    for format in FORMATS:
+        report = export(tmp_path / "exact", tmp_path / format, format)
+        assert (report.difference, report.before, report.gap) == (None, None, None)
+        assert report.path.exists()
     with pytest.raises(ConfigError, match="names no text to measure by how much that changes the loss"):
         export(tmp_path / "rounding", tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questlm.errors import QuestError, quoted
+from questlm.errors import ConfigError, QuestError, quoted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +25,7 @@ __all__ = [
     "END_OF_TEXT_NAMES",
     "LARGEST_VOCABULARY",
     "MAX_TOKENIZER_BYTES",
+    "encode_text",
     "library_failures",
     "parse_tokenizer",
     "read_chat_template",
@@ -133,6 +134,21 @@ def parse_tokenizer(text: str, source: str, error: type[QuestError]) -> Tokenize
 def usual_end_of_text(tokenizer: Tokenizer) -> int | None:
     """Return the id of the token that ends a document, or None where the tokenizer has none of a usual name."""
     return next((token for name in END_OF_TEXT_NAMES if (token := tokenizer.token_to_id(name)) is not None), None)
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of `text`, without special tokens that the tokenizer would add.
+
+    Raises:
+        ConfigError: `text` is not valid Unicode, or the tokenizer fails.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the text {quoted(text)} is not valid Unicode, so it cannot be encoded") from None
+    with library_failures(lambda reason: ConfigError(f"the tokenizer cannot encode {quoted(text)}: {reason}")):
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def demo(
 
     packed = run / "packed"
     say(f"2. Pack it into {packed}, load that with the inference engine, and measure it again.")
-    report, result = pack(run, packed), evaluate(packed)
+    report, result = pack(run, packed), evaluate(packed, device="cpu")
     gap = result.loss - float(record.final["loss"] or 0.0)
     rows = [*metric_rows(result.as_dict()), *report_rows(report), ("round-trip gap", f"{gap:+.2e} nats/token")]
     print_table("the packed model", rows)

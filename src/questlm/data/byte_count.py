@@ -20,7 +20,7 @@ from questlm.tokenizer_files import library_failures
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["count_bytes"]
+__all__ = ["count_bytes", "document_bytes"]
 
 _LONGEST_DOCUMENT = 2**20
 
@@ -32,17 +32,37 @@ def count_bytes(tokenizer: Tokenizer, stream: TokenStream, end: int | None) -> i
     tokenizers, wherever the stream begins and ends. Other tokenizers decode document by document; a document of more
     than 1 Mi tokens is decoded in parts, and where a part begins inside a word a few bytes in a million are miscounted.
     """
+    lengths = _token_lengths(tokenizer)
+    if lengths is not None:
+        return sum(int(lengths[chunk].sum()) for chunk in stream.chunks())
+    return sum(_decoded_length(tokenizer, document) for document in _documents(stream, end))
+
+
+def document_bytes(tokenizer: Tokenizer, stream: TokenStream, end: int) -> list[int]:
+    """Return the UTF-8 bytes of each document of `stream`, which the token `end` ends; the last may have no end.
+
+    As `count_bytes`, these are bytes of what the tokens decode to.
+    """
+    lengths = _token_lengths(tokenizer)
+    tokens = stream.read(0, len(stream))
+    documents = np.split(tokens, np.flatnonzero(tokens == end) + 1)
+    documents = documents if len(documents[-1]) else documents[:-1]
+    if lengths is not None:
+        return [int(lengths[document].sum()) for document in documents]
+    return [_decoded_length(tokenizer, document) for document in documents]
+
+
+def _decoded_length(tokenizer: Tokenizer, document: NDArray[np.int64]) -> int:
+    with library_failures(lambda reason: DataError(f"the tokenizer cannot decode the tokens: {reason}")):
+        return len(tokenizer.decode(document.tolist()).encode())
+
+
+def _token_lengths(tokenizer: Tokenizer) -> NDArray[np.int64] | None:
+    """Return the bytes of each id, None of tokens that have none: a byte-level one has a character for each byte."""
     from tokenizers.decoders import ByteLevel
 
-    if isinstance(tokenizer.decoder, ByteLevel):
-        lengths = _byte_level_lengths(tokenizer)
-        return sum(int(lengths[chunk].sum()) for chunk in stream.chunks())
-    with library_failures(lambda reason: DataError(f"the tokenizer cannot decode the shards' tokens: {reason}")):
-        return sum(len(tokenizer.decode(document.tolist()).encode()) for document in _documents(stream, end))
-
-
-def _byte_level_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Return the bytes of each id: a byte-level token has one character for each of its bytes."""
+    if not isinstance(tokenizer.decoder, ByteLevel):
+        return None
     lengths = np.zeros(tokenizer_size(tokenizer), dtype=np.int64)
     for token, index in tokenizer.get_vocab().items():
         lengths[index] = len(token)

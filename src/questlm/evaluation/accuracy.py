@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate", "accuracy", "difference"]
+__all__ = ["Estimate", "accuracy", "difference", "mean"]
 
 _Z = 1.959963984540054
 """Two-sided 95 % of a normal distribution lie within so many standard deviations."""
@@ -49,3 +49,11 @@ def difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Estimate:
     up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
     half = _Z * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
     return Estimate((gained - lost) / count, max(-1.0, up - down - half), min(1.0, up - down + half))
+
+
+def mean(values: NDArray[np.float64]) -> Estimate | None:
+    """Mean of independent values with the interval of a normal distribution; None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    middle, half = float(np.mean(values)), _Z * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Estimate(middle, middle - half, middle + half)

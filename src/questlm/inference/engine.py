@@ -24,7 +24,7 @@ from questlm.inference.stream import TextStream
 from questlm.inference.text import TextDecoder
 from questlm.memory import release_freed_memory
 from questlm.models import KVCache, Llama
-from questlm.tokenizer_files import library_failures
+from questlm.tokenizer_files import encode_text
 
 if TYPE_CHECKING:
     from questlm.inference.decoding import DecodingStep
@@ -146,14 +146,7 @@ class PackedModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. ConfigError if the model has no tokenizer, or `text` is not valid Unicode."""
-        tokenizer = self._need_tokenizer()
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"the text {quoted(text)} is not valid Unicode, so it cannot be encoded") from None
-        with library_failures(lambda reason: ConfigError(f"the tokenizer cannot encode {quoted(text)}: {reason}")):
-            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return encode_text(self._need_tokenizer(), text)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids. ConfigError if the model has no tokenizer."""

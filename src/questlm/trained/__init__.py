@@ -1,6 +1,7 @@
 """What is done with models that have been trained. Each function takes the folder of a run.
 
     questlm.trained.evaluate   evaluate(run): loss, perplexity and bits per byte
+    questlm.trained.tasks      evaluate_tasks(run, tasks, folder): accuracy in multiple-choice and last-word tasks
     questlm.trained.pack       pack(run, folder): an artifact
     questlm.trained.diagnose   diagnose(run, folder): pictures of how it is quantised, and the numbers behind them
 

@@ -26,7 +26,7 @@ from questlm.training.run_folder import RunFolder
 from questlm.training.same_settings import require_same_config
 from questlm.training.weight_files import HEAD, WeightPlace, find_weights, model_shapes, read_weight, require_weights
 
-__all__ = ["InitialModel", "adopt_initial", "adopt_shape", "choose_tokenizer", "find_initial"]
+__all__ = ["InitialModel", "adopt_initial", "adopt_shape", "choose_tokenizer", "find_initial", "open_hugging_face"]
 
 _WEIGHTS, _INDEX, _TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -87,7 +87,7 @@ def find_initial(config: RunConfig) -> InitialModel | None:
         )
     if (folder / "config.yaml").is_file():
         return _from_run(folder)
-    return _from_hugging_face(folder)
+    return open_hugging_face(folder)
 
 
 def adopt_shape(config: RunConfig, shape: ModelConfig, source: Path) -> RunConfig:
@@ -178,7 +178,13 @@ def _from_run(path: Path) -> InitialModel:
 # -- a Hugging Face folder ---------------------------------------------------------------------------------------------
 
 
-def _from_hugging_face(folder: Path) -> InitialModel:
+def open_hugging_face(folder: Path) -> InitialModel:
+    """The model in a Hugging Face folder, with its headers checked.
+
+    Raises:
+        ConfigError: an adapter, a packed model, or a model of another kind than ours.
+        CheckpointError: damaged or incomplete.
+    """
     if (folder / "adapter_config.json").exists():
         raise ConfigError(f"{folder} holds an adapter, not a model; merge it into its model and give that folder")
     config = read_json(folder / "config.json", ConfigError)

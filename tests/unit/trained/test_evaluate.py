@@ -12,12 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import questlm
+from questlm.artifact.dense import dense_state_dict
 from questlm.artifact.format import FORMAT, VERSION
+from questlm.artifact.read import load_artifact
 from questlm.config import ModelConfig, QuantSpec, RunConfig
 from questlm.errors import ArtifactError, ConfigError
+from questlm.export.hugging_face import to_hugging_face
+from questlm.export.plain import plain_logits
 from questlm.manifest import write_manifest
 from questlm.models import Llama
 from questlm.records import RunRecord
+from questlm.trained.evaluate import evaluate_beside
 from questlm.training import load_run, train
 
 Settings = Callable[..., RunConfig]
@@ -56,6 +61,41 @@ def test_the_loss_with_rounded_keys_and_values_is_that_of_generation_with_them(r
         questlm.evaluate(questlm.load(run / "packed"), "text.txt", cache_dtype=torch.int8)
 
 
+def test_windows_that_overlap_give_each_token_more_context(run: Path) -> None:
+    plain = questlm.evaluate(run)
+    by_document = questlm.evaluate(run, by_document=True)
+    assert by_document.as_dict() == pytest.approx(plain.as_dict(), rel=1e-6)
+    assert by_document.trained_loss == plain.trained_loss
+    documents = by_document.documents
+    assert len(documents) > 1
+    # All tokens but the first of the text and the ends of documents, and all their bytes.
+    bits = sum(each.bits_per_byte * each.bytes for each in documents)
+    assert bits / sum(each.bytes for each in documents) == pytest.approx(plain.text_bits_per_byte, rel=1e-6)
+    assert plain.tokens - len(documents) <= sum(each.tokens for each in documents) < plain.tokens
+    overlapping = questlm.evaluate(run / "packed", stride=8)
+    assert overlapping.loss < plain.loss
+    assert (overlapping.trained_loss, overlapping.documents) == (None, ())
+    assert questlm.evaluate(run, seq_len=16).loss > plain.loss
+
+
+def test_a_hugging_face_folder_is_measured_as_its_weights_compute(run: Path, tmp_path: Path) -> None:
+    artifact = load_artifact(run / "packed")
+    to_hugging_face(artifact, tmp_path / "theirs")
+    (tmp_path / "text.txt").write_text("seven wizards quietly bake cakes\n" * 40, encoding="utf-8")
+    _, expected = evaluate_beside(
+        run / "packed", plain_logits(artifact, dense_state_dict(artifact)), tmp_path / "text.txt"
+    )
+    found = questlm.evaluate(tmp_path / "theirs", tmp_path / "text.txt", seq_len=32)
+    assert found.as_dict() == pytest.approx(expected.as_dict(), rel=1e-6)
+    with pytest.raises(ConfigError, match="does not say what it was validated on; name a text with --data"):
+        questlm.evaluate(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match=r"the Hugging Face model .* is measured without a cache"):
+        questlm.evaluate(tmp_path / "theirs", cache_dtype=torch.int8)
+    (tmp_path / "theirs" / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"the model has no tokenizer, so .* cannot be made tokens"):
+        questlm.evaluate(tmp_path / "theirs", tmp_path / "text.txt")
+
+
 def test_models_in_memory_and_their_folders_agree_on_other_text(run: Path, tmp_path: Path) -> None:
     text, tokenizer = tmp_path / "text.txt", run / "tokenizer.json"
     text.write_text("seven wizards quietly bake cakes while the quick brown fox jumps.\n" * 40, encoding="utf-8")
@@ -81,9 +121,10 @@ def test_what_is_missing_or_too_much_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a text", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"give tokenizer='PATH' of the model's tokenizer\.json"):
         questlm.evaluate(model, tmp_path / "text.txt")
-    for more in ({"tokenizer": run / "tokenizer.json"}, {"seq_len": 16}):
-        with pytest.raises(ConfigError, match="brings its own tokenizer and seq_len"):
-            questlm.evaluate(run, **more)
+    with pytest.raises(ConfigError, match="brings its own tokenizer"):
+        questlm.evaluate(run, tokenizer=run / "tokenizer.json")
+    with pytest.raises(ConfigError, match="stride 40 cannot be used: it is at least 1 and at most the window of 32"):
+        questlm.evaluate(run, stride=40)
     with pytest.raises(ArtifactError, match="is not a folder"):
         questlm.evaluate(tmp_path / "absent")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +44,29 @@ def command(
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+def _seed(name: str) -> None:
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    """Random numbers go by the name of the test, so that it is the same alone and after any others."""
+    _seed(request.node.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    """Those of a fixture that several tests share go by its own name, whichever of the tests asks for it first."""
+    if fixturedef.scope != "function":
+        _seed(f"{request.node.nodeid} {fixturedef.argname} {getattr(request, 'param_index', 0)}")
+    return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from questlm.config import ModelConfig
 
-__all__ = ["biased_matrices", "block_shapes", "matrix_shapes", "norm_widths"]
+__all__ = ["biased_matrices", "block_norms", "block_shapes", "matrix_shapes", "norm_widths"]
 
 
 def block_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -29,11 +29,17 @@ def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     return shapes if model.tied_head else shapes | {"lm_head": outer}
 
 
-def norm_widths(model: ModelConfig) -> dict[str, int]:
-    """Return the size of each norm's weight by module name."""
+def block_norms(model: ModelConfig) -> dict[str, int]:
+    """Return the size of each norm's weight of a block, by its name within the block."""
     block = {"attention_norm": model.hidden, "mlp_norm": model.hidden}
     if model.qk_norm:
         block |= {"attention.q_norm": model.head_width, "attention.k_norm": model.head_width}
+    return block
+
+
+def norm_widths(model: ModelConfig) -> dict[str, int]:
+    """Return the size of each norm's weight by module name."""
+    block = block_norms(model)
     widths = {f"layers.{index}.{name}": width for index in range(model.layers) for name, width in block.items()}
     return widths | {"norm": model.hidden}
 

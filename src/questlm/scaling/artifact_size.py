@@ -24,14 +24,13 @@ from questlm.artifact.format import (
     VERSION,
     ArtifactConfig,
     QuantizationConfig,
-    WeightFormat,
     expected_tensors,
 )
 from questlm.artifact.shapes import matrix_shapes
 from questlm.config import DataConfig, ModelConfig, QuantSpec
 from questlm.json_files import canonical_json
 from questlm.quant.layer_formats import layer_formats
-from questlm.scaling.size import PackedSizes, format_of_left_out
+from questlm.scaling.size import PackedSizes, format_of_layer, format_of_left_out
 from questlm.tokenizer_files import END_OF_TEXT
 
 __all__ = ["artifact_bytes", "artifact_overhead", "folder_bytes", "planned_config", "planned_tokenizer"]
@@ -125,7 +124,7 @@ def planned_config(model: ModelConfig, quant: QuantSpec, training: Mapping[str, 
     shapes = matrix_shapes(model)
     quantised = layer_formats(quant, {name: shape for name, shape in shapes.items() if name != "embed"})
     formats = {
-        name: WeightFormat.of(quantised[name]) if name in quantised else format_of_left_out(quant) for name in shapes
+        name: format_of_layer(quantised[name]) if name in quantised else format_of_left_out(quant) for name in shapes
     }
     return ArtifactConfig(
         format=FORMAT,

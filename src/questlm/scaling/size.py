@@ -6,16 +6,18 @@ The methods say what each layer holds (`questlm.quant.layer_formats`), and the p
 
 from __future__ import annotations
 
+from functools import cache
+
 from questlm.artifact.format import GridConfig, WeightFormat, matrix_tensor_specs
-from questlm.artifact.shapes import block_shapes, matrix_shapes, norm_widths
+from questlm.artifact.shapes import block_norms, block_shapes, matrix_shapes
 from questlm.config import ModelConfig, QuantSpec
 from questlm.errors import ConfigError
-from questlm.grid import Grid
+from questlm.grid import Grid, LayerFormat
 from questlm.quant.grids import stored_grid
 from questlm.quant.layer_formats import layer_formats
 from questlm.scaling.coded import coded_bytes
 
-__all__ = ["PackedSizes", "format_of_left_out", "packed_bytes"]
+__all__ = ["PackedSizes", "format_of_layer", "format_of_left_out", "packed_bytes"]
 
 _ENTRY = 4  # bytes of a norm's gain or a bias, float32
 _Shape = tuple[int, int]
@@ -57,7 +59,8 @@ class PackedSizes:
             head = 0 if model.tied_head else self._one("lm_head", outer)
             matrices = model.layers * block + self._one("embed", outer) + head
         biases = model.qkv_bias * model.layers * model.head_width * (model.heads + 2 * model.key_value_heads)
-        return matrices + _ENTRY * (sum(norm_widths(model).values()) + biases)
+        norms = model.layers * sum(block_norms(model).values()) + model.hidden
+        return matrices + _ENTRY * (norms + biases)
 
     def _one(self, name: str, shape: _Shape) -> int:
         if (name, shape) not in self._known:
@@ -66,7 +69,7 @@ class PackedSizes:
 
     def _count(self, shapes: dict[str, _Shape]) -> int:
         linears = {name: shape for name, shape in shapes.items() if name != "embed"}
-        formats = {name: WeightFormat.of(layer) for name, layer in layer_formats(self._quant, linears).items()}
+        formats = {name: format_of_layer(layer) for name, layer in layer_formats(self._quant, linears).items()}
         total = 0
         for name, shape in shapes.items():
             weight_format = formats.get(name, self._left_out)
@@ -74,6 +77,12 @@ class PackedSizes:
                 grid = _grid_of(kind, weight_format)
                 total += coded_bytes(spec, kind, grid) if self._coded else spec.bytes
         return total
+
+
+@cache
+def format_of_layer(layer: LayerFormat) -> WeightFormat:
+    """Return the packed format of a quantised layer. A plan asks for the same few of them thousands of times."""
+    return WeightFormat.of(layer)
 
 
 def _grid_of(kind: str, weight_format: WeightFormat) -> Grid | None:

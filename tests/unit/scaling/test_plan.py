@@ -51,7 +51,7 @@ _SIZES: dict[str, PackedSizes] = {}  # by settings: thousands of shapes are aske
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=25)
 @given(memory=st.floats(6.5, 10), tokens=st.floats(7, 12), embeddings=st.sampled_from(["bf16", "int8"]))
 def test_no_choice_breaks_the_limits_and_no_larger_shape_would_keep_them(
     memory: float, tokens: float, embeddings: str

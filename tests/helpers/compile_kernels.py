@@ -1,5 +1,9 @@
-"""Compiles every kernel for a GPU that is not there: python compile_kernels.py BACKEND ARCH WARP CODE_DTYPE. Run by
-`test_launch`, in a process of its own, because Triton's interpreter is on in that of the tests.
+"""Compile every kernel for GPUs that are not there, each named as BACKEND:ARCH:WARP:CODE_DTYPE.
+
+    python compile_kernels.py cuda:90:32:float8 hip:gfx942:64:uint8
+
+Prints the names of the kernels by GPU. `test_launch` runs it in a process of its own, because Triton's interpreter is
+on in that of the tests.
 """
 
 from __future__ import annotations
@@ -8,6 +12,7 @@ import json
 import sys
 import warnings
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -24,16 +29,18 @@ from questlm.ops.triton.norm_quantize import norm_quantize, norm_quantize_backwa
 from questlm.ops.triton.quantize import quantize
 from questlm.ops.triton.swiglu_quantize import swiglu_quantize, swiglu_quantize_backward
 from questlm.ops.triton.symmetric import symmetric_product
+from questlm.ops.triton.tiles import Launch, tiles_of
 
 
 class AbsentGpu:
     """As much of Triton's driver as compiling asks for."""
 
-    def __init__(self, target: GPUTarget) -> None:
+    def __init__(self, index: int, target: GPUTarget) -> None:
+        self.index = index  # by which Triton keeps apart what it has compiled
         self.target = target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.index
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -89,13 +96,21 @@ def start_all(code_dtype: str) -> None:
     start_packed()
 
 
+def compiled_for(index: int, gpu: str, small: bool) -> list[str]:
+    """Names of the kernels that are compiled for a GPU: with tiles of the sizes in use, or with smaller ones."""
+    backend, arch, warp, code_dtype = gpu.split(":")
+    driver.set_active(AbsentGpu(index, GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))))
+    names: set[str] = set()
+    triton.knobs.runtime.jit_post_compile_hook = lambda **event: names.add(event["fn"].name)
+    with pytest.MonkeyPatch.context() as patch:
+        if small:  # the same instructions, in loops that are unrolled less often
+            patch.setattr(Launch, "tiles", lambda self, k, block_size: tiles_of(k, block_size, 2048))
+        compile_ahead(lambda: start_all(code_dtype))
+    return sorted(names)
+
+
 if __name__ == "__main__":
     # Our own warnings are errors. Triton's about itself, such as of Python 3.13's syntax trees, are not, because they
     # would leave kernels uncompiled.
     warnings.filterwarnings("error", module=r"(questlm|__main__)(\.|$)")
-    backend, arch, warp, code_dtype = sys.argv[1:]
-    driver.set_active(AbsentGpu(GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))))
-    compiled: list[str] = []
-    triton.knobs.runtime.jit_post_compile_hook = lambda **event: compiled.append(event["fn"].name)
-    compile_ahead(lambda: start_all(code_dtype))
-    print(json.dumps(sorted(set(compiled))))
+    print(json.dumps({gpu: compiled_for(index, gpu, small=index > 0) for index, gpu in enumerate(sys.argv[1:])}))

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from questlm.artifact.budget import Budget
+from questlm.artifact.card import CARD_NAME, model_card
 from questlm.artifact.for_transformers import KEYS, TOKENIZER_CONFIG_NAME, model_settings, tokenizer_settings
 from questlm.artifact.format import (
     CONFIG_NAME,
@@ -70,6 +71,7 @@ def write_artifact(
     check: Callable[[Artifact], None],
     budget: Budget | None = None,
     chat_template: str | None = None,
+    license: str | None = None,
 ) -> PackReport:
     """Write the new folder `out`, read it back, and keep it unless `check` raises.
 
@@ -81,6 +83,8 @@ def write_artifact(
         check: called with the artifact that was read back.
         budget: checked before anything is kept.
         chat_template: content of a chat_template.jinja.
+        license: name of the licence of the weights, for README.md, which is no part of the model: the manifest does not
+            list it, and its bytes are not counted.
 
     Raises:
         ConfigError: `config.training` is not plain JSON, or the budget is missed.
@@ -103,6 +107,8 @@ def write_artifact(
             if budget is not None:
                 budget.check(parts)
             check(load_artifact(folder))
+            card = model_card(config, sum(parts.values()), tokenizer is not None, license)
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as problem:
         raise ArtifactError(
             f"cannot write the artifact {out}: {explain_failed_write(problem)}, or name another folder"
@@ -121,7 +127,7 @@ def write_artifact_file(
 ) -> PackReport:
     """Write the single file `out`, with its codes entropy-coded, read it back, and keep it unless `check` raises.
 
-    Arguments and errors are those of `write_artifact`.
+    Arguments and errors are those of `write_artifact`; there is no README.md.
     """
     values = {key: value for key, value in json.loads(_config_bytes(config)).items() if key not in KEYS}
     if chat_template is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,6 +41,9 @@ def pack(
     compare: Annotated[
         bool, typer.Option("--compare", help="Print what the codes take by other compressors; takes a while.")
     ] = False,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, for README.md: apache-2.0.")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(help="Repository of the Hugging Face hub to upload it to.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository of the hub private.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Pack a run's newest checkpoint into an artifact, and check that its codes are those that trained.
@@ -51,18 +54,14 @@ def pack(
 
         quest pack runs/nano-quest-w4a4 --out model-small/ --embeddings int8
 
+        quest pack runs/nano-quest-w4a4 --out model/ --license apache-2.0 --push-to-hub me/nano-quest-w4a4
+
         quest pack runs/nano-quest-w4a4 --single-file model.quest --budget 16MB --count-code train.py
     """
-    from questlm.artifact.budget import Budget
     from questlm.trained.pack import pack as pack_run
 
     load_plugins(plugin)
-    target = single_file or out
-    if target is None or (single_file and out):
-        raise ConfigError("say what to make: a folder with --out DIR, or one file with --single-file FILE")
-    if count_code and budget is None:
-        raise ConfigError("--count-code counts files within a budget; say it with --budget 16MB, or leave it out")
-    limit = None if budget is None else Budget.of_files(int(parse_bytes(budget, "--budget")), count_code or ())
+    target, limit = _target(out, single_file), _limit(budget, count_code)
     report = pack_run(
         run,
         target,
@@ -70,14 +69,38 @@ def pack(
         single_file=single_file is not None,
         tokenizer=None if tokenizer else "",
         budget=limit,
+        license=license,
     )
     print_table(f"artifact {target}", report_rows(report, limit))
     if compare:
-        from questlm.artifact.comparison import coded_sizes
-        from questlm.artifact.read import load_artifact
+        _print_comparison(target)
+    if push_to_hub is not None:
+        from questlm.integrations.hub import push_to_hub as push
 
-        print_table("the codes alone", comparison_rows(coded_sizes(load_artifact(target))))
+        say(f"Uploaded: {push(target, push_to_hub, private)}")
     say(f"Next: {command_text('eval', target)}   or   {command_text('generate', target, '--prompt', 'def ')}")
+
+
+def _target(out: Path | None, single_file: Path | None) -> Path:
+    target = single_file or out
+    if target is None or (single_file and out):
+        raise ConfigError("say what to make: a folder with --out DIR, or one file with --single-file FILE")
+    return target
+
+
+def _limit(budget: str | None, count_code: Sequence[Path] | None) -> Budget | None:
+    from questlm.artifact.budget import Budget
+
+    if count_code and budget is None:
+        raise ConfigError("--count-code counts files within a budget; say it with --budget 16MB, or leave it out")
+    return None if budget is None else Budget.of_files(int(parse_bytes(budget, "--budget")), count_code or ())
+
+
+def _print_comparison(target: Path) -> None:
+    from questlm.artifact.comparison import coded_sizes
+    from questlm.artifact.read import load_artifact
+
+    print_table("the codes alone", comparison_rows(coded_sizes(load_artifact(target))))
 
 
 def report_rows(report: PackReport, budget: Budget | None = None) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from questlm.artifact.budget import Budget
+from questlm.artifact.card import check_license
 from questlm.artifact.format import (
     FORMAT,
     TOKENIZER_NAME,
@@ -56,6 +57,7 @@ def pack(
     embeddings: Literal["bf16", "int8"] | None = None,
     single_file: bool = False,
     budget: Budget | None = None,
+    license: str | None = None,
 ) -> PackReport:
     """Write `model` as the new artifact `out`, load it back, and check that the codes are the model's own.
 
@@ -73,6 +75,7 @@ def pack(
             (the artifact then differs from the model by that rounding).
         single_file: write one file with entropy-coded codes instead of a folder.
         budget: the most bytes that it may take; where it takes more, nothing is kept.
+        license: name of the licence of the weights (apache-2.0), for README.md of a folder; None: not stated.
 
     Raises:
         ConfigError: `out` exists, the model cannot be packed (other modules or dtypes, non-finite weights) or misses
@@ -82,6 +85,8 @@ def pack(
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} exists already; choose a new name or remove it first")
+    if license is not None:
+        _check_license(license, single_file)
     llama = as_llama(model)
     _check_model(llama)
     text = eos = None
@@ -91,9 +96,18 @@ def pack(
         eos = _end_of_text(text, end_of_text or content.end_of_text, llama.config.vocab_size or 0)
         chat_template = content.chat_template if chat_template is None else chat_template
     config = _describe(llama, dict(training or {}), embeddings, eos)
-    write = write_artifact_file if single_file else write_artifact
-    check = partial(_check_codes, llama)
-    return write(out, config, _tensors(llama, config), text, check, budget, chat_template)
+    tensors, check = _tensors(llama, config), partial(_check_codes, llama)
+    if single_file:
+        return write_artifact_file(out, config, tensors, text, check, budget, chat_template)
+    return write_artifact(out, config, tensors, text, check, budget, chat_template, license)
+
+
+def _check_license(name: str, single_file: bool) -> None:
+    check_license(name)
+    if single_file:
+        raise ConfigError(
+            "a single file has no README.md in which a licence is said; leave license out, or pack a folder"
+        )
 
 
 def _check_model(model: Llama) -> None:

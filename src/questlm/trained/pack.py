@@ -34,6 +34,7 @@ def pack(
     embeddings: Literal["bf16", "int8"] | None = None,
     single_file: bool = False,
     budget: Budget | int | None = None,
+    license: str | None = None,
 ) -> PackReport:
     """Pack a trained model into the new artifact `out`, load it back, and check that its codes are those that trained.
 
@@ -51,6 +52,7 @@ def pack(
         single_file: write one file with entropy-coded codes instead of a folder.
         budget: the most bytes that the artifact may take, or a `Budget` with files that count beside it. Where they
             take more, nothing is kept.
+        license: name of the licence of the weights (apache-2.0), for README.md of a folder; None: not stated.
 
     Returns:
         Sizes of what was written.
@@ -63,22 +65,17 @@ def pack(
         ArtifactError: what was written does not read back as the same codes.
     """
     limit = Budget(budget) if isinstance(budget, int) else budget
+    own = {"end_of_text": end_of_text, "chat_template": chat_template, "training": training}
     if isinstance(model, str | Path):
-        if tokenizer not in (None, "") or any(given is not None for given in (end_of_text, chat_template, training)):
-            raise ConfigError(
-                f"the run {model} brings its own tokenizer, end_of_text, chat_template and training; leave these out"
-            )
+        if tokenizer not in (None, "") or any(each is not None for each in own.values()):
+            raise ConfigError(f"the run {model} brings its own tokenizer, {', '.join(own)}; leave these out")
         given = _of_run(Path(model), with_tokenizer=tokenizer is None)
     else:
-        given = {
-            "model": model,
-            "tokenizer": None if tokenizer == "" else tokenizer,
-            "end_of_text": end_of_text,
-            "chat_template": chat_template,
-            "training": training,
-        }
+        given = {"model": model, "tokenizer": None if tokenizer == "" else tokenizer, **own}
     try:
-        return pack_model(**given, out=out, embeddings=embeddings, single_file=single_file, budget=limit)
+        return pack_model(
+            **given, out=out, embeddings=embeddings, single_file=single_file, budget=limit, license=license
+        )
     except OverBudgetError as problem:
         if limit is None or not isinstance(model, str | Path):
             raise

@@ -1,12 +1,18 @@
-"""What tests of `questlm.serving` share: a fake model, and a client that reads what comes of a job."""
+"""What tests of `questlm.serving` share: a fake model, a client that reads what comes of a job, a running server."""
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import httpx2
+
 from questlm.config import GenerationOptions
+from questlm.serving import Server, Service, listen
 from questlm.serving.outbox import Ending, Outbox
 from questlm.serving.scheduler import Job
 
@@ -74,3 +80,36 @@ class Client:
         wait_until(self.has_ended)
         assert self.ending is not None
         return self.ending
+
+
+@contextmanager
+def running_server(service: Service, key: str | None = None, send_buffer: int | None = None) -> Iterator[Server]:
+    """A server in a thread, which has to end when it is told to.
+
+    Args:
+        send_buffer: bytes that the system keeps for a client that does not read; None: what is usual.
+    """
+    listener = listen("127.0.0.1", 0, service.limits.client_seconds)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    server = Server(service, listener, "127.0.0.1", key)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def address(server: Server) -> tuple[str, int]:
+    """Where a server listens."""
+    return server.servers[0].sockets[0].getsockname()[:2]
+
+
+def web_client(server: Server, **more: Any) -> httpx2.Client:
+    """A client whose paths are those of a server."""
+    host, port = address(server)
+    return httpx2.Client(base_url=f"http://{host}:{port}", timeout=30, trust_env=False, **more)

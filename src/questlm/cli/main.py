@@ -22,6 +22,7 @@ from questlm.cli import (
     pack,
     plan,
     report,
+    serve,
     sweep,
     train,
 )
@@ -48,6 +49,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("pack")(pack.pack)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.add_typer(bench.bench, name="bench")
 app.command("fit")(fit.fit)
 app.command("plan")(plan.plan)

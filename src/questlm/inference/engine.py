@@ -212,13 +212,13 @@ class PackedModel:
     def stream(self, prompt: str | list[int], options: GenerationOptions | None = None) -> TextStream:
         """As `generate` for one prompt, in pieces of whole characters as they are decoded."""
         options = options or GenerationOptions()
-        start = self._start(prompt)
+        start = self.prompt_ids(prompt)
         decoder = TextDecoder(self._need_tokenizer(), start, options.stop)
         return TextStream((token for _, token in self._tokens([start], options, {0})), decoder)
 
     def stream_ids(self, prompt: str | list[int], options: GenerationOptions | None = None) -> Iterator[int]:
         """As `generate_ids` for one prompt, each id as it is chosen."""
-        options, start = _without_stop(options), self._start(prompt)
+        options, start = _without_stop(options), self.prompt_ids(prompt)
         return (token for _, token in self._tokens([start], options, {0}))
 
     def running_batch(self, sequences: int, context: int) -> RunningBatch:
@@ -279,10 +279,14 @@ class PackedModel:
         """Ids to continue from of each prompt, and whether a list of prompts was given."""
         several = isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts)
         batch = cast(list[str | list[int]], prompts if several else [prompts])
-        return [self._start(prompt) for prompt in batch], several
+        return [self.prompt_ids(prompt) for prompt in batch], several
 
-    def _start(self, prompt: str | list[int]) -> list[int]:
-        """Ids to continue from, at least one."""
+    def prompt_ids(self, prompt: str | list[int]) -> list[int]:
+        """Token ids from which a prompt is continued, at least one.
+
+        Raises:
+            ConfigError: a prompt that the model cannot read.
+        """
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         vocabulary = self.config.vocab_size or 0
         for token in ids:

@@ -73,7 +73,7 @@ def main() -> None:
     sys.exit(0 if all(state in ("done", "no time left") for _, state, _ in session.rows) else 1)
 
 
-_NEED_DATA = {"yardstick", "scale-out"}
+_NEED_DATA = {"yardstick"}
 
 
 def _arguments() -> argparse.Namespace:
@@ -97,7 +97,7 @@ def _arguments() -> argparse.Namespace:
             name for name in ("train_00.txt.xz", "val.txt.xz", "bpe8192.json") if not (arguments.data / name).is_file()
         ]
         if lacking:
-            parser.error(f"--data {arguments.data} lacks {', '.join(lacking)}, which yardstick and scale-out read")
+            parser.error(f"--data {arguments.data} lacks {', '.join(lacking)}, which yardstick reads")
     return arguments
 
 
@@ -141,7 +141,7 @@ def gpu_steps(data: Path) -> list[Step]:
         *(yardstick(f"w{bits}a{bits}", 60, f"--bits {bits}") for bits in (4, 16, 1, 2)),
         yardstick("float8-backward", 60, f"--bits 4 {float8}"),
         yardstick("paths", 130, paths),
-        _python("scale-out", "scale-out", 240, f"scale_out-{gpu}.json", f"bench_scale_out.py {corpus} --steps 20"),
+        _scale_out(_gpus(), 240, f"scale_out-{gpu}-x{_gpus()}.json", "--limit 230"),
     ]
 
 
@@ -152,6 +152,7 @@ def smoke_steps(data: Path) -> list[Step]:
     step = "--layers 1 --micro-batch 1 --accumulate 2 --seq-len 32 --vocab-size 512 --device cpu"
     windows = "--rounds 1 --steps 1 --windows 2 --warm-up 1"
     short = "--bits 16,4 --tokens 512 --batch 2 --log-every 2"
+    shortest = "--rounds 1 --window-seconds 0.1 --settings '125k w4 alone; 125k w4 replicas x2'"
     return [
         _tests(20, "--collect-only"),
         _python("kernels", "kernels", 30, "kernels-cpu.json", "bench_kernels.py --compiled off"),
@@ -161,10 +162,7 @@ def smoke_steps(data: Path) -> list[Step]:
             "bench_optimizers.py --presets nano --device cpu --steps 1 --windows 1",
         ),
         _python("yardstick", "yardstick", 30, "yardstick-cpu.json", f"yardstick.py {corpus} {tiny} {short}"),
-        _python(
-            "scale-out", "scale-out", 40, "scale_out-cpu.json",
-            f"bench_scale_out.py {corpus} {tiny} --bits 4 --gpus 2 --micro-batch 1 --steps 4",
-        ),
+        _scale_out(2, 40, "scale_out-cpu-x2.json", f"--device cpu --seq-len 32 {shortest}"),
     ]  # fmt: skip
 
 
@@ -193,6 +191,22 @@ def _gpu_name() -> str:
 def _gpu() -> str:
     """Short name of the GPU for file names, such as 'h100'."""
     return next(iter(re.findall(r"\b[a-z]\d{2,3}\b", _gpu_name().lower())), "gpu")
+
+
+@cache
+def _gpus() -> int:
+    """How many GPUs this machine has; 1 where it has none."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    except (OSError, subprocess.SubprocessError):
+        return 1
+
+
+def _scale_out(processes: int, seconds: float, result: str, words: str) -> Step:
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    command = (*launcher, "benchmarks/bench_scale_out.py", *shlex.split(words))
+    return Step("scale-out", "scale-out", command, seconds, result)
 
 
 def _python(group: str, name: str, seconds: float, result: str, command: str) -> Step:

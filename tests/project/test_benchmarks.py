@@ -12,6 +12,7 @@ import pytest
 
 import questlm
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec
+from questlm.errors import ConfigError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODEL = ModelConfig(layers=1, hidden=256, heads=2, mlp_hidden=512, vocab_size=300)
@@ -136,3 +137,37 @@ def test_a_ratio_is_against_the_faster_way_of_the_opponent(benchmark: Any) -> No
     assert "| W4A4 | 100 MB | 10.0 | 200 | 50% | 5,120 | 1,000 | 6% |" in text
     assert "trained on 1,000 tokens, validation loss 4.2500." in text
     assert "| W4A4 | 60.0 (60.0 to 60.0) | 200 | 50% | 60 (60 to 60) | 60.00 | 60.000 | 60 bytes |" in text
+
+
+def test_communication_is_exposed_where_nothing_computes(benchmark: Any) -> None:
+    def kernel(name: str, begin: float, end: float, cat: str = "kernel") -> dict[str, Any]:
+        return {"cat": cat, "name": name, "ts": begin, "dur": end - begin}
+
+    events = [
+        kernel("gemm", 0, 4000),
+        kernel("gemm", 3000, 6000),
+        kernel("ncclDevKernel_AllReduce", 5000, 8000),
+        kernel("Memcpy", 7000, 7500, "gpu_memcpy"),
+        kernel("adam", 9000, 10000),
+        kernel("nccl:all_reduce", 0, 99000, "gpu_user_annotation"),
+    ]
+    found = benchmark("overlap").overlap(events, 2)
+    assert found["milliseconds_per_step"] == {
+        "step": 5.0, "computing": 3.75, "communicating": 1.5, "exposed": 0.75, "idle": 0.5,
+    }  # fmt: skip
+    assert found["communication"]["ncclDevKernel_AllReduce"]["exposed"] == 0.75
+    assert benchmark("overlap").overlap([], 3)["milliseconds_per_step"]["step"] == 0
+
+
+def test_settings_of_scaling_out_are_read_as_they_are_written(benchmark: Any) -> None:
+    parse = benchmark("scale_settings").Setting.parse
+    texts = ["800m w4 alone", "3b w16 fsdp x4 gather=operand micro=8", "30m w4 replicas x2 accumulate=2 ctas=8"]
+    first, second, third = (parse(text) for text in texts)
+    assert [str(first), str(second), str(third)] == texts
+    assert (second.engine, second.gpus, third.sequences, third.micro_batch) == ("fsdp", 4, 128, 64)
+    assert first.work == parse("800m w4 replicas x4 ctas=8").work != second.work
+    for text in ("800m w4", "800m w4 ddp", "800m w4 ddp x2 bucket=1"):
+        with pytest.raises(ConfigError, match="is no setting; write PRESET"):
+            parse(text)
+    for text in benchmark("bench_scale_out").SETTINGS:
+        assert str(parse(text)) == text

@@ -22,7 +22,7 @@ def folder(tmp_path_factory, tokenizer_json: str):
 
 def test_it_says_where_it_serves_and_gives_the_options_on(command, folder, monkeypatch) -> None:
     started: list[Server] = []
-    monkeypatch.setattr(Server, "run", started.append)
+    monkeypatch.setattr(Server, "run", lambda self: started.append(self))
     code, _, err = command("serve", folder, "--port", "0", "--sequences", "3", "--context", "99", "--queue", "5")
     assert code == 0
     assert "serving tiny at http://127.0.0.1:" in err

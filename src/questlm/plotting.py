@@ -1,4 +1,4 @@
-"""The colours and the matplotlib style of every picture, two kinds of axes, and how a picture becomes a file.
+"""The colours and the matplotlib style of every picture, kinds of axes, and how a picture becomes a file.
 
 Every role has one colour in each of the two themes, light and dark. Pictures are drawn in the light colours; in a page
 each is replaced by the CSS variable of its role, so that one drawing serves both themes. On their own background texts
@@ -24,10 +24,12 @@ from questlm.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLORS", "DARK", "LIGHT", "check_picture", "linear_ticks", "log_axis", "picture", "require_matplotlib", "style",
+    "COLORS", "DARK", "LIGHT", "check_picture", "decade_ticks", "linear_ticks", "log_axis", "picture",
+    "require_matplotlib", "style",
 ]  # fmt: skip
 
 _FILE_TYPES = (".png", ".svg", ".pdf")
@@ -176,6 +178,14 @@ def log_axis(axis: Axes, most: int, text: Callable[[float], str]) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def decade_ticks(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as numbers: our style shows the formulas of matplotlib as text."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def linear_ticks(axis: Axes) -> None:

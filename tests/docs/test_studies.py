@@ -126,3 +126,19 @@ def test_the_cpu_study_has_three_sizes_and_budgets_for_every_width() -> None:
         budgets = {config.budget.tokens_per_param for config in own}
         assert len(sizes) == len(budgets) == 3
         assert len(own) == 9
+
+
+def test_the_table_of_the_diagnostics_shows_their_numbers() -> None:
+    folder = ROOT / "docs" / "concepts"
+    numbers = json.loads((folder / "diagnostics" / "numbers.json").read_text(encoding="utf-8"))
+    shown = (folder / "diagnostics.md").read_text(encoding="utf-8")
+    for run, name in (
+        ("nano-w4a4", "4 bits, 4 bits"),
+        ("nano-w2a2", "2 bits, 2 bits"),
+        ("nano-bf16", "unquantised, 4 bits"),
+    ):
+        methods = numbers[run]["gradient_alignment"]["methods"]
+        for key, what in (("weights_by_block", "weights"), ("stream_by_block", "residual")):
+            rows = [[block["mean"] for block in methods[each][key].values()] for each in ("ste", "quest-noht", "quest")]
+            means = " | ".join(f"{sum(row) / len(row):.3f}" for row in rows)
+            assert f"| {name}: {what} | {means} |" in shown

@@ -9,7 +9,7 @@ import pytest
 
 from questlm import plotting
 from questlm.errors import ConfigError, MissingDependencyError
-from questlm.plotting import DARK, LIGHT, check_picture, picture, require_matplotlib
+from questlm.plotting import DARK, LIGHT, check_picture, decade_ticks, picture, require_matplotlib, style
 
 THEMES = {"light": LIGHT, "dark": DARK}
 
@@ -69,3 +69,17 @@ def test_a_name_with_dollar_signs_is_no_formula_and_the_users_settings_mean_noth
         figure.subplots().set_title("a$x_{$b")
     text = (tmp_path / "a.svg").read_text()
     assert "a$x_{$b" in text and "#123456" not in text
+
+
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers() -> None:
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure()
+        axis = figure.subplots()
+        axis.set(yscale="log", ylim=(1e-6, 1e5))
+        decade_ticks(axis.yaxis)
+        figure.draw_without_rendering()
+        texts = {label.get_text() for label in axis.get_yticklabels(which="both")}
+    assert {"1", "0.01", "100"} <= texts
+    assert not any("$" in text for text in texts)

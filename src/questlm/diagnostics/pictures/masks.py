@@ -20,7 +20,7 @@ from questlm.diagnostics.pictures.shared import (
     titled_figure,
     whole_ticks,
 )
-from questlm.plotting import LIGHT
+from questlm.plotting import LIGHT, decade_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +62,7 @@ def persistence(result: Mapping[str, Any]) -> Figure | None:
     for axis, pair in zip(axes[0][1:], maps, strict=True):
         image = _heat_map(axis, pair, masks, highest)
     bar = figure.colorbar(image, ax=axes[0][1:], pad=0.02, aspect=28)
+    decade_ticks(bar.ax.yaxis)
     bar.set_label("weights (outermost bin: and beyond)")
     legend_below(figure, axes[0][0])
     return figure
@@ -79,10 +80,11 @@ def _conditionals(axis: Axes, pairs: Sequence[Mapping[str, Any]], gaussian: floa
         axis.plot(steps, numbers(pair[key] for pair in pairs), color=color, marker=marker, label=label)
     axis.axhline(gaussian, color=BLACK, linestyle=":", label="drawn afresh (Gaussian)")
     axis.set_yscale("log")
+    decade_ticks(axis.yaxis)
     axis.set_ylim(top=1.3)
-    axis.set_title("masked now (band: range over kinds)")
+    axis.set_title("masked now")
     axis.set_xlabel("training step")
-    axis.set_ylabel("probability")
+    axis.set_ylabel("probability (band: kinds of layers)")
     axis.set_box_aspect(1)
     whole_ticks(axis)
 

@@ -17,6 +17,7 @@ from questlm.diagnostics.pictures.shared import (
     rotated,
     titled_figure,
 )
+from questlm.plotting import decade_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def worst(result: Mapping[str, Any]) -> Figure:
         name = f"{'weights' if role == 'weights' else 'inputs'} of {picture['layer']}"
         before, after = (measured[stage]["excess_kurtosis"] for stage in STAGES)
         row[0].set_title(f"{name}: histogram")
-        row[1].set_title(f"quantiles (excess kurtosis {before:+.2f} → {after:+.2f})")
+        row[1].set_title(f"quantiles (kurtosis {before:+.2f} → {after:+.2f})")
     legend_below(figure, axes[0][0])
     return figure
 
@@ -104,6 +105,7 @@ def _histogram(axis: Axes, picture: Mapping[str, Any], bound: float | None) -> N
         axis.axvline(-bound, color=GREY, linestyle="--", linewidth=1.1, label="trust bound on weights after HT")
         axis.axvline(bound, color=GREY, linestyle="--", linewidth=1.1)
     axis.set_yscale("log")
+    decade_ticks(axis.yaxis)
     axis.set_ylim(bottom=1e-6)
     axis.set_xlabel("x / rms")
     axis.set_ylabel("density")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,26 @@ def test_transformers_computes_what_the_engine_does(
         spec.method == "quest"
     )
     assert named
+
+
+WITHOUT_US = """
+import re, sys
+from pathlib import Path
+exec(re.search("```python\\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[1])
+import torch
+with torch.no_grad():
+    torch.save(model(torch.tensor(eval(sys.argv[1]))).logits, "logits.pt")
+assert not [name for name in sys.modules if name.partition(".")[0] == "questlm"]
+"""
+
+
+def test_a_process_that_does_not_know_us_computes_the_same(tmp_path: Path) -> None:
+    out = exported(tmp_path, QuantSpec(weight_bits=2, **WEIGHTS))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-P", "-c", WITHOUT_US, str(IDS.tolist())]
+    subprocess.run(command, cwd=out, env=environment, check=True, capture_output=True, timeout=120)
+    logits = torch.load(out / "logits.pt", weights_only=True)
+    torch.testing.assert_close(logits, questlm.load(tmp_path / "packed")(IDS), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("bits", "packed"), [(1, 2), (2, 3), (3, 4), (4, 5), (7, 8), ("ternary", 2)])

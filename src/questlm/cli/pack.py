@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +16,7 @@ from questlm.terminal import command_text, say
 if TYPE_CHECKING:
     from questlm.artifact.budget import Budget
     from questlm.artifact.write import PackReport
+    from questlm.trained.fit_bytes import FitPoint
 
 __all__ = ["comparison_rows", "pack", "report_rows"]
 
@@ -44,6 +46,10 @@ def pack(
     license: Annotated[str | None, typer.Option(help="Licence of the weights, for README.md: apache-2.0.")] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="Repository of the Hugging Face hub to upload it to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository of the hub private.")] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Round matrices to fewer bits or other steps, for the least loss in --budget.")
+    ] = False,
+    fit_seconds: Annotated[float, typer.Option(help="About how long --fit may take.")] = 600.0,
     plugin: Plugins = None,
 ) -> None:
     """Pack a run's newest checkpoint into an artifact, and check that its codes are those that trained.
@@ -57,11 +63,20 @@ def pack(
         quest pack runs/nano-quest-w4a4 --out model/ --license apache-2.0 --push-to-hub me/nano-quest-w4a4
 
         quest pack runs/nano-quest-w4a4 --single-file model.quest --budget 16MB --count-code train.py
+
+        quest pack runs/nano-quest-w4a4 --single-file model.quest --budget 2MB --fit
     """
     from questlm.trained.pack import pack as pack_run
 
     load_plugins(plugin)
     target, limit = _target(out, single_file), _limit(budget, count_code)
+    if fit:
+        if limit is None or single_file is None or embeddings or push_to_hub or not 0 < fit_seconds < 1e9:
+            raise ConfigError(
+                "--fit needs --single-file FILE, --budget and --fit-seconds above 0; no --embeddings or --push-to-hub"
+            )
+        _fit(run, single_file, limit, fit_seconds, tokenizer)
+        return
     report = pack_run(
         run,
         target,
@@ -101,6 +116,30 @@ def _print_comparison(target: Path) -> None:
     from questlm.artifact.read import load_artifact
 
     print_table("the codes alone", comparison_rows(coded_sizes(load_artifact(target))))
+
+
+def _fit(run: Path, target: Path, limit: Budget, seconds: float, with_tokenizer: bool) -> None:
+    """Pack within the budget by rounding anew, and print the frontier of loss over bytes."""
+    from questlm.trained.fit_bytes import fit_to_budget
+
+    found = fit_to_budget(run, target, limit, seconds=seconds, with_tokenizer=with_tokenizer)
+    print_table(f"artifact {target}", report_rows(found.packed, limit))
+    rows = [(f"{point.bytes:,} bytes", _point_text(point, point is found.kept)) for point in found.points]
+    print_table(f"loss of each file that was read back, on {found.tokens:,} tokens", rows)
+    say(
+        f"Nothing was trained: matrices were rounded to other grids, chosen on the validation text, by the sensitivity "
+        f"of {found.probed} of {found.matrices} matrices. A model trained at these bits is better."
+    )
+    say(f"Next: {command_text('eval', target)}   or   {command_text('generate', target, '--prompt', 'def ')}")
+
+
+def _point_text(point: FitPoint, kept: bool) -> str:
+    """Loss of a choice, and what it changes: how many matrices have which bits, and their steps."""
+    counts = Counter(choice.bits for choice in point.choices.values())
+    clips = sorted({choice.clip for choice in point.choices.values()})
+    changes = ", ".join(f"{count} of {bits} bits" for bits, count in sorted(counts.items(), reverse=True))
+    text = f"{changes}, steps x {clips[0]:g} to {clips[-1]:g}" if clips else "as trained"
+    return f"{point.loss:.4f}  {text}{'  <- kept' if kept else ''}"
 
 
 def report_rows(report: PackReport, budget: Budget | None = None) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
     questlm.trained.evaluate   evaluate(run): loss, perplexity and bits per byte
     questlm.trained.tasks      evaluate_tasks(run, tasks, folder): accuracy in multiple-choice and last-word tasks
     questlm.trained.pack       pack(run, folder): an artifact
+    questlm.trained.fit_bytes  fit_to_budget(run, file, budget): a smaller artifact, rounded anew
     questlm.trained.diagnose   diagnose(run, folder): pictures of how it is quantised, and the numbers behind them
 
 Import from these modules: each needs other libraries.

@@ -20,7 +20,7 @@ from questlm.scaling.fitting import alternatives
 from questlm.scaling.memory import packing_memory
 from questlm.training import RunFolder, load_run
 
-__all__ = ["pack"]
+__all__ = ["pack", "packed_content"]
 
 
 def pack(
@@ -69,7 +69,7 @@ def pack(
     if isinstance(model, str | Path):
         if tokenizer not in (None, "") or any(each is not None for each in own.values()):
             raise ConfigError(f"the run {model} brings its own tokenizer, {', '.join(own)}; leave these out")
-        given = _of_run(Path(model), with_tokenizer=tokenizer is None)
+        given = packed_content(Path(model), with_tokenizer=tokenizer is None)
     else:
         given = {"model": model, "tokenizer": None if tokenizer == "" else tokenizer, **own}
     try:
@@ -85,8 +85,8 @@ def pack(
         raise ConfigError(f"{problem}. {advice}") from None
 
 
-def _of_run(run: Path, with_tokenizer: bool) -> dict[str, Any]:
-    """What is packed of a run, as arguments of `questlm.export.pack.pack`."""
+def packed_content(run: Path, with_tokenizer: bool) -> dict[str, Any]:
+    """Return what is packed of a run, model included, as arguments of `questlm.export.pack.pack`."""
     folder = RunFolder(run)
     needed = packing_memory(folder.read_config().model)
     require_memory(needed, host_memory(), f"packing {run}", "use a machine that has more memory")

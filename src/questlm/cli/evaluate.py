@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from questlm.cli.options import CacheDtype, Plugins, load_plugins, print_table
 from questlm.cli.train import metric_rows
-from questlm.errors import ConfigError
+from questlm.errors import ConfigError, MissingDependencyError
 from questlm.terminal import cell
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, such as hellaswag,lambada_openai,arc_easy,piqa; no loss without --data.")
     ] = None,
-    tasks_dir: Annotated[Path | None, typer.Option(help="Folder with a file TASK.jsonl of each task.")] = None,
+    tasks_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with a file TASK.jsonl of each task [default: lm-evaluation-harness fetches its own]."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many items of each task.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     cache_dtype: Annotated[
@@ -66,22 +72,25 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plugin: Plugins = None,
 ) -> None:
-    import torch
-
     from questlm.trained.comparison import ModelResult, comparison_json
     from questlm.trained.evaluate import evaluate as measure
 
     _check(out, tasks, tasks_dir, limit)
     load_plugins(plugin)
-    rounded = None if cache_dtype is None else getattr(torch, cache_dtype)
     results = []
     for model in models:
         measured = None
         if tasks is None or data is not None:
             measured = measure(
-                model, data, seq_len=seq_len, stride=stride, by_document=by_document, cache_dtype=rounded, device=device
+                model,
+                data,
+                seq_len=seq_len,
+                stride=stride,
+                by_document=by_document,
+                cache_dtype=_dtype(cache_dtype),
+                device=device,
             )
-        scored = {} if tasks is None else _scored(model, tasks, tasks_dir, limit, seq_len, rounded, device)
+        scored = {} if tasks is None else _scored(model, tasks, tasks_dir, limit, seq_len, cache_dtype, device)
         results.append(ModelResult(str(model), measured, scored))
     if out is not None:
         from questlm.json_files import write_json
@@ -105,17 +114,35 @@ def _check(out: Path | None, tasks: str | None, tasks_dir: Path | None, limit: i
         raise ConfigError("--tasks-dir and --limit are of tasks; name them, as in --tasks hellaswag,arc_easy")
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if tasks is not None and tasks_dir is None and find_spec("lm_eval") is None:
+        raise MissingDependencyError("lm_eval", "eval", "--tasks without --tasks-dir, a folder with files of items,")
+
+
+def _dtype(name: str | None) -> Any:
+    """The dtype of torch of this name."""
+    import torch
+
+    return None if name is None else getattr(torch, name)
 
 
 def _scored(
-    model: Path, tasks: str, folder: Path | None, limit: int | None, seq_len: int | None, cache_dtype: Any, device: str
+    model: Path,
+    tasks: str,
+    folder: Path | None,
+    limit: int | None,
+    seq_len: int | None,
+    cache_dtype: str | None,
+    device: str,
 ) -> dict[str, TaskResult]:
+    names = [name.strip() for name in tasks.split(",")]
+    if folder is None:
+        from questlm.integrations.lm_eval import harness_results
+
+        return harness_results(model, names, limit, device=device, cache_dtype=cache_dtype, max_length=seq_len)
     from questlm.trained.tasks import evaluate_tasks
 
-    if folder is None:
-        raise ConfigError("--tasks needs --tasks-dir, a folder with a file TASK.jsonl of each task")
-    names = [name.strip() for name in tasks.split(",")]
-    return evaluate_tasks(model, names, folder, limit=limit, seq_len=seq_len, cache_dtype=cache_dtype, device=device)
+    rounded = _dtype(cache_dtype)
+    return evaluate_tasks(model, names, folder, limit=limit, seq_len=seq_len, cache_dtype=rounded, device=device)
 
 
 def _print(results: Sequence[ModelResult]) -> None:

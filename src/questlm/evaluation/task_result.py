@@ -29,14 +29,19 @@ class TaskResult:
             highest log probability divided by its characters. Where an item has one choice there is 'acc' alone: every
             one of its tokens is the likeliest.
         nats: log probability of each choice of each item.
-        perplexity: of the continuations, where items have one choice: exp(-mean log probability), else None.
     """
 
     task: str
     items_hash: str
     correct: dict[str, NDArray[np.bool_]]
     nats: tuple[tuple[float, ...], ...]
-    perplexity: float | None = None
+
+    @property
+    def perplexity(self) -> float | None:
+        """Where each item has one choice: exp(-mean log probability of it), else None."""
+        if any(len(each) != 1 for each in self.nats):
+            return None
+        return math.exp(min(-math.fsum(each[0] for each in self.nats) / len(self.nats), 700.0))
 
     def estimates(self) -> dict[str, Estimate]:
         """Each accuracy with its 95 % confidence interval."""
@@ -95,7 +100,7 @@ def task_result(task: str, items: Sequence[Item], found: Sequence[Sequence[Likel
     digest = items_hash(list(items))
     if all(len(item.choices) == 1 for item in items):
         greedy = np.array([choices[0].greedy for choices in found])
-        return TaskResult(task, digest, {"acc": greedy}, nats, _perplexity([each[0] for each in nats]))
+        return TaskResult(task, digest, {"acc": greedy}, nats)
     answers = [item.answer for item in items]
     by_length = [
         [score / len(choice) for score, choice in zip(scores, item.choices, strict=True)]
@@ -103,7 +108,3 @@ def task_result(task: str, items: Sequence[Item], found: Sequence[Sequence[Likel
     ]
     chosen = {"acc": [int(np.argmax(scores)) for scores in nats], "acc_norm": [int(np.argmax(s)) for s in by_length]}
     return TaskResult(task, digest, {name: np.equal(each, answers) for name, each in chosen.items()}, nats)
-
-
-def _perplexity(nats: Sequence[float]) -> float:
-    return math.exp(min(-math.fsum(nats) / len(nats), 700.0))

@@ -58,6 +58,10 @@ def test_several_models_share_a_table_and_a_file(folder: Path, command: Command,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["--tasks", "hellaswag"],
+            "needs the package 'lm_eval', which is not installed; run: pip install 'questlm[eval]'",
+        ),
         (["--limit", "3"], "--tasks-dir and --limit are of tasks; name them, as in --tasks hellaswag"),
         (
             ["--tasks", "hellaswag", "--tasks-dir", "."],
@@ -73,8 +77,9 @@ def test_several_models_share_a_table_and_a_file(folder: Path, command: Command,
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_sentence(
-    words: list[str], message: str, folder: Path, command: Command, tmp_path: Path
+    words: list[str], message: str, folder: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("questlm.cli.evaluate.find_spec", lambda name: None)
     (tmp_path / "text.txt").write_text("some text to measure on, long enough")
     code, out, err = command("eval", folder / "model0", *words)
     assert (code, out) == (2, "")

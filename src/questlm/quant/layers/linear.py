@@ -18,17 +18,16 @@ from questlm import ops
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.grid import Factor, LayerFormat
-from questlm.ops import Operand, without_autocast
+from questlm.ops import Operand
 from questlm.quant.autograd import Pending, Rows, encode_rows, product
 from questlm.quant.layer_formats import INPUT_NORM_EPS, require_packable
 from questlm.quant.layers.corrections import InputMean, diagonal_product
-from questlm.quant.layers.mode import CachedWeight, LayerMode, Mode
+from questlm.quant.layers.fading import blended_product
+from questlm.quant.layers.mode import NO_SCHEDULE, CachedWeight, LayerMode, Mode, check_change
 from questlm.quant.methods import find_method, gradual_share, layer_quantizers
 from questlm.quant.quantizers import Quantizer, refuse_transforms
 
 __all__ = ["FakeQuantLinear"]
-
-_NO_SCHEDULE = "this layer was prepared without a gradual schedule; set quant.gradual"
 
 
 class FakeQuantLinear(nn.Linear):
@@ -141,23 +140,13 @@ class FakeQuantLinear(nn.Linear):
         """How passes compute now.
 
         Raises (when set):
-            ConfigError: FADING_IN for a layer that was prepared without a gradual schedule.
-            RuntimeError: cached codes of a weight that cannot be cached, or DENSE and codes without a gradient of their
-                own at once.
+            ConfigError, RuntimeError: the layer cannot be in this mode, or not now (`check_change`).
         """
         return self._mode
 
     @mode.setter
     def mode(self, mode: LayerMode) -> None:
-        if mode is Mode.FADING_IN and self.strength is None:
-            raise ConfigError(_NO_SCHEDULE)
-        if isinstance(mode, CachedWeight) and not self.rounds_weight:
-            raise RuntimeError("only a weight that is rounded without learned parameters can be cached")
-        if Mode.DENSE in (mode, self._mode) and any(_replaces_gradient(each) for each in (mode, self._mode)):
-            raise RuntimeError(
-                "a dense pass inside cached_weights would leave its gradient masked and rotated, and one of a weight "
-                "that is gathered as codes has no weight; run it outside, before the model is sharded"
-            )
+        check_change(self._mode, mode, fades=self.strength is not None, rounds_weight=self.rounds_weight)
         self._mode = mode
 
     def set_strength(self, strength: float, fading: bool) -> None:
@@ -168,7 +157,7 @@ class FakeQuantLinear(nn.Linear):
             RuntimeError: inside `dense` or `cached_weights`, whose end would undo it.
         """
         if self.strength is None:
-            raise ConfigError(_NO_SCHEDULE)
+            raise ConfigError(NO_SCHEDULE)
         self._set_fading(fading)
         self.strength.fill_(strength)
 
@@ -229,15 +218,9 @@ class FakeQuantLinear(nn.Linear):
 
     def weight_rows(self, dtype: torch.dtype) -> Rows:
         """Return the weight as a factor of products in `dtype`, with its gradient."""
-        cached = self.cached_weight
-        if cached is None:
-            return encode_rows(self.weight, self.weight_quantizer, self.block_size, dtype)
-        if cached.dtype is not dtype:
-            raise RuntimeError(
-                f"weights are cached for products in {cached.dtype}, but this forward pass computes in {dtype}; "
-                "enter cached_weights with autocast as in the forward passes"
-            )
-        return Rows(cached.operand, self.weight if cached.carrier is None else cached.carrier)
+        if (cached := self.cached_weight) is not None:
+            return cached.rows(self.weight, dtype)
+        return encode_rows(self.weight, self.weight_quantizer, self.block_size, dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.label}, block_size={self.block_size}"
@@ -266,24 +249,8 @@ class FakeQuantLinear(nn.Linear):
     def _quantized_product(self, x: Tensor, w: Tensor, quantizer: Quantizer | None, dtype: torch.dtype) -> Tensor:
         """x_q w_q^T of rows (tokens, K) and (out, K), w by `quantizer`."""
         if self._mode is Mode.FADING_IN:
-            return self._blended_product(x, w, (self.act_quantizer, quantizer), dtype)
+            assert self.strength is not None  # checked where the mode was set
+            factors = ((x, self.act_quantizer), (w, quantizer))
+            return blended_product(factors, self.strength, self.block_size, dtype)
         x_rows = encode_rows(x, self.act_quantizer, self.block_size, dtype)
         return product(x_rows, encode_rows(w, quantizer, self.block_size, dtype), dtype, self._float8)
-
-    def _blended_product(
-        self, x: Tensor, w: Tensor, factors: tuple[Quantizer | None, Quantizer | None], dtype: torch.dtype
-    ) -> Tensor:
-        """Compute the product of z + strength (Q(z) - z) for both factors (arXiv 2505.08823)."""
-        assert self.strength is not None  # checked where the mode was set
-        mixed = []
-        for each, quantizer in zip((x, w), factors, strict=True):
-            rotated = ops.hadamard(each, self.block_size) if self.block_size > 1 else each
-            values = rotated if quantizer is None else quantizer(each)
-            mixed.append(rotated + self.strength.to(rotated.dtype) * (values - rotated))
-        with without_autocast(x):
-            return mixed[0].to(dtype) @ mixed[1].to(dtype).T
-
-
-def _replaces_gradient(mode: LayerMode) -> bool:
-    """Whether the layer's own weight takes the gradient of its cached codes."""
-    return isinstance(mode, CachedWeight) and mode.carrier is None

@@ -3,6 +3,7 @@ about who decides."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -69,24 +70,30 @@ class Job:
     parallel: str
     config: RunConfig | None = None
     like_gpu: bool = False  # products in bf16 by autocast, and kernels compiled ahead
+    sleeps: int | None = None  # rank of a process that hangs after two steps
     exchange: dict[str, Any] = field(default_factory=dict)  # settings of the section `parallel`
 
 
 def run(processes: int, *jobs: Job) -> str:
-    """Do the jobs one after another in processes of their own; forked, because importing torch takes seconds."""
+    """Do the jobs one after another in processes of their own, and return what they print."""
+    done = _run(processes, *jobs)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def _run(processes: int, *jobs: Job) -> subprocess.CompletedProcess[str]:
+    """`run`, whatever comes of it; the processes are forked, because importing torch takes seconds."""
     content = [
         {**vars(job), "out": str(job.out), "config": job.config and job.config.model_dump(mode="json")} for job in jobs
     ]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, __file__, str(processes), json.dumps(content)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr
-    return done.stdout
 
 
 def _fork(processes: int, job: dict[str, Any]) -> None:
@@ -122,6 +129,8 @@ def _work(job: dict[str, Any]) -> None:
         return
     if job["like_gpu"]:
         _compute_like_a_gpu()
+    if job["sleeps"] == int(os.environ["RANK"]):
+        _hang_after(2)
     out = Path(job["out"])
     config = RunConfig(**job["config"]) if job["config"] else RunFolder(out).read_config()
     train_settings = config.train.model_copy(update={"parallel": job["parallel"]})
@@ -130,6 +139,17 @@ def _work(job: dict[str, Any]) -> None:
         train(config, out)
     else:
         resume(out, config)
+
+
+def _hang_after(steps: int) -> None:
+    take, taken = step.TrainStep.__call__, itertools.count()
+
+    def hanging(self: step.TrainStep, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if next(taken) == steps:
+            time.sleep(600)
+        return take(self, *arguments)
+
+    step.TrainStep.__call__ = hanging  # type: ignore[method-assign]
 
 
 def _compute_like_a_gpu() -> None:
@@ -369,9 +389,25 @@ def test_a_killed_process_ends_the_job_with_a_sentence(settings: RunConfig, tmp_
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: RunConfig, tmp_path: Path) -> None:
+def test_a_process_that_hangs_ends_the_job_with_a_sentence(settings: RunConfig, tmp_path: Path) -> None:
+    impatient = settings.train.model_copy(update={"timeout": 2})
+    began = time.monotonic()
+    job = Job(tmp_path / "run", "ddp", settings.model_copy(update={"train": impatient}), sleeps=0)
+    done = _run(2, job)
+    assert time.monotonic() - began < 60
+    assert done.returncode == 1
+    assert "another of the 2 processes ended or stopped answering, so this one ends too" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["one process", "torchrun"])
+def test_a_signal_stops_all_at_the_same_step(to: str, settings: RunConfig, tmp_path: Path) -> None:
+    """As a cluster sends it to torchrun before it takes the machine away."""
     job, children, checkpoints = _started(settings, tmp_path)
-    children[1].send_signal(signal.SIGTERM)
+    if to == "torchrun":
+        job.send_signal(signal.SIGTERM)
+    else:
+        children[1].send_signal(signal.SIGTERM)
     _, errors = job.communicate(timeout=60)
     assert f"stopped by signal {signal.SIGTERM}; continue with: quest train --resume {tmp_path / 'run'}" in errors
     newest = latest_checkpoint(checkpoints)

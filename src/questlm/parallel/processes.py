@@ -85,6 +85,7 @@ class Processes:
         """
         if self.world_size == 1:
             return work()
+        self.largest(0.0)  # all have come; without it the others would wait for days for a main process that hangs
         problem: BaseException | None = None
         answer: dict[str, Any] = {}
         if self.is_main:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ class TrainStep:
         """
         self.optimizer.set_learning_rate(lr)
         if self._plain_steps == 0:
-            self._recorded = self._recorded or _Recorded(self._step, inputs, targets, self.device, self.engine)
+            self._recorded = self._recorded or _Recorded(self._step, inputs, targets, self.device)
             return self._recorded(inputs, targets)
         self._plain_steps -= self._plain_steps > 0
         return self._step(*(part.to(self.device, non_blocking=True) for part in (inputs, targets)))
@@ -175,14 +176,12 @@ _Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class _Recorded:
     """A step recorded as a CUDA graph, and replayed on batches of one shape. Recording itself changes no weight."""
 
-    def __init__(
-        self, step: _Step, inputs: Tensor, targets: Tensor, device: torch.device, engine: Engine = "none"
-    ) -> None:
+    def __init__(self, step: _Step, inputs: Tensor, targets: Tensor, device: torch.device) -> None:
         self._batch = [torch.empty(part.shape, dtype=part.dtype, device=device) for part in (inputs, targets)]
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # what plain steps left there, the graph cannot use
         # NCCL's watchdog looks at events of its own in another thread, which is no part of the step.
-        mode = "global" if engine == "none" else "thread_local"
+        mode = "thread_local" if dist.is_available() and dist.is_initialized() else "global"
         with torch.cuda.graph(self._graph, capture_error_mode=mode):
             self._results = step(*self._batch)
 

@@ -177,14 +177,14 @@ class SingleFile:
 
 @contextmanager
 def open_single_file(path: Path, limits: tuple[int, int]) -> Iterator[SingleFile]:
-    """Open a single file, after checking that it is one and its checksum.
+    """Open the single file of a packed model, after checking what it begins with and its checksum.
 
     Args:
         path: a file.
         limits: the most bytes that config and tokenizer may have.
 
     Raises:
-        ArtifactError: it is none, or is damaged.
+        ArtifactError: `path` is no single file of a packed model, or is damaged.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         status = os.fstat(file.fileno())

@@ -43,7 +43,7 @@ Examples:
 """
 
 
-def evaluate(
+def evaluate(  # noqa: D103 (set below)
     models: Annotated[
         list[Path],
         typer.Argument(help="Run folder, artifact (folder or file), or Hugging Face folder.", metavar="MODEL"),

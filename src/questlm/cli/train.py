@@ -54,7 +54,7 @@ config.yaml of any run shows them all.
 """
 
 
-def train(
+def train(  # noqa: D103 (set below)
     preset: Annotated[str | None, typer.Option(help="Model size and its learning rate [default: nano].")] = None,
     method: Annotated[
         str | None, typer.Option(help="Quantisation method [default: quest]; see: quest methods.")

@@ -118,5 +118,5 @@ def documents_of(
 
 
 def mean_bits_per_byte(documents: Sequence[Document]) -> Estimate | None:
-    """Mean over documents, each counted once, with its 95 % confidence interval; None of fewer than two."""
+    """Return the mean over documents, each counted once, with its 95 % interval; None for fewer than two documents."""
     return mean(np.array([document.bits_per_byte for document in documents]))

@@ -71,7 +71,7 @@ class DecodingStep:
         self._head = _head_rows(model.lm_head)
 
     def takes(self, ids: Tensor, cache: KVCache) -> bool:
-        """Whether it is made for token ids (batch, tokens) and such a cache."""
+        """Return whether the kernels can take token ids (batch, tokens): one each, of few sequences, no 8-bit cache."""
         return ids.shape[1] == 1 and len(ids) <= FEW_ROWS and cache.scales is None
 
     def logits(self, ids: Tensor, cache: KVCache) -> Tensor:

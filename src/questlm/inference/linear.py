@@ -34,7 +34,7 @@ class PackedLinear(nn.Module):
         self.weight = weight
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the output (..., out_features) for an input (..., in_features)."""
         return ops.packed_linear(input, self.weight)
 
     def native_linear(self) -> NativeLinear | str:
@@ -57,7 +57,7 @@ class PackedBranches(nn.Module):
         self.narrow = PackedLinear(prepack(*packed_narrow(tensors, weight_format, narrow)))
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the output (..., out_features) for an input (..., in_features)."""
         if self.by_rows:
             return torch.cat((self.wide(input), self.narrow(input)), dim=-1)
         wide, narrow = input.split(self.widths, dim=-1)
@@ -83,7 +83,7 @@ class NormedLinear(nn.Module):
         self.eps, self.layer = eps, layer
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the output (..., out_features) for an input (..., in_features)."""
         y: Tensor = self.layer(ops.rms_norm(input, self.gain, self.eps))
         return y
 
@@ -110,7 +110,7 @@ class PackedEmbedding(nn.Module):
             self.register_buffer(kind, tensor)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids (...) -> rows (..., width) float32."""
+        """Return the rows (..., width) float32 of token ids (...)."""
         rows = {kind: tensor[ids] for kind, tensor in self.named_buffers()}
         if "scale" in rows:
             return from_int8_rows(rows["codes"], rows["scale"])

@@ -44,7 +44,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(self.heads * self.width, config.hidden, bias=False)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, past: CacheStep | None) -> Tensor:
-        """(batch, tokens, hidden) -> the same shape."""
+        """Return the output (batch, tokens, hidden) for an input of that shape."""
         batch, tokens, _ = x.shape
         q = self.q(x).view(batch, tokens, self.heads, self.width).transpose(1, 2)
         k = self.k(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
@@ -79,7 +79,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, hidden) -> the same shape."""
+        """Return the output (batch, tokens, hidden) for an input of that shape."""
         y: Tensor = self.down(self.activation(self.gate(x), self.up(x)))
         return y
 
@@ -100,7 +100,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, past: CacheStep | None) -> Tensor:
-        """(batch, tokens, hidden) -> the same shape."""
+        """Return the output (batch, tokens, hidden) for an input of that shape."""
         x, normed = self.attention_norm(x)
         x, normed = self.mlp_norm(x, self.attention(normed, angles, layer, past))
         y: Tensor = x + self.mlp(normed)
@@ -215,7 +215,7 @@ def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tenso
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
-    """Radians a position, (width / 2) float32, fastest first."""
+    """Return by how many radians each pair of entries turns a position: (width / 2) float32, fastest first."""
     exponents = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device) / config.head_width
     frequencies: Tensor = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling

@@ -178,7 +178,7 @@ def dequantize(codes: Tensor, step: Tensor, grid: Grid) -> Tensor:
 
 
 def pack(codes: Tensor, levels: int) -> Tensor:
-    """Codes of a grid with `levels` levels as bits: (..., n) uint8 -> (..., packed_width(n, levels)) uint8.
+    """Pack codes of a grid with `levels` levels as bits: (..., n) uint8 -> (..., packed_width(n, levels)) uint8.
 
     Three levels take 1.6 bits a code (five codes a byte), other grids log2(levels) bits, rounded up.
     """

@@ -11,7 +11,7 @@ __all__ = ["all_finite", "argmax"]
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """Index of the largest number of each row, the first of several: (rows, n) -> (rows,) int64."""
+    """Return the index of the largest number of each row (rows, n), of equal ones the first: (rows,) int64."""
     if choose("argmax", logits) == "cpu":
         from questlm.ops.cpu import native
 

@@ -12,7 +12,7 @@ class ResidualNorm(nn.RMSNorm):
     """What a sublayer reads: the norm of the residual stream, after the last sublayer's output is added to it."""
 
     def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """x (..., K) and what is to be added to it -> r = x + delta and RMSNorm(r)."""
+        """Return the residual r = x + delta (..., K), or x without `delta`, and RMSNorm(r)."""
         if delta is not None:
             x = x + delta
         return x, super().forward(x)
@@ -22,5 +22,5 @@ class SwiGLU(nn.Module):
     """silu(gate) * up."""
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Two tensors of one shape -> one."""
+        """Return silu(gate) * up, for tensors of one shape."""
         return F.silu(gate) * up

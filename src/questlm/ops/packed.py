@@ -106,7 +106,7 @@ class PackedWeight(ABC):
 
     @abstractmethod
     def linear(self, rows: Tensor) -> Tensor:
-        """(tokens, in_features) -> (tokens, out_features) of `dtype`; the whole layer."""
+        """Multiply x (tokens, in_features) by the weight: (tokens, out_features) of `dtype`; the whole layer."""
 
 
 def prepack(

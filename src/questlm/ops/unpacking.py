@@ -52,7 +52,7 @@ class TiledWeight(PackedWeight):
         return list(self._tensors.values())
 
     def linear(self, rows: Tensor) -> Tensor:
-        """(tokens, in_features) -> (tokens, out_features) of `dtype`."""
+        """Multiply x (tokens, in_features) by the weight: (tokens, out_features) of `dtype`."""
         x = input_operand(rows, self._tensors, self.format, self.dtype)
         x = x._replace(data=factor(x.data, x.grid, self.dtype), grid=None)
         y = rows.new_empty((len(rows), self.out_features), dtype=self.dtype)
@@ -105,7 +105,7 @@ class UnpackedWeight(PackedWeight):
         return [tensor for tensor in parts if tensor is not None]
 
     def linear(self, rows: Tensor) -> Tensor:
-        """(tokens, in_features) -> (tokens, out_features) of `dtype`."""
+        """Multiply x (tokens, in_features) by the weight: (tokens, out_features) of `dtype`."""
         x = input_operand(rows, self._tensors, self.format, self.dtype)
         return _with_bias(scaled_matmul(x, self._weight, self.dtype), self._tensors)
 

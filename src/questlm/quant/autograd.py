@@ -162,7 +162,7 @@ _Settings = tuple[Grid, int, float | None, torch.dtype]
 
 
 class _Encode(torch.autograd.Function):
-    """Rows (rows, K) -> data, step and carrier; the gradient is IHT(M * g). Saves mask bits and nothing else."""
+    """Quantise rows (rows, K): data, step and carrier. The gradient is IHT(M * g). Saves mask bits and nothing else."""
 
     @staticmethod
     def forward(
@@ -185,7 +185,7 @@ class _Encode(torch.autograd.Function):
 
 
 class _NormEncode(torch.autograd.Function):
-    """x, delta and gain -> r = x + delta and data, step and carrier of RMSNorm(r).
+    """Return r = x + delta, and data, step and carrier of RMSNorm(r).
 
     Saves r / rms in the dtype computed in, and mask bits. The gradient along the residual is added here.
     """
@@ -222,7 +222,7 @@ class _NormEncode(torch.autograd.Function):
 
 
 class _SwiGLUEncode(torch.autograd.Function):
-    """Gate and up -> data, step and carrier of silu(gate) * up. Saves both, and mask bits."""
+    """Return data, step and carrier of silu(gate) * up. Saves gate, up and mask bits."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,7 +245,7 @@ class _SwiGLUEncode(torch.autograd.Function):
 
 
 class _GateUpEncode(torch.autograd.Function):
-    """Rows and the weights of gate and up -> data, step and carrier of silu(gate) * up.
+    """Multiply rows by the weights of gate and up, and return data, step and carrier of silu(gate) * up.
 
     As `_Product` and `_SwiGLUEncode` one after the other; but what comes back through the activation is one tensor, as
     the two weights' product takes it.

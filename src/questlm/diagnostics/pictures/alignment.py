@@ -33,6 +33,7 @@ _ESTIMATORS = {
 
 
 def alignment(result: Mapping[str, Any]) -> Figure:
+    """Draw the cosines of quantised and full-precision gradients, by block and by kind of layer."""
     measured = result["gradient_alignment"]
     figure, axes = titled_figure(
         1, 3, (10.5, 3.9), "Cosine of quantised and full-precision gradients", result, sharey=True

@@ -30,6 +30,7 @@ __all__ = ["mask_share", "persistence"]
 
 
 def mask_share(result: Mapping[str, Any]) -> Figure:
+    """Draw the share of masked weights over the checkpoints, for each kind of layer."""
     masks = result["masks"]
     points = masks["checkpoints"]
     figure, axes = titled_figure(1, 1, (6.8, 3.9), "Weights whose gradient the trust estimator stops", result)
@@ -50,6 +51,7 @@ def mask_share(result: Mapping[str, Any]) -> Figure:
 
 
 def persistence(result: Mapping[str, Any]) -> Figure | None:
+    """Draw whether weights that are masked at one checkpoint are masked at the next; None with one checkpoint alone."""
     masks = result["masks"]
     pairs = masks["persistence"].get("pairs")
     if not pairs:

@@ -27,6 +27,7 @@ __all__ = ["normality", "worst"]
 
 
 def normality(result: Mapping[str, Any]) -> Figure:
+    """Draw kurtosis, largest entry and tails of rows by block, before and after the transform."""
     measures = {
         "excess_kurtosis": ("kurtosis", "excess kurtosis"),
         "max_over_rms": ("largest entry of a row", "max|x| / rms, median row"),
@@ -65,6 +66,7 @@ def _gaussian_lines(row: Sequence[Axes], layers: Mapping[str, Any]) -> None:
 
 
 def worst(result: Mapping[str, Any]) -> Figure:
+    """Draw histogram and quantiles of the weights and the inputs that are least Gaussian."""
     figure, axes = titled_figure(
         2, 2, (9.0, 6.8), "The layers least Gaussian, before or after the Hadamard transform", result
     )

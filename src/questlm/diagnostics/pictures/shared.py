@@ -83,6 +83,7 @@ def legend_of_kinds(axis: Axes, layers: Mapping[str, Any], stages: Mapping[str, 
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
+    """Put one legend with the entries of `axis` below all panels."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
@@ -96,28 +97,34 @@ def kind_rank(key: str) -> tuple[int, int, str]:
 
 
 def kind_style(kind: str) -> tuple[str, str]:
+    """Return colour and marker of a kind of layer."""
     return KINDS.get(kind, (GREY, "*"))
 
 
 def whole_ticks(axis: Axes) -> None:
+    """Put at most eight ticks on the x-axis, at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def bits(bits: int | str) -> str:
+    """Format a width: '1 bit', '4 bits'; a word such as 'ternary' stays as it is."""
     return f"{bits} bit" + "s" * (bits != 1) if isinstance(bits, int) else bits
 
 
 def number(value: float | None) -> float:
+    """Return a number from JSON, where None stands for nan."""
     return math.nan if value is None else value
 
 
 def numbers(values: Iterable[float | None]) -> list[float]:
+    """Return numbers from JSON, where None stands for nan."""
     return [number(value) for value in values]
 
 
 def percent(shares: Iterable[float]) -> list[float]:
+    """Return shares as percentages."""
     return [100 * share for share in shares]
 
 

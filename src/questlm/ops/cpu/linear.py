@@ -116,7 +116,7 @@ class NativeWeight(PackedWeight):
         return input if isinstance(input, str) else native_linear(self._packed, tuple(self._kept.values()), input)
 
     def linear(self, rows: Tensor) -> Tensor:
-        """(tokens, in_features) -> (tokens, out_features) of `dtype`."""
+        """Multiply x (tokens, in_features) by the weight: (tokens, out_features) of `dtype`."""
         if rows.device.type != "cpu":
             raise ValueError(f"this weight was laid out for the CPU, and the input is on {rows.device}")
         if self._in_one_call and (self.format.act is not None or rows.dtype is torch.float32):

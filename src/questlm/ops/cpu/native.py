@@ -220,7 +220,7 @@ def masked_hadamard(gradient: Tensor, mask: Tensor | None, block_size: int) -> T
 
 
 def packed_bytes(kind: int, rows: int, k: int) -> int:
-    """Bytes of a matrix (rows, k) in the layout `kind`."""
+    """Return how many bytes a matrix (rows, k) takes in the layout `kind`."""
     size: int = _library().questlm_packed_bytes(kind, rows, k)
     return size
 
@@ -319,7 +319,7 @@ def rans_decode(
 
 
 def argmax(x: Tensor) -> Tensor:
-    """Index of the first of the largest numbers of each row: (rows, n) float32, contiguous -> (rows,) int64."""
+    """Return the index of the largest number of each row (rows, n) float32, contiguous; of equal ones the first."""
     found = torch.empty(len(x), dtype=torch.int64)
     _library().questlm_argmax(x.data_ptr(), *x.shape, found.data_ptr())
     return found

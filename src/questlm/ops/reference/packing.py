@@ -76,7 +76,7 @@ def unpack_ternary(packed: Tensor, length: int) -> Tensor:
 
 
 def kept_half(rows: Tensor, kept: Tensor) -> Tensor:
-    """The kept entries of 2:4 sparse rows, in order: (rows, K) and bool (rows, K) -> (rows, K / 2)."""
+    """Return the kept entries (rows, K / 2) of 2:4 sparse rows (rows, K), in order; `kept` is bool (rows, K)."""
     return rows[kept].view(rows.shape[0], rows.shape[-1] // 2)
 
 

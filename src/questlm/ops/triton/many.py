@@ -39,6 +39,7 @@ def _place(tile, table_ptr):
 
 @triton.jit
 def pick(which, p0, p1, p2, p3, p4, p5, p6, p7):
+    """The pointer of number `which` among eight."""
     picked = p0
     if which == 1:
         picked = p1
@@ -140,6 +141,7 @@ def masked_hadamard_many(gradients: Sequence[Tensor], mask: Tensor, block_size: 
 
 
 def eight(group: Sequence[Tensor]) -> list[Tensor]:
+    """Fill up to eight with the first: a kernel takes eight pointers, whether it uses them or not."""
     return [*group, *[group[0]] * (MANY - len(group))]
 
 

@@ -34,7 +34,7 @@ def fits(k: int, block_size: int) -> bool:
 
 @cache
 def tiles_of(k: int, block_size: int, entries: int = 8192) -> Tiles:
-    """Tiles for rows of `k` entries, which must fit: of about `entries`, if that is enough for a row."""
+    """Return tiles of whole rows of `k` entries: about `entries` of them a tile, or one row if that is longer."""
     width = _width(k, block_size)
     pieces = k // width
     size = max(16, min(entries // width, _MOST_PIECES // 2), 1 << (pieces - 1).bit_length())

@@ -98,7 +98,7 @@ class TritonWeight(PackedWeight):
         return [tensor for tensor in found if tensor is not None]
 
     def linear(self, rows: Tensor) -> Tensor:
-        """(tokens, in_features) -> (tokens, out_features) of `dtype`."""
+        """Multiply x (tokens, in_features) by the weight: (tokens, out_features) of `dtype`."""
         if self.encoding is None:
             y = self._values(rows)
         elif len(rows) <= FEW_ROWS:

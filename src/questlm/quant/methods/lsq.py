@@ -17,6 +17,7 @@ __all__ = ["lsq", "lsq_grid", "lsq_row", "lsq_rule"]
 
 
 def lsq_grid(request: Request) -> Grid:
+    """Return the grid of the codes -2^(b-1) to 2^(b-1) - 1; -1, 0 and 1 for ternary; two levels around 0 for 1 bit."""
     levels = level_count(request.bits)
     return Grid(levels, None, scale="one", zero=None if levels < 4 else levels // 2)
 
@@ -27,6 +28,7 @@ def _lsq_row_act_grid(request: Request) -> Grid:
 
 
 def lsq_rule(request: Request) -> LearnedStep:
+    """Return how the step size starts and learns."""
     if request.bits == 1:
         return LearnedStep(ratio=2, lower=-0.5, upper=0.5, inside="level", start=mean_magnitude, balance=1)
     grid = lsq_grid(request)

@@ -71,7 +71,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def values(self, x: Tensor, operand: Operand) -> Tensor:
-        """Return the values of `operand`, which was made of x (rows, K), in the dtype of x and with the gradient."""
+        """Return the values (rows, K) of `operand`, the codes of x, in the dtype of x, with the gradient."""
 
     @property
     def rounding(self) -> MaskedRounding | None:

@@ -28,7 +28,7 @@ def panels(count: int, narrow: bool, columns: int, height: float, sharey: bool =
 
 
 def plural(count: int, word: str) -> str:
-    """'1 run', '2 runs'."""
+    """Return a number with its noun: '1 run', '2 runs'."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 

@@ -180,38 +180,53 @@ for number in (1, 2):
 class DenseFirst(Recipe):
     """Trains without quantising for the first share of the budget (arXiv 2509.22935)."""
 
-    not_recordable = "quantisation begins during the run"
-
     def __init__(self, share: float) -> None:
         self.share = share
 
     def before_step(self, moment: Moment) -> None:
         """Set the mode of all layers."""
         mode = Mode.DENSE if moment.done < self.share else Mode.QUANTIZED
-        for layer in quantized_layers(moment.model).values():
-            if layer.mode is not mode:
-                layer.mode = mode
+        others = [layer for layer in quantized_layers(moment.model).values() if layer.mode is not mode]
+        for layer in others:
+            layer.mode = mode
+        if others:
+            moment.record_again()
 
 
 class MoreBitsFirst(Recipe):
-    """Trains on the grid of more bits for the first share of the budget."""
+    """Trains on the grid of more bits up to a share of the budget, and may go on with others up to a second one."""
 
-    not_recordable = "grids change during the run"
-
-    def __init__(self, share: float, bits: Bits, weights: bool = True) -> None:
-        self.share, self.bits, self.weights = share, bits, weights
+    def __init__(
+        self,
+        share: float,
+        bits: Bits,
+        weights: bool = True,
+        acts: bool = True,
+        second_share: float = 0.0,
+        second_bits: Bits | None = None,
+    ) -> None:
+        self.stages = [(share, bits), (second_share, second_bits)]
+        self.weights, self.acts = weights, acts
         self._own: dict[DynamicQuantizer, tuple[Grid, float | None]] = {}
 
     def before_step(self, moment: Moment) -> None:
-        """Set grid and bound of the mask of all quantisers, or of those of the activations."""
-        grid = gaussian_grid(self.bits)
+        """Set grid and bound of the mask of all quantisers, or of those of one factor."""
+        bits = next((bits for share, bits in self.stages if moment.done < share), None)
+        changed = False
         for layer in quantized_layers(moment.model).values():
-            for quantizer in (layer.act_quantizer, layer.weight_quantizer if self.weights else None):
+            for quantizer in (
+                layer.act_quantizer if self.acts else None,
+                layer.weight_quantizer if self.weights else None,
+            ):
                 if isinstance(quantizer, DynamicQuantizer):
                     own = self._own.setdefault(quantizer, (quantizer.grid, quantizer.mask_bound))
-                    now = (grid, trust_bound(grid, layer.block_size > 1)) if moment.done < self.share else own
+                    grid = own[0] if bits is None else gaussian_grid(bits)
+                    now = own if bits is None else (grid, trust_bound(grid, layer.block_size > 1))
                     if now != (quantizer.grid, quantizer.mask_bound):
                         quantizer.grid, quantizer.mask_bound = now
+                        changed = True
+        if changed:
+            moment.record_again()
 
 
 class Sharpen(Recipe):

@@ -113,24 +113,39 @@ def test_a_product_of_signed_factors_is_that_of_rows_and_columns_with_signs():
     assert (signed(x) - x @ layer.weight.T).norm() < 0.03 * (x @ layer.weight.T).norm()
 
 
+class Counter:
+    """A function that counts its calls."""
+
+    calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+
+
 def model() -> nn.Sequential:
     torch.manual_seed(0)
     return prepare(nn.Sequential(nn.Linear(64, 8, bias=False)), QuantSpec(weight_bits=1, act_bits=1))
 
 
 def test_dense_first_quantises_from_its_share_on(candidates):
-    recipe, moment = candidates.DenseFirst(0.5), SimpleNamespace(model=model(), done=0.4)
+    recipe, moment = candidates.DenseFirst(0.5), SimpleNamespace(model=model(), done=0.4, record_again=Counter())
     (layer,) = quantized_layers(moment.model).values()
     recipe.before_step(moment)
     assert layer.mode is Mode.DENSE
+    recipe.before_step(moment)
+    assert moment.record_again.calls == 1
     moment.done = 0.5
     recipe.before_step(moment)
     assert layer.mode is Mode.QUANTIZED
+    assert moment.record_again.calls == 2
 
 
 @pytest.mark.parametrize("weights", [True, False])
 def test_more_bits_come_first(candidates, weights):
-    recipe, moment = candidates.MoreBitsFirst(0.5, bits=4, weights=weights), SimpleNamespace(model=model(), done=0.4)
+    recipe, moment = (
+        candidates.MoreBitsFirst(0.5, bits=4, weights=weights),
+        SimpleNamespace(model=model(), done=0.4, record_again=Counter()),
+    )
     (layer,), x = quantized_layers(moment.model).values(), torch.randn(3, 64)
     own = layer(x).detach()
     recipe.before_step(moment)
@@ -138,9 +153,24 @@ def test_more_bits_come_first(candidates, weights):
     wide = nn.Linear(64, 8, bias=False)
     more = prepare(nn.Sequential(wide), QuantSpec(weight_bits=4 if weights else 1, act_bits=4))
     assert torch.equal(layer(x), more(x))
+    recipe.before_step(moment)
+    assert moment.record_again.calls == 1
     moment.done = 0.5
     recipe.before_step(moment)
     assert torch.equal(layer(x), own)
+    assert moment.record_again.calls == 2
+
+
+def test_bits_may_fall_twice(candidates):
+    recipe = candidates.MoreBitsFirst(0.3, 4, second_share=0.6, second_bits=2)
+    moment = SimpleNamespace(model=model(), done=0.0, record_again=Counter())
+    (layer,) = quantized_layers(moment.model).values()
+    levels = []
+    for moment.done in (0.0, 0.3, 0.5, 0.6, 0.9):
+        recipe.before_step(moment)
+        levels.append((layer.weight_quantizer.grid.levels, layer.act_quantizer.grid.levels))
+    assert levels == [(16, 16), (4, 4), (4, 4), (2, 2), (2, 2)]
+    assert moment.record_again.calls == 3
 
 
 def test_the_penalty_is_the_mean_square_of_the_log_sum(candidates):

@@ -172,3 +172,20 @@ def test_compiled_runs_of_other_methods(
     settings = tiny_settings(quant=quant, model=model, train={"device": "cuda", "compile": "on", "cage": 1.0})
     record = train(settings, tmp_path / "run")
     assert record.curve[-1]["loss"] < record.curve[0]["loss"]
+
+
+def test_a_recorded_step_follows_what_changes_during_the_run(
+    tiny_settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Weight decay that ends during the run ends in a recorded step, too."""
+    budget = {"tokens": 24 * 4 * 32}
+    decay = {"weight_decay": 20.0, "log_every": 1, "device": "cuda", "compile": "off"}
+
+    def losses(name: str, **more: object) -> torch.Tensor:
+        record = train(tiny_settings(train={**decay, **more}, budget=budget), tmp_path / name)
+        return torch.tensor([point["loss"] for point in record.curve])
+
+    plain = losses("plain", cuda_graphs="off", weight_decay_until=0.4)
+    recorded = losses("recorded", cuda_graphs="on", weight_decay_until=0.4)
+    decayed = losses("decayed", cuda_graphs="on")
+    assert (recorded - plain).abs().max() < 0.2 * (decayed - plain).abs().max()

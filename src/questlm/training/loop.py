@@ -110,7 +110,7 @@ class Trainer:
 
     def _moment(self, done: float) -> Moment:
         lr = learning_rate(self.run.config.train, done)
-        return Moment(self.state.model, self.state.optimizer, done, lr)
+        return Moment(self.state.model, self.state.optimizer, done, lr, self.step.record_again)
 
     def _validate_and_save(self) -> None:
         train = self.run.config.train

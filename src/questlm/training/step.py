@@ -105,10 +105,15 @@ class TrainStep:
         self.model, self.module, self.optimizer = model, module, optimizer
         self.train, self.device, self.engine, self.records = train, device, engine, record
         self._adding = [recipe for recipe in recipes if recipe.adds_loss]
-        self._plain_steps = _PLAIN_STEPS if record else -1
+        self._plain_steps = -1
         self._recorded: _Recorded | None = None
         if record:
             optimizer.prepare_recording(device)
+            self.record_again()
+
+    def record_again(self) -> None:
+        """Drop the recorded step, if there is one, because the next steps compute something else."""
+        self._recorded, self._plain_steps = None, _PLAIN_STEPS if self.records else -1
 
     def __call__(self, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """Take a step on inputs and targets, (sequences, tokens) int64 each, at learning rate `lr`.

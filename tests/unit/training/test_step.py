@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -106,3 +107,40 @@ def test_a_step_with_a_teacher_is_not_recorded(tiny_settings: Settings) -> None:
     recipes, optimizer = active_recipes(config.train, model), make_optimizer(model, config.train)
     with pytest.raises(ConfigError, match="a teacher computes beside the model"):
         should_record(config.train, model, optimizer, recipes, "none", torch.device("cuda"))
+
+
+class _Recording:
+    """Stands for a CUDA graph: it was recorded from a step, and its replays are counted."""
+
+    made: ClassVar[list[_Recording]] = []
+
+    def __init__(self, step: Any, inputs: torch.Tensor, targets: torch.Tensor, device: torch.device) -> None:
+        self.step, self.replays = step, 0
+        self.made.append(self)
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> Any:
+        self.replays += 1
+        return self.step(inputs, targets)
+
+
+def test_a_step_that_changes_is_recorded_again(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("questlm.training.step._Recorded", _Recording)
+    monkeypatch.setattr(_Recording, "made", [])
+    config = _settings(tiny_settings, None)
+    model = build_model(config)
+    optimizer = make_optimizer(model, config.train)
+    step = TrainStep(model, model, optimizer, config.train, CPU, record=True)
+    batch = torch.randint(64, (2, 8, 32))
+    for index in range(12):
+        if index == 6:
+            step.record_again()
+        step(batch[0], batch[1], 1e-3)
+    assert [each.replays for each in _Recording.made] == [3, 3]  # three plain steps before each
+
+
+def test_a_step_that_is_not_recorded_stays_so(tiny_settings: Settings) -> None:
+    _, step = _step(_settings(tiny_settings, None))
+    step.record_again()
+    batch = torch.randint(64, (2, 8, 32))
+    for _ in range(5):
+        step(batch[0], batch[1], 1e-3)  # a recording on a CPU would fail

@@ -60,12 +60,15 @@ class Moment:
     Attributes:
         done: share of the budget that is spent, 0 to 1.
         lr: learning rate of the schedule for the next step, or of the one just made.
+        record_again: to be called by a recipe that changed what the next step computes, from Python. A step that was
+            recorded as a CUDA graph would go on as before; this one is dropped, and a new one is recorded.
     """
 
     model: nn.Module
     optimizer: Optimizers
     done: float
     lr: float
+    record_again: Callable[[], None] = lambda: None
 
 
 class Recipe:
@@ -73,7 +76,8 @@ class Recipe:
 
     Attributes:
         not_recordable: why a step cannot be recorded as a CUDA graph with this recipe, or None where it can. Only the
-            passes and the optimizer are recorded, so what `after_step` does never stands in the way.
+            passes and the optimizer are recorded, so what `after_step` does never stands in the way. Nor does a change
+            at a few moments of the training, if it calls `Moment.record_again`.
         adds_loss: whether `loss` is to be called. The logits are then computed for it, and the loss is not compiled.
     """
 

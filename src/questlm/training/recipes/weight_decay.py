@@ -19,8 +19,6 @@ class WeightDecay(Recipe):
     BitNet b1.58 2B4T (arXiv 2504.12285).
     """
 
-    not_recordable = "weight decay ends during the run, and a recorded step would keep it"
-
     def __init__(self, until: float) -> None:
         self.until = until
 
@@ -32,6 +30,10 @@ class WeightDecay(Recipe):
     def before_step(self, moment: Moment) -> None:
         """End the decay of the matrices once its time has passed."""
         if moment.done >= self.until:
-            for group in moment.optimizer.groups:
-                if group["name"] == "matrices":
-                    group["weight_decay"] = 0.0
+            decayed = [
+                group for group in moment.optimizer.groups if group["name"] == "matrices" and group["weight_decay"]
+            ]
+            for group in decayed:
+                group["weight_decay"] = 0.0
+            if decayed:
+                moment.record_again()

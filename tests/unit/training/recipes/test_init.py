@@ -101,10 +101,17 @@ def test_weight_decay_ends_for_weights_and_not_for_what_quantisers_learn(name: s
     def decays() -> dict[str, float]:
         return {group["name"]: group["weight_decay"] for group in optimizer.groups}
 
-    recipe.before_step(moment(model, optimizer, 0.59))
+    recorded: list[float] = []
+
+    def come(done: float) -> None:
+        recipe.before_step(Moment(model, optimizer, done, lr=0.01, record_again=lambda: recorded.append(done)))
+
+    come(0.59)
     assert decays() == {"matrices": 0.2, "quantizers": 0.3}
-    recipe.before_step(moment(model, optimizer, 0.6))
+    come(0.6)
+    come(0.7)
     assert decays() == {"matrices": 0.0, "quantizers": 0.3}
+    assert recorded == [0.6]
 
 
 def test_cage_pulls_after_a_step_by_the_learning_rate_times_its_strength() -> None:

@@ -15,8 +15,8 @@ from tables import markdown, read_losses, replace_part  # noqa: E402
 
 WIDTHS = ("bf16", "w4a4", "w2a2", "w1a1")
 BASELINE = "muon-b32-lr1.2-cosine"
-TUNED = "head-x4-linear50"
-"""The change on top of which those named `tuned-` are made."""
+BASES = {"tuned-": "head-x4-linear50", "e16-": "tuned-embedding-19.2"}
+"""Beginning of a name -> the change on top of which changes so named are made. Others are changes of the baseline."""
 
 Losses = dict[str, dict[str, float]]
 """Change -> width -> mean loss over seeds, in nats a token."""
@@ -65,7 +65,8 @@ def changes(losses: Losses) -> str:
     """Every change that has a run: loss at each width, and the difference from what it changes."""
     rows = []
     for change, own in losses.items():
-        without = losses.get(TUNED, {}) if change.startswith("tuned-") else losses["none"] if change != "none" else {}
+        base = next((base for start, base in BASES.items() if change.startswith(start)), "none")
+        without = losses.get(base, {}) if change != base else {}
         cells = [_cell(own.get(width), without.get(width)) for width in WIDTHS]
         rows.append([change, *cells])
     return "\n" + markdown(("change", *(width.upper() for width in WIDTHS)), rows)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questlm import ops
-from questlm.artifact.format import WeightFormat, matrix_tensor_specs, norm_names
-from questlm.artifact.shapes import matrix_shapes
+from questlm.artifact.format import WeightFormat, matrix_tensor_specs
+from questlm.artifact.shapes import matrix_shapes, norm_widths
 from questlm.config import ModelConfig, QuantSpec
 from questlm.inference.linear import PackedEmbedding, packed_layer
 from questlm.models import Llama
@@ -35,13 +35,13 @@ def packed_llama(config: ModelConfig, spec: QuantSpec, device: torch.device) -> 
     prepack = partial(ops.prepack, device=device, dtype=torch.bfloat16, stay_packed=True)
     with torch.device("meta"):
         model = Llama(config)
-    for name in norm_names(config):
-        model.get_submodule(name).weight = nn.Parameter(torch.ones(config.hidden, device=device), requires_grad=False)
+    for name, width in norm_widths(config).items():
+        model.get_submodule(name).weight = nn.Parameter(torch.ones(width, device=device), requires_grad=False)
     for name, shape in shapes.items():
         each = formats.get(name, rows)
         tensors = {kind: _random(kind, each, s.shape, device) for kind, s in matrix_tensor_specs(shape, each).items()}
         if name == "embed":
-            model.embed = PackedEmbedding(tensors)  # type: ignore[assignment]
+            model.embed = PackedEmbedding(tensors, each, config.hidden)  # type: ignore[assignment]
         else:
             model.set_submodule(name, packed_layer(tensors, shape[1], each, prepack))
     return model.to(device).eval()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import questlm
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec
@@ -34,6 +35,13 @@ def test_a_random_artifact_of_every_packed_side_generates(benchmark: Any, tmp_pa
     options = GenerationOptions(max_new_tokens=3, temperature=0, stop_at_end=False)
     for name in read:
         assert len(questlm.load(tmp_path / name).generate_ids([1, 2], options)) == 3
+
+
+def test_a_random_packed_llama_computes(benchmark: Any) -> None:
+    with torch.inference_mode():
+        model = benchmark("gpu_models").packed_llama(MODEL, QuantSpec(weight_bits=2, act_bits=2), torch.device("cpu"))
+        logits = model(torch.tensor([[1, 2, 3]]))
+    assert logits.shape == (1, 3, 300) and torch.isfinite(logits).all()
 
 
 def test_random_ternary_blocks_hold_no_fourth_level(benchmark: Any) -> None:

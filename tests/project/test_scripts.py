@@ -1,0 +1,18 @@
+"""Every script outside the package can be imported: what it takes from `questlm` is still there."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path for folder in ("benchmarks", "scripts", "studies") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_script_finds_what_it_imports(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which some set where there is no GPU
+    runpy.run_path(str(script), run_name="imported")

@@ -1,8 +1,9 @@
-"""Compile every kernel for GPUs that are not there, each named as BACKEND:ARCH:WARP:CODE_DTYPE.
+"""Compile every kernel for GPUs that are not there, each named as BACKEND:ARCH:WARP:KIB:CODE_DTYPE.
 
-    python compile_kernels.py cuda:90:32:float8 hip:gfx942:64:uint8
+    python compile_kernels.py cuda:90:32:227:float8 hip:gfx942:64:64:uint8
 
-Prints the names of the kernels by GPU. `test_launch` runs it in a process of its own, because Triton's interpreter is
+KIB is the shared memory that a program may have. Prints the bytes that each kernel takes, by GPU.
+`test_launch` runs it in a process of its own, because Triton's interpreter is
 on in that of the tests.
 """
 
@@ -14,14 +15,13 @@ import warnings
 
 import pytest
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from questlm.grid import Grid
+from questlm.ops.triton import launch
 from questlm.ops.triton import packed_linear as packed
 from questlm.ops.triton.int8_matmul import int8_matmul
-from questlm.ops.triton.launch import compile_ahead
 from questlm.ops.triton.many import masked_hadamard_many, quantize_many
 from questlm.ops.triton.masked_hadamard import masked_hadamard
 from questlm.ops.triton.momentum import decayed_step, nesterov
@@ -35,9 +35,12 @@ from questlm.ops.triton.tiles import Launch, tiles_of
 class AbsentGpu:
     """As much of Triton's driver as compiling asks for."""
 
-    def __init__(self, index: int, target: GPUTarget) -> None:
+    def __init__(self, index: int, target: GPUTarget, shared: int) -> None:
         self.index = index  # by which Triton keeps apart what it has compiled
-        self.target = target
+        self.target, self.shared, self.utils = target, shared, self
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self.shared}
 
     def get_current_device(self) -> int:
         return self.index
@@ -85,6 +88,8 @@ def start_packed() -> None:
     many = packed.encode(x.repeat(8, 1), packed.Encoding(k, act, 128, 4), torch.bfloat16)
     packed.multiply(packed.lay_out_matrix(rows, Grid(16, 0.3), act, k, cpu), many, torch.bfloat16)
     packed.multiply_values(packed.Rows8(torch.zeros(32, k, dtype=torch.int8), torch.ones(32)), x, torch.bfloat16)
+    plain = packed.lay_out_matrix({**one_bit, "codes": one_bit["codes"].repeat(1, 4)}, Grid(2, 0.8), None, 4 * k, cpu)
+    packed.multiply_values(plain, torch.zeros(64, 4 * k), torch.float32)  # the most shared memory
     cache, table = torch.zeros(2 * 64, 1, 128, dtype=torch.bfloat16), torch.zeros(64, 64)
     packed.attend(torch.zeros(2, 768, dtype=torch.bfloat16), cache, cache, torch.zeros(2, dtype=torch.int64),
                   table, table, 4, 1, 2)  # fmt: skip
@@ -96,17 +101,16 @@ def start_all(code_dtype: str) -> None:
     start_packed()
 
 
-def compiled_for(index: int, gpu: str, small: bool) -> list[str]:
-    """Names of the kernels that are compiled for a GPU: with tiles of the sizes in use, or with smaller ones."""
-    backend, arch, warp, code_dtype = gpu.split(":")
-    driver.set_active(AbsentGpu(index, GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))))
-    names: set[str] = set()
-    triton.knobs.runtime.jit_post_compile_hook = lambda **event: names.add(event["fn"].name)
+def compiled_for(index: int, gpu: str, small: bool) -> dict[str, int]:
+    """Bytes of shared memory of each kernel, compiled for a GPU with tiles of the sizes in use, or smaller ones."""
+    backend, arch, warp, kib, code_dtype = gpu.split(":")
+    target = GPUTarget(backend, int(arch) if arch.isdecimal() else arch, int(warp))
+    driver.set_active(AbsentGpu(index, target, 1024 * int(kib)))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_most_stages", {})
         if small:  # the same instructions, in loops that are unrolled less often
             patch.setattr(Launch, "tiles", lambda self, k, block_size: tiles_of(k, block_size, 2048))
-        compile_ahead(lambda: start_all(code_dtype))
-    return sorted(names)
+        return launch.compile_ahead(lambda: start_all(code_dtype))
 
 
 if __name__ == "__main__":

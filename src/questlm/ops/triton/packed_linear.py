@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 _TILE_ENTRIES = 2**24
+_STAGED_BYTES = 72 * 1024  # of tiles that a pipeline keeps in shared memory, of which any GPU from Ampere on has 99 KiB
 _MANY_ROWS, _LONG_ROW = 4096, 4096  # from which on a matrix keeps all of a GPU busy, or four warps on a row
 
 
@@ -226,17 +228,25 @@ def multiply_values(
 ) -> Tensor:
     """y (tokens, out) of `dtype` from inputs that are not rounded, x (tokens, K) bfloat16 or float32."""
     tokens, out = len(x), len(w.step)
-    launch = launch or Tensors(32, 128, 4, 4, False)
     data, bits, zero = (w.bytes, 8, 0.0) if isinstance(w, Rows8) else (w.words.low, w.bits, w.twice_zero / 2)
     data = data.view(torch.uint8)
     y = x.new_empty((tokens, out), dtype=dtype)
     block = max(16, 1 << (tokens - 1).bit_length()) if tokens <= 64 else 64
+    launch = launch or _launch_of_values(8 // bits * block * x.element_size())
     start_kernel(
         dot_values, (-(-out // launch.columns), -(-tokens // block)), data, x, w.step, w.step, y, tokens, out,
         x.shape[1], x.stride(0), bits, data.shape[1], zero, block, launch.columns, launch.depth, False, overlaps,
         num_warps=launch.num_warps, num_stages=launch.num_stages, **_overlap(overlaps), **FUSED,
     )  # fmt: skip
     return y
+
+
+def _launch_of_values(input_bytes: int) -> Tensors:
+    """The deepest tile and pipeline for which shared memory has room, of `input_bytes` an entry of the tile's depth."""
+    for depth, stages in itertools.product((128, 64, 32), (4, 3)):
+        if (stages - 1) * depth * (input_bytes + 32) <= _STAGED_BYTES:
+            return Tensors(32, depth, 4, stages, False)
+    return Tensors(32, 32, 4, 2, False)
 
 
 def _overlap(overlaps: bool) -> dict[str, bool]:

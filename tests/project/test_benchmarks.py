@@ -179,3 +179,17 @@ def test_settings_of_scaling_out_are_read_as_they_are_written(benchmark: Any) ->
             parse(text)
     for text in benchmark("bench_scale_out").SETTINGS:
         assert str(parse(text)) == text
+
+
+def test_the_page_on_several_gpus_holds_the_table_on_paper(benchmark: Any) -> None:
+    page = (BENCHMARKS.parent / "docs" / "howto" / "several-gpus.md").read_text(encoding="utf-8")
+    assert benchmark("scale_sizing").table([2, 4, 8, 64], [8, 1]) in page, "run python benchmarks/scale_sizing.py"
+
+
+def test_on_paper_slower_links_cost_time_and_sharding_saves_it(benchmark: Any) -> None:
+    sizing = benchmark("scale_sizing")
+    work = sizing.works()[0]
+    fast, slow = (sizing.step_seconds(work, 64, "replicas", bandwidth) for bandwidth in (360e9, 10e9))
+    assert work.seconds < fast < slow
+    assert slow > sizing.exchanged_bytes(work.model, work.quant, "replicas", 64, sizing._FAST).sent(64) / 10e9
+    assert sizing.step_seconds(work, 4, "fsdp", 355e9) < sizing.step_seconds(work, 4, "replicas", 355e9)

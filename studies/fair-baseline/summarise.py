@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from questlm.plotting import LIGHT, picture
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from tables import markdown, replace_part  # noqa: E402
@@ -92,38 +94,32 @@ def _loss(loss: float | None) -> str:
 
 def draw(losses: Losses) -> None:
     """Loss over the rate, a panel for each width, a line for each optimizer, batch and decay."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    colors = {16: "#d35400", 32: "#2980b9", 64: "#2c3e50"}
-    figure, axes = pyplot.subplots(1, len(WIDTHS), figsize=(14, 4), layout="constrained")
-    for axis, width in zip(axes, WIDTHS, strict=True):
-        for optimizer, batch, decay in sorted({(each[0], each[1], each[3]) for each in losses[width]}):
-            points = sorted(
-                (each.rate, loss)
-                for each, loss in losses[width].items()
-                if (each.optimizer, each.batch, each.decay) == (optimizer, batch, decay)
-            )
-            axis.plot(
-                *zip(*points, strict=True),
-                "o" if optimizer == "muon" else "s",
-                linestyle="-" if decay == "cosine" else "--",
-                color=colors[batch],
-                markerfacecolor=colors[batch] if optimizer == "muon" else "white",
-                label=f"{optimizer}, {batch}, {decay}",
-            )
-        axis.set_xscale("log")
-        axis.set_xticks([0.6e-3, 1.2e-3, 2.4e-3, 4.8e-3], ["0.6", "1.2", "2.4", "4.8"])
-        axis.minorticks_off()
-        axis.set_xlim(0.5e-3, 5.8e-3)
-        axis.set_title(width.upper())
-        axis.set_xlabel("peak rate, thousandths")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("validation loss, nats a token")
-    axes[-1].legend(fontsize=7)
-    figure.savefig(HERE / "surface.png", dpi=110)
+    colors = {16: LIGHT["bits-1"], 32: LIGHT["bits-4"], 64: LIGHT["ink"]}
+    with picture(HERE / "surface.png", 14, 4) as figure:
+        axes = figure.subplots(1, len(WIDTHS))
+        for axis, width in zip(axes, WIDTHS, strict=True):
+            for optimizer, batch, decay in sorted({(each[0], each[1], each[3]) for each in losses[width]}):
+                points = sorted(
+                    (each.rate, loss)
+                    for each, loss in losses[width].items()
+                    if (each.optimizer, each.batch, each.decay) == (optimizer, batch, decay)
+                )
+                axis.plot(
+                    *zip(*points, strict=True),
+                    "o" if optimizer == "muon" else "s",
+                    linestyle="-" if decay == "cosine" else "--",
+                    color=colors[batch],
+                    markerfacecolor=colors[batch] if optimizer == "muon" else "white",
+                    label=f"{optimizer}, {batch}, {decay}",
+                )
+            axis.set_xscale("log")
+            axis.set_xticks([0.6e-3, 1.2e-3, 2.4e-3, 4.8e-3], ["0.6", "1.2", "2.4", "4.8"])
+            axis.minorticks_off()
+            axis.set_xlim(0.5e-3, 5.8e-3)
+            axis.set_title(width.upper())
+            axis.set_xlabel("peak rate, thousandths")
+        axes[0].set_ylabel("validation loss, nats a token")
+        axes[-1].legend(fontsize=7)
 
 
 if __name__ == "__main__":

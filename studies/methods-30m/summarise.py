@@ -17,6 +17,8 @@ from statistics import fmean, variance
 
 from scipy.special import stdtrit
 
+from questlm.plotting import LIGHT, picture
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from tables import read_losses, replace_part  # noqa: E402
@@ -130,24 +132,19 @@ def losses_by_bits(losses: dict[str, dict[int, float]]) -> str:
 
 def draw(groups: dict[str, list[Row]], dense: float) -> None:
     """Excess over BF16 of every method and seed, a panel a width."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = [title for title in ("W4A4", "W3A3", "W2A2", "W1A1") if groups[title]]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(13, 3.6), layout="constrained")
-    for axis, title in zip(axes, shown, strict=True):
-        group = groups[title][::-1]
-        for place, row in enumerate(group):
-            name = row.name.rsplit("-w", 1)[0]
-            excess = [loss - dense for loss in row.losses.values()]
-            axis.plot(excess, [place] * len(excess), "o", color="#c0392b" if name == "quest" else "#34495e", ms=5)
-        axis.set_yticks(range(len(group)), [row.name.rsplit("-w", 1)[0] for row in group])
-        axis.set_title(title)
-        axis.set_xlabel("nats a token over BF16")
-        axis.grid(axis="x", alpha=0.3)
-    figure.savefig(HERE / "losses.png", dpi=110)
+    with picture(HERE / "losses.png", 13, 3.6) as figure:
+        axes = figure.subplots(1, len(shown))
+        for axis, title in zip(axes, shown, strict=True):
+            group = groups[title][::-1]
+            for place, row in enumerate(group):
+                name = row.name.rsplit("-w", 1)[0]
+                excess = [loss - dense for loss in row.losses.values()]
+                axis.plot(excess, [place] * len(excess), "o", color=LIGHT["bits-1" if name == "quest" else "ink"], ms=5)
+            axis.set_yticks(range(len(group)), [row.name.rsplit("-w", 1)[0] for row in group])
+            axis.set_title(title)
+            axis.set_xlabel("nats a token over BF16")
+            axis.grid(visible=False, axis="y")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 from questlm.config import RunConfig
 from questlm.files import atomic_write
 from questlm.json_files import canonical_json
+from questlm.plotting import LIGHT, picture
 
 TOKENS = 300_000
 MODEL = {"layers": 3, "hidden": 128, "heads": 1}
@@ -189,29 +190,22 @@ def _write_table(path: Path, result: dict[str, Any]) -> None:
 
 
 def _draw(path: Path, result: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     groups = _groups(result["losses"])
     reference = groups.pop("reference", [("", float("nan"), 0.0, 0)])[0][1]
     heights = [len(rows) for rows in groups.values()]
-    figure, axes = pyplot.subplots(
-        len(groups), 1, figsize=(7, 0.24 * sum(heights) + 2.2), sharex=True, height_ratios=heights, layout="constrained"
-    )
-    for axis, (group, rows) in zip(axes, groups.items(), strict=True):
-        for height, (name, mean, _, _) in enumerate(rows):
-            seeds = list(result["losses"][f"{group}/{name}"].values())
-            axis.plot(seeds, [height] * len(seeds), "o", color="#0072b2", alpha=0.5, markersize=4)
-            axis.plot([mean], [height], "|", color="black", markersize=10)
-        axis.axvline(reference, color="#d55e00", linewidth=1)
-        axis.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
-        axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_title(group, loc="left", fontsize=9)
-        axis.grid(axis="x", alpha=0.3)
-    axes[-1].set_xlabel("validation loss, nats per token (dots: seeds; bar: mean; line: float32)")
-    figure.savefig(path, dpi=150)
+    with picture(path, 7, 0.24 * sum(heights) + 2.2) as figure:
+        axes = figure.subplots(len(groups), 1, sharex=True, height_ratios=heights)
+        for axis, (group, rows) in zip(axes, groups.items(), strict=True):
+            for height, (name, mean, _, _) in enumerate(rows):
+                seeds = list(result["losses"][f"{group}/{name}"].values())
+                axis.plot(seeds, [height] * len(seeds), "o", color=LIGHT["bits-4"], alpha=0.5, markersize=4)
+                axis.plot([mean], [height], "|", color=LIGHT["ink"], markersize=10)
+            axis.axvline(reference, color=LIGHT["bits-1"], linewidth=1)
+            axis.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+            axis.set_title(group)
+            axis.grid(visible=False, axis="y")
+        axes[-1].set_xlabel("validation loss, nats per token (dots: seeds; bar: mean; line: float32)")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
 
 
 @pytest.mark.parametrize(
-    ("study", "runs"), [("methods-30m", 61), ("fair-baseline", 112), ("demo-recipe", 40), ("better-recipe", 123)]
+    ("study", "runs"), [("methods-30m", 61), ("fair-baseline", 112), ("demo-recipe", 40), ("better-recipe", 128)]
 )
 @pytest.mark.usefixtures("forget_plugins")
 def test_every_run_of_a_study_can_be_made(study: str, runs: int) -> None:

@@ -13,7 +13,6 @@ import argparse
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,19 +61,12 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     seq_len = artifact.config.training["seq_len"]
     tasks = [local_task(name, options.tasks_dir / file, scratch / "cache") for name, file in FILES.items()]
 
-    seconds = {}
-    start = time.perf_counter()
     ours = evaluate_tasks(packed, list(FILES), options.tasks_dir, limit=options.limit, device="cpu")
-    seconds["our scorer, packed model"] = round(time.perf_counter() - start, 1)
-    start = time.perf_counter()
     through = harness_results(packed, tasks, options.limit, device="cpu")
-    seconds["harness through our class, packed model"] = round(time.perf_counter() - start, 1)
-    start = time.perf_counter()
     settings = {"pretrained": str(exported), "dtype": "float32", "max_length": seq_len}
     found = lm_eval.simple_evaluate(
         "hf", settings, tasks=tasks, limit=options.limit, device="cpu", batch_size=8, bootstrap_iters=0
     )
-    seconds["harness's own class, exported model"] = round(time.perf_counter() - start, 1)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/compare_lm_eval.py", *map(shown, sys.argv[1:])]),
@@ -85,7 +77,6 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             "parameters": artifact.config.model.block_parameters,
             "trained on tokens": artifact.config.training["tokens"],
         },
-        "seconds": seconds,
         "tasks": {
             name: {
                 "items": len(result.nats),

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLORS", "DARK", "LIGHT", "check_picture", "decade_ticks", "linear_ticks", "log_axis", "picture",
-    "require_matplotlib", "style",
+    "COLORS", "DARK", "LIGHT", "check_picture", "decade_ticks", "drawing", "linear_ticks", "log_axis",
+    "require_matplotlib", "save_figure", "style",
 ]  # fmt: skip
 
 _FILE_TYPES = (".png", ".svg", ".pdf")
@@ -150,14 +150,25 @@ def style() -> Any:
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure (inches) to draw on, written to `path` afterwards, as the file type that its name ends in."""
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """A figure (inches) to draw on, complete in our style when the block ends: it looks the same wherever it is shown.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require_matplotlib("drawing a picture")
     from matplotlib.figure import Figure
 
     with style():
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        content = io.BytesIO()
+        figure.draw_without_rendering()  # matplotlib makes ticks when they are first drawn
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to `path`, atomically, as the file type that its name ends in."""
+    content = io.BytesIO()
+    with style():
         figure.savefig(content, format=path.suffix[1:].lower(), dpi=_DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, content.getvalue())

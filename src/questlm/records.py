@@ -13,12 +13,15 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, FailFast, Field, PlainValidator, TypeAdapter
 
-from questlm.errors import CheckpointError
+from questlm.errors import CheckpointError, MissingDependencyError
 from questlm.json_files import read_json, validated, write_json
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = [
     "PROGRESS_NAME",
@@ -134,6 +137,22 @@ class RunRecord:
     def save(self, run: Path) -> None:
         """Write `record.json` into the run folder, atomically."""
         write_json(run / RECORD_NAME, asdict(self))
+
+    def to_pandas(self) -> DataFrame:
+        """The curve and the validations as a table: a row a step, with the columns step, tokens, loss, lr, grad_norm
+        and validation_loss; what was not measured at a step is NaN.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingDependencyError("pandas", "pandas", "a table of a run") from None
+        curve = pandas.DataFrame(self.curve, columns=["step", "tokens", "loss", "lr", "grad_norm"])
+        validations = pandas.DataFrame(self.validations, columns=["step", "tokens", "loss"])
+        validations = validations.rename(columns={"loss": "validation_loss"})
+        return curve.merge(validations, on=["step", "tokens"], how="outer").sort_values("step", ignore_index=True)
 
     def is_poorer_than(self, other: RunRecord) -> bool:
         """Whether `other`, of the same run, has the final metrics and this has not, or else has come further."""

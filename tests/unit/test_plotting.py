@@ -9,7 +9,7 @@ import pytest
 
 from questlm import plotting
 from questlm.errors import ConfigError, MissingDependencyError
-from questlm.plotting import DARK, LIGHT, check_picture, decade_ticks, picture, require_matplotlib, style
+from questlm.plotting import DARK, LIGHT, check_picture, decade_ticks, drawing, require_matplotlib, save_figure, style
 
 THEMES = {"light": LIGHT, "dark": DARK}
 
@@ -65,8 +65,10 @@ def test_a_name_with_dollar_signs_is_no_formula_and_the_users_settings_mean_noth
     import matplotlib as mpl
 
     users = mpl.rc_context({"axes.facecolor": "#123456", "svg.fonttype": "path"})
-    with users, picture(tmp_path / "a.svg", 3, 2) as figure:
-        figure.subplots().set_title("a$x_{$b")
+    with users:
+        with drawing(3, 2) as figure:
+            figure.subplots().set_title("a$x_{$b")
+        save_figure(figure, tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
     assert "a$x_{$b" in text and "#123456" not in text
 

@@ -166,3 +166,15 @@ def test_progress_that_no_run_writes_is_refused(content: str, tmp_path: Path) ->
     (tmp_path / PROGRESS_NAME).write_text(content)
     with pytest.raises(CheckpointError, match=r"progress\.json"):
         RunProgress.load(tmp_path)
+
+
+def test_a_record_becomes_a_table_of_a_row_a_step(record: RunRecord) -> None:
+    pytest.importorskip("pandas")
+    curve = [{"step": s, "tokens": 10 * s, "loss": 5.0 - s, "lr": 0.1, "grad_norm": 1.0} for s in (2, 4)]
+    validations = [{"step": 3, "tokens": 30, "loss": 2.5}, {"step": 4, "tokens": 40, "loss": 2.0}]
+    table = replace(record, curve=curve, validations=validations).to_pandas()
+    assert table["step"].tolist() == [2, 3, 4]
+    assert table["validation_loss"].tolist()[1:] == [2.5, 2.0]
+    assert table["loss"].isna().tolist() == [False, True, False]
+    columns = ["step", "tokens", "loss", "lr", "grad_norm", "validation_loss"]
+    assert list(replace(record, curve=[]).to_pandas().columns) == columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -111,6 +112,17 @@ class QuantSpec(Section):
                     f"as in {{mlp.down: 8}} or {{mlp.down: {{act_bits: 8}}}}, with a space after each colon"
                 )
         return values
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Method and bits, and what differs from the defaults."""
+        always = ("method", "weight_bits", "act_bits")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in always or value != field.default:
+                yield name, value
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # overrides are a dictionary, which has no hash

@@ -15,6 +15,7 @@ from questlm.artifact.format import ArtifactConfig
 from questlm.artifact.read import Artifact, open_artifact
 from questlm.config import GenerationOptions, ModelConfig
 from questlm.errors import ConfigError, quoted
+from questlm.humanize import bytes_text
 from questlm.inference.batch import RunningBatch
 from questlm.inference.build import build_model, resident_bytes
 from questlm.inference.cuda_graph import RecordedLogits
@@ -122,6 +123,15 @@ class PackedModel:
         self._decoding = _decoding_step(self._model, device, dtype)
         self.weight_bytes = resident_bytes(self._model)
         release_freed_memory()  # of the tensors that were read and laid out, up to half as much again as the weights
+
+    def __repr__(self) -> str:
+        shape = self.config
+        size = f"{shape.layers} layers of width {shape.hidden}, vocabulary {shape.vocab_size:,}"
+        formats = dict(self.artifact.weight_formats())
+        levels = sorted({each.weight.grid.levels for each in formats.values() if not isinstance(each.weight, str)})
+        codes = f"codes of {' and '.join(map(str, levels))} levels" if levels else "no codes"
+        memory = f"{bytes_text(self.weight_bytes)} in memory, {bytes_text(self.bytes)} of files"
+        return f"PackedModel({size}, {codes}, {memory}, {self.device}, {self.dtype})"
 
     @torch.inference_mode()
     def logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:

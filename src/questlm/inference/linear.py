@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from questlm import ops
 from questlm.artifact.format import WeightFormat
 from questlm.artifact.matrices import packed_matrix, packed_narrow, weight_operand
+from questlm.humanize import bytes_text
 from questlm.ops import PackedFormat, PackedWeight
 from questlm.ops.reference.storage import from_int8_rows
 
@@ -40,6 +41,14 @@ class PackedLinear(nn.Module):
     def native_linear(self) -> NativeLinear | str:
         """This layer for the native forward pass, or the reason why it cannot be in it."""
         return self.weight.native_linear()
+
+    def extra_repr(self) -> str:
+        """Shape, levels of weights and inputs, implementation and memory, for `repr`."""
+        weight, stored = self.weight, self.weight.format
+        factors = {"weights": stored.weight, "inputs": stored.act}
+        levels = [f"{grid.levels}-level {name}" if grid else f"float {name}" for name, grid in factors.items()]
+        shape = f"in_features={stored.in_features}, out_features={weight.out_features}"
+        return f"{shape}, {', '.join(levels)}, {type(weight).__name__}, {bytes_text(weight.nbytes)}"
 
 
 class PackedBranches(nn.Module):
@@ -119,6 +128,11 @@ class PackedEmbedding(nn.Module):
             values = ops.operand_values(weight_operand(flat, self.weight_format, self.width))
             return values.reshape(*ids.shape, self.width)
         return rows["weight"].to(torch.float32)
+
+    def extra_repr(self) -> str:
+        """Shape and format, for `repr`."""
+        entries = next(iter(self.buffers())).shape[0]
+        return f"{entries}, {self.width}, {', '.join(f'{k} {t.dtype}' for k, t in self.named_buffers())}"
 
     def native_embedding(self) -> dict[str, Tensor] | str:
         """The tensors that the native forward pass looks rows up in, or the reason why it cannot."""

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from questlm.humanize import count_text
-from questlm.plotting import LIGHT, check_picture, linear_ticks, log_axis, picture
+from questlm.plotting import LIGHT, check_picture, drawing, linear_ticks, log_axis, save_figure
 from questlm.scaling.group_styles import GroupStyle, group_styles, marker_style
 from questlm.scaling.result import LawFit, Residual
 from questlm.scaling.runs import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["draw_curve", "draw_fit", "draw_residuals"]
+__all__ = ["draw_curve", "draw_fit", "draw_residuals", "fit_figure"]
 
 _HIGHEST_EFFICIENCY = 3.0  # intervals end here in the picture
 
@@ -35,12 +36,18 @@ def draw_fit(fit: LawFit, path: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
     """
     check_picture(path)
+    save_figure(fit_figure(fit), path)
+
+
+def fit_figure(fit: LawFit) -> Figure:
+    """A law and the runs that it was fitted to: the curve, what is left over, and the efficiencies."""
     shown = group_styles(fit.groups)
-    with picture(path, 13, max(4.4, 0.34 * len(fit.groups) + 1.6)) as figure:
+    with drawing(13, max(4.4, 0.34 * len(fit.groups) + 1.6)) as figure:
         curve, residuals, bars = figure.subplots(1, 3, width_ratios=[1.25, 1.25, 1])
         draw_curve(curve, fit, fit.residuals, shown)
         draw_residuals(residuals, fit.residuals, shown)
         _draw_efficiencies(bars, fit, shown)
+    return figure
 
 
 def draw_curve(axis: Axes, fit: LawFit, runs: Sequence[Residual], shown: Mapping[str, GroupStyle]) -> None:

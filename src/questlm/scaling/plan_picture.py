@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from questlm.humanize import bytes_text, count_text
-from questlm.plotting import LIGHT, check_picture, log_axis, picture
+from questlm.plotting import LIGHT, check_picture, drawing, log_axis, save_figure
 from questlm.scaling.group_styles import GroupStyle, group_styles, marker_style
 from questlm.scaling.limits import Limits
 from questlm.scaling.plan import Choice, Plan, best_shapes
@@ -24,8 +24,9 @@ from questlm.scaling.runs import bits_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["draw_plan", "frontier", "over_data"]
+__all__ = ["draw_plan", "frontier", "over_data", "plan_figure"]
 
 _RATIOS = np.geomspace(1, 3000, 29)  # tokens a parameter
 _SPAN = np.geomspace(1 / 32, 32, 31)  # of the plan's memory
@@ -50,14 +51,20 @@ def draw_plan(fit: LawFit, limits: Limits, plan: Plan, path: Path) -> None:
         ConfigError: the name ends in none of these.
     """
     check_picture(path)
+    save_figure(plan_figure(fit, limits, plan), path)
+
+
+def plan_figure(fit: LawFit, limits: Limits, plan: Plan) -> Figure:
+    """How a plan moves with data, and with memory."""
     groups = [choice.group for choice in sorted(plan.choices, key=_bits)]
     memory = limits.memory or float(plan.best.bytes)
     shown = group_styles(dict.fromkeys(groups, 1))
-    with picture(path, 11, 4.8) as figure:
+    with drawing(11, 4.8) as figure:
         left, right = figure.subplots(1, 2)
         _draw_over_data(left, fit, replace(limits, memory=memory), groups, shown)
         _draw_frontier(right, fit, limits, groups, shown, memory, plan)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
 
 
 def _bits(choice: Choice) -> tuple[float, float]:

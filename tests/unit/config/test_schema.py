@@ -316,3 +316,12 @@ def test_a_message_is_short_whatever_the_value():
             ModelConfig(**values)
         assert len(str(caught.value)) < 400
         assert str(caught.value).isprintable()
+
+
+def test_the_repr_of_a_spec_says_what_differs_from_the_defaults_and_makes_it_again() -> None:
+    assert repr(QuantSpec()) == "QuantSpec(method='quest', weight_bits=4, act_bits=4)"
+    spec = QuantSpec(method="lsq", weight_bits=2, act_bits=16, overrides={"lm_head": 8})
+    assert str(spec) == repr(spec)
+    assert "overrides={'lm_head': LayerOverride(" in repr(spec) and "block_size" not in repr(spec)
+    ternary = QuantSpec(format="ternary", steps="fp16")
+    assert eval(repr(ternary), {"QuantSpec": QuantSpec}) == ternary

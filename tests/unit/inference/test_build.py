@@ -85,3 +85,19 @@ def test_too_little_memory_for_unpacked_weights_names_the_other_way(folder: Path
 def test_another_way_to_keep_weights_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="weights = 'small'; there are: auto, packed"):
         questlm.load(folder, weights="small")  # type: ignore[arg-type]
+
+
+def test_the_repr_of_a_packed_model_says_what_it_is(folder: Path) -> None:
+    model = questlm.load(folder)
+    assert "PackedModel(2 layers of width 512, vocabulary 1,024, codes of " in repr(model)
+    assert "MB in memory" in repr(model) and "cpu, torch.float32" in repr(model)
+    levels = {2, 16} & {each.weight.grid.levels for _, each in model.artifact.weight_formats() if each.act is not None}
+    text = repr(model._model.layers[0].mlp.up)
+    assert f"in_features=512, out_features=1024, {levels.pop()}-level weights" in text
+    assert "PackedEmbedding(1024, 512, " in repr(model._model.embed)
+
+
+def test_the_repr_of_a_prepared_model_says_how_it_is_quantised() -> None:
+    text = repr(questlm.prepare(Llama(SHAPE).initialize(0), QuantSpec(weight_bits=3, embeddings="int8")))
+    for part in ("quest-w3a4, block_size=128", "(weight_quantizer): MaskedQuantizer(8 levels", "stored as int8"):
+        assert part in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from questlm.progress import progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURES", "draw"]
+__all__ = ["PICTURES", "draw", "figures"]
 
 _DPI = 150
 
@@ -40,14 +40,31 @@ def draw(result: Mapping[str, Any], folder: Path, show_progress: bool = True) ->
     """
     require_matplotlib("drawing diagnostics")
     names = []
-    with style(), progress("drawing", len(PICTURES), show_progress) as update:
+    with style():
+        for name, figure in _drawn(result, show_progress):
+            _save(figure, folder / name)
+            names.append(name)
+    return names
+
+
+def figures(result: Mapping[str, Any], show_progress: bool = True) -> dict[str, Figure]:
+    """Every picture that `result` has the numbers for, as a figure, by the name of its file."""
+    require_matplotlib("drawing diagnostics")
+    found = {}
+    with style():
+        for name, figure in _drawn(result, show_progress):
+            figure.draw_without_rendering()  # in this style, in which matplotlib makes ticks when first drawn
+            found[name] = figure
+    return found
+
+
+def _drawn(result: Mapping[str, Any], show_progress: bool) -> Iterator[tuple[str, Figure]]:
+    with progress("drawing", len(PICTURES), show_progress) as update:
         for number, (name, picture) in enumerate(PICTURES.items(), 1):
             figure = picture(result)
             if figure is not None:
-                _save(figure, folder / name)
-                names.append(name)
+                yield name, figure
             update(number, name)
-    return names
 
 
 def _save(figure: Figure, path: Path) -> None:

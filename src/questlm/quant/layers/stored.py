@@ -79,6 +79,9 @@ class StoredEmbedding(nn.Embedding):
         plain.weight = self.weight
         return plain.train(self.training)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, stored as {self.stored_dtype}"
+
     def forward(self, input: Tensor) -> Tensor:
         refuse_transforms()
         # Rounding goes row by row, so only the rows that were looked up are rounded.
@@ -112,6 +115,9 @@ class StoredLinear(nn.Linear):
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         return plain.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, stored as {self.stored_dtype}"
 
     def forward(self, input: Tensor) -> Tensor:
         refuse_transforms()

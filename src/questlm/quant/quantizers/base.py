@@ -65,6 +65,10 @@ class Quantizer(nn.Module, ABC):
     steps: Steps = "fp32"
     starts_from_data: bool = False
 
+    def extra_repr(self) -> str:
+        """Levels and numbers of the steps, for `repr`."""
+        return "values" if self.grid is None else f"{self.grid.levels} levels, {self.steps} steps"
+
     @abstractmethod
     def operand(self, x: Tensor) -> Operand:
         """Return the codes of the rows x (rows, K), as a factor of `ops.scaled_matmul`; no gradient."""

@@ -1,5 +1,5 @@
-/* The native decoder of entropy-coded symbols: it returns what a plain encoder coded, and reads and writes nothing beside
-   its memory when streams and tables are damaged. scripts/sanitize_kernels.py builds and runs it.
+/* The native entropy coder: it writes what a plain encoder writes, returns what was coded, and reads and writes nothing
+   beside its memory when streams and tables are damaged. scripts/sanitize_kernels.py builds and runs it.
    Arguments: number of cases, seed. */
 
 #include "../src/questlm/ops/cpu/export.h"
@@ -96,6 +96,15 @@ static void run(void)
     }
     uint8_t *stream = malloc((size_t)(4 * lanes + 2 * count));
     int64_t bytes = encode(symbols, tables_of, count, frequencies, levels, lanes, stream);
+    uint8_t *own = malloc((size_t)(4 * lanes + 2 * count));
+    const int64_t own_bytes = questlm_rans_encode(symbols, frequencies, tables, levels, lanes, of_rows, of_columns, rows,
+                                                  columns, own);
+    if (own_bytes != bytes || memcmp(own, stream, (size_t)bytes)) {
+        printf("rows %lld of %lld, levels %lld, lanes %lld: coded otherwise\n", (long long)rows, (long long)columns,
+               (long long)levels, (long long)lanes);
+        exit(1);
+    }
+    free(own);
     if (decode(stream, bytes, frequencies, tables, levels, lanes, of_rows, of_columns, rows, columns, read) ||
         memcmp(symbols, read, (size_t)count)) {
         printf("rows %lld of %lld, levels %lld, lanes %lld: decoded wrong\n", (long long)rows, (long long)columns,

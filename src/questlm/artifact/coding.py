@@ -18,7 +18,9 @@ coder. Sections that would shrink below 1/32 are stored, so that a small file ca
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -108,7 +110,7 @@ def code_section(matrix: Rows) -> bytes:
     lanes = min(_MOST_LANES, 1 << max(0, int(expected * _LANE_SHARE / 2).bit_length() - 1))
     body = [tables.astype("<u2").tobytes()]
     for rows, symbols in matrix.runs():
-        stream = rans.encode(symbols.reshape(-1), tables, model.classes(rows, matrix.shape[1]), lanes)
+        stream = _encode(symbols, tables, model, lanes, rows)
         body += [_LENGTH.pack(len(stream)), stream]
     content = b"".join(body)
     if not len(plain) // MOST_EXPANSION <= len(content) < len(plain):
@@ -185,14 +187,27 @@ def _decoded(
         raise ArtifactError("a coded tensor has bytes behind its codes; it is damaged")
 
 
-def _decode(stream: bytes, tables: NDArray[np.uint16], model: _Model, lanes: int, rows: slice, columns: int) -> Symbols:
-    # They import torch, which planning does without.
-    from questlm.ops.cpu.rans import decode
+def _encode(symbols: Symbols, tables: NDArray[np.uint16], model: _Model, lanes: int, rows: slice) -> bytes:
+    columns = symbols.shape[1]
+    if (native := _native()) is not None:
+        return native.encode(symbols, tables, *model.parts(rows, columns), lanes)
+    return rans.encode(symbols.reshape(-1), tables, model.classes(rows, columns), lanes)
+
+
+def _native() -> ModuleType | None:
+    """The native coder, where it can run and torch is there: planning sizes does without torch, and codes little."""
+    if "torch" not in sys.modules:
+        return None
+    from questlm.ops.cpu import rans as native
     from questlm.ops.dispatch import choose
 
+    return native if choose("entropy_coding") == "cpu" else None
+
+
+def _decode(stream: bytes, tables: NDArray[np.uint16], model: _Model, lanes: int, rows: slice, columns: int) -> Symbols:
     count = rows.stop - rows.start
-    if choose("entropy_decode") == "cpu":
-        return decode(stream, tables, *model.parts(rows, columns), lanes, (count, columns))
+    if (native := _native()) is not None:
+        return native.decode(stream, tables, *model.parts(rows, columns), lanes, (count, columns))
     return rans.decode(stream, tables, model.classes(rows, columns), lanes, count * columns).reshape(count, columns)
 
 

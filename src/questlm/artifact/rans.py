@@ -41,17 +41,19 @@ def table_of_counts(counts: NDArray[np.int64]) -> Table:
     Args:
         counts: of each symbol, at most 2^14 symbols; a table without any symbol gets one of the first alone.
     """
-    tables = np.zeros(counts.shape, np.uint16)
-    for index in np.ndindex(counts.shape[:-1]):
-        own = counts[index].astype(np.int64)
-        if not own.any():
-            own[0] = 1
-        scaled = np.maximum(own * _TOTAL // own.sum(), own > 0)
-        while (excess := int(scaled.sum()) - _TOTAL) != 0:  # what rounding left, from where it costs least
-            largest = int(scaled.argmax())
-            scaled[largest] -= excess if excess < 0 else min(excess, int(scaled[largest]) // 2)
-        tables[index] = scaled
-    return tables
+    own = counts.astype(np.int64).reshape(-1, counts.shape[-1])
+    own[~own.any(axis=1), 0] = 1
+    scaled = np.maximum(own * _TOTAL // own.sum(axis=1, keepdims=True), own > 0)
+    excess = scaled.sum(axis=1) - _TOTAL
+    largest = scaled.argmax(axis=1)
+    short = excess < 0  # what rounding left goes to the largest, where it costs least
+    scaled[short, largest[short]] -= excess[short]
+    for table in np.flatnonzero(excess > 0):
+        row = scaled[table]
+        while (over := int(row.sum()) - _TOTAL) > 0:
+            place = int(row.argmax())
+            row[place] -= min(over, int(row[place]) // 2)
+    return scaled.reshape(counts.shape).astype(np.uint16)
 
 
 def encode(symbols: Symbols, tables: Table, classes: NDArray[np.integer] | None, lanes: int) -> bytes:

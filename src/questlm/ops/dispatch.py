@@ -341,7 +341,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "argmax": (Implementation("cpu", _rows_in_native_code), _REFERENCE),
     "all_finite": (Implementation("cpu", _rows_in_native_code), _REFERENCE),
     # (): symbols of a single file, whose reference is `questlm.artifact.rans`
-    "entropy_decode": (Implementation("cpu", _in_native_code), _REFERENCE),
+    "entropy_coding": (Implementation("cpu", _in_native_code), _REFERENCE),
     # (device, dtype, layers that cannot be in a native forward pass, with the reason): a step of a whole packed model
     "llama_step": (Implementation("native", _llama_in_native_code), Implementation("layer by layer", _anything)),
 }

@@ -52,7 +52,7 @@ def _cases(x: Tensor, dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "momentum": ([x], [x], x.unsqueeze(0)),
         "argmax": (x,),
         "all_finite": (x,),
-        "entropy_decode": (),
+        "entropy_coding": (),
         "llama_step": (x.device, dtype, {}),
         "packed_linear": (packed, PackedFormat(_K, _BLOCK, _GRIDS["4 bits"], _GRIDS["4 bits"]), x.device, dtype, False),
     }

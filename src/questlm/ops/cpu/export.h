@@ -18,6 +18,9 @@ EXPORT int64_t questlm_packed_bytes(int kind, int64_t rows, int64_t k);
 EXPORT int questlm_rans_decode(const uint8_t *stream, int64_t bytes, const uint16_t *frequencies, int64_t tables,
                                int64_t levels, int64_t lanes, const int32_t *row_tables, const int32_t *column_tables,
                                int64_t rows, int64_t columns, uint8_t *symbols);
+EXPORT int64_t questlm_rans_encode(const uint8_t *symbols, const uint16_t *frequencies, int64_t tables, int64_t levels,
+                                   int64_t lanes, const int32_t *row_tables, const int32_t *column_tables, int64_t rows,
+                                   int64_t columns, uint8_t *stream);
 EXPORT void questlm_limit_vector_width(int floats);
 
 #endif

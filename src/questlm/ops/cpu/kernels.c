@@ -43,7 +43,7 @@
 /* Between these the squares of a row are floats, and what is lost below them is too small to change the sum. */
 static const double SMALLEST_MEAN = 1e-30, LARGEST_MEAN = 1e30;
 
-enum { ABI_VERSION = 7, SUMS = 16, SUM_CHUNK = 512 };
+enum { ABI_VERSION = 8, SUMS = 16, SUM_CHUNK = 512 };
 
 typedef struct job job_t;
 typedef void (*rows_fn)(const job_t *job, int64_t begin, int64_t end, float *buffer);

@@ -32,12 +32,13 @@ __all__ = [
     "prepack",
     "quantize",
     "rans_decode",
+    "rans_encode",
     "read",
     "unavailable",
     "use_instruction_set",
 ]
 
-_ABI_VERSION = 7  # as in kernels.c: a library built from other sources must not be called
+_ABI_VERSION = 8  # as in kernels.c: a library built from other sources must not be called
 _REBUILD = "with a C compiler (gcc or clang) on the PATH, run: pip install --force-reinstall --no-deps questlm"
 
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
@@ -58,6 +59,7 @@ _ARGUMENTS = {
     "questlm_rans_decode": [
         ctypes.c_char_p, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER,
     ],
+    "questlm_rans_encode": [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER],
     "questlm_read": [_POINTER, _SIZE, _INT, _POINTER],
     "questlm_instruction_set": [_INT],
     "questlm_supports": [_INT],
@@ -65,6 +67,7 @@ _ARGUMENTS = {
 }  # fmt: skip
 _RESULTS = {
     "questlm_packed_bytes": _SIZE,
+    "questlm_rans_encode": _SIZE,
     "questlm_read": ctypes.c_uint64,
     "questlm_instruction_set": ctypes.c_char_p,
     "questlm_instruction_set_in_use": ctypes.c_char_p,
@@ -316,6 +319,20 @@ def rans_decode(
         stream, len(stream), tables.data_ptr(), *tables.shape, lanes, *pointers, *symbols.shape, symbols.data_ptr()
     )
     return result
+
+
+def rans_encode(
+    symbols: Tensor, tables: Tensor, row_tables: Tensor | None, column_tables: Tensor | None, lanes: int, stream: Tensor
+) -> int:
+    """Code symbols (rows, columns) uint8 into `stream`, (4 lanes + 2 rows columns,) uint8; arguments as above.
+
+    Returns the bytes of the stream, or minus a result of rans.c.
+    """
+    pointers = [None if part is None else part.data_ptr() for part in (row_tables, column_tables)]
+    size: int = _library().questlm_rans_encode(
+        symbols.data_ptr(), tables.data_ptr(), *tables.shape, lanes, *pointers, *symbols.shape, stream.data_ptr()
+    )
+    return size
 
 
 def argmax(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-/* Decoding of symbols coded by interleaved range ANS. questlm/artifact/rans.py states the code and is the reference,
+/* Coding of symbols by interleaved range ANS, and decoding. questlm/artifact/rans.py states the code and is the reference,
    whose symbols and refusals these are.
 
    A state's step is two look-ups and a multiplication that wait for one another, some 15 cycles. States of different
@@ -130,6 +130,13 @@ static int64_t largest(const int32_t *tables, int64_t count)
     return found;
 }
 
+static int sizes_fit(int64_t tables, int64_t levels, int64_t lanes, const int32_t *row_tables,
+                     const int32_t *column_tables, int64_t rows, int64_t columns)
+{
+    return levels >= 1 && levels <= 256 && lanes >= 1 && lanes <= MOST_LANES && (lanes & (lanes - 1)) == 0 &&
+           largest(row_tables, rows) + largest(column_tables, columns) < tables;
+}
+
 /* Decode rows x columns symbols.
    frequencies: (tables, levels), at most 256 levels; lanes: a power of two, at most 256.
    row_tables, column_tables: whose sum is the table of a symbol; NULL: zeros. */
@@ -137,8 +144,7 @@ EXPORT int questlm_rans_decode(const uint8_t *stream, int64_t bytes, const uint1
                                int64_t levels, int64_t lanes, const int32_t *row_tables, const int32_t *column_tables,
                                int64_t rows, int64_t columns, uint8_t *symbols)
 {
-    if (levels < 1 || levels > 256 || lanes < 1 || lanes > MOST_LANES || (lanes & (lanes - 1)) ||
-        largest(row_tables, rows) + largest(column_tables, columns) >= tables)
+    if (!sizes_fit(tables, levels, lanes, row_tables, column_tables, rows, columns))
         return BAD_ARGUMENT;
     if (bytes < 4 * lanes || bytes % 2)
         return BAD_LENGTH;
@@ -153,4 +159,64 @@ EXPORT int questlm_rans_decode(const uint8_t *stream, int64_t bytes, const uint1
     free(by.symbols);
     free(by.ranges);
     return result;
+}
+
+/* The table of symbol `column` of row `row`; NULL: zeros. */
+static inline int64_t table_of(const int32_t *row_tables, const int32_t *column_tables, int64_t row, int64_t column)
+{
+    return (row_tables ? row_tables[row] : 0) + (column_tables ? column_tables[column] : 0);
+}
+
+/* Code symbols from the last to the first, with words from `end` downwards; returns the lowest word, or NULL for a symbol
+   that has no frequency. */
+static uint8_t *encode(const uint8_t *symbols, const spread_t *by, const int32_t *row_tables,
+                       const int32_t *column_tables, int64_t rows, int64_t columns, reader_t *writer, uint8_t *end)
+{
+    for (int64_t row = rows - 1; row >= 0; row--)
+        for (int64_t column = columns - 1; column >= 0; column--) {
+            const int64_t i = row * columns + column, table = table_of(row_tables, column_tables, row, column);
+            const uint32_t range = symbols[i] < by->levels ? by->ranges[table * by->levels + symbols[i]] : 0;
+            const uint32_t frequency = range & 0xffff;
+            uint32_t x = writer->state[i & (writer->lanes - 1)];
+            if (frequency == 0)
+                return NULL;
+            if (x >> (32 - PRECISION) >= frequency) {
+                *--end = (uint8_t)(x >> 8);
+                *--end = (uint8_t)x;
+                x >>= 16;
+            }
+            writer->state[i & (writer->lanes - 1)] = (x / frequency << PRECISION) + x % frequency + (range >> 16);
+        }
+    return end;
+}
+
+/* Code rows x columns symbols into `stream`, which has room for 4 lanes + 2 rows columns bytes. The other arguments are
+   those of questlm_rans_decode. Returns the bytes of the stream, or less than 0: minus the reason. */
+EXPORT int64_t questlm_rans_encode(const uint8_t *symbols, const uint16_t *frequencies, int64_t tables, int64_t levels,
+                                   int64_t lanes, const int32_t *row_tables, const int32_t *column_tables, int64_t rows,
+                                   int64_t columns, uint8_t *stream)
+{
+    if (!sizes_fit(tables, levels, lanes, row_tables, column_tables, rows, columns))
+        return -BAD_ARGUMENT;
+    spread_t by = {malloc((size_t)tables * TOTAL), malloc((size_t)(tables * levels) * sizeof(uint32_t)), levels};
+    int result = by.symbols && by.ranges ? spread(frequencies, tables, &by) : NO_MEMORY;
+    int64_t bytes = 4 * lanes;
+    if (result == DONE) {
+        reader_t writer = {.lanes = lanes};
+        for (int64_t lane = 0; lane < lanes; lane++)
+            writer.state[lane] = LOWEST;
+        uint8_t *end = stream + 4 * lanes + 2 * rows * columns;
+        uint8_t *words = encode(symbols, &by, row_tables, column_tables, rows, columns, &writer, end);
+        if (words) {
+            memmove(stream + bytes, words, (size_t)(end - words));
+            bytes += end - words;
+            for (int64_t lane = 0; lane < lanes; lane++)
+                for (int byte = 0; byte < 4; byte++)
+                    stream[4 * lane + byte] = (uint8_t)(writer.state[lane] >> 8 * byte);
+        } else
+            result = BAD_ARGUMENT;
+    }
+    free(by.symbols);
+    free(by.ranges);
+    return result == DONE ? bytes : -result;
 }

@@ -1,4 +1,4 @@
-"""Native decoding of entropy-coded symbols; rans.c says how, and `questlm.artifact.rans` is the reference."""
+"""Native entropy coding of symbols, and decoding; rans.c says how, and `questlm.artifact.rans` is the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from questlm.ops.cpu import native
 
-__all__ = ["decode"]
+__all__ = ["decode", "encode"]
 
 _REFUSALS = {
     2: "coded symbols name a table, or a number of lanes, that cannot be; they are damaged",
@@ -49,6 +49,29 @@ def decode(
     if failed:
         raise ValueError(_REFUSALS[failed])
     return symbols.numpy()
+
+
+def encode(
+    symbols: NDArray[np.uint8],
+    tables: NDArray[np.uint16],
+    row_tables: NDArray[np.int32] | None,
+    column_tables: NDArray[np.int32] | None,
+    lanes: int,
+) -> bytes:
+    """Return the stream of symbols (rows, columns), as the reference codes them; other arguments as of `decode`.
+
+    Raises:
+        ValueError: a symbol without a frequency in its table, or a table that does not add up.
+    """
+    stream = torch.empty(4 * lanes + 2 * symbols.size, dtype=torch.uint8)
+    data = torch.from_numpy(np.array(symbols, np.uint8, order="C"))
+    own = torch.from_numpy(np.array(tables, np.uint16))
+    size = native.rans_encode(data, own, _tensor(row_tables), _tensor(column_tables), lanes, stream)
+    if size == -1:
+        raise MemoryError(f"no memory for {len(tables)} tables of frequencies")
+    if size < 0:
+        raise ValueError(f"symbols cannot be coded: {_REFUSALS[-size]}")
+    return stream[:size].numpy().tobytes()
 
 
 def _tensor(tables: NDArray[np.int32] | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The native decoder gives the symbols of the reference, and refuses what it refuses."""
+"""The native coder gives the streams and symbols of the reference, and refuses what it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from questlm.artifact import rans
 from questlm.ops import unavailable
-from questlm.ops.cpu.rans import decode
+from questlm.ops.cpu.rans import decode, encode
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason="no native kernels here")
 
@@ -65,7 +65,8 @@ def native(stream: bytes, case: Case) -> np.ndarray | None:
 
 
 @given(cases())
-def test_symbols_come_back(case: Case) -> None:
+def test_symbols_are_coded_as_the_reference_does_and_come_back(case: Case) -> None:
+    assert encode(case.symbols, case.tables, case.by_row, case.by_column, case.lanes) == case.coded()
     assert np.array_equal(native(case.coded(), case), case.symbols)
 
 
@@ -92,5 +93,8 @@ def test_what_would_read_beside_the_tables_is_refused() -> None:
     for frequencies in ([[1]], [[1 << 14, 1]], [[(1 << 16) - 1, 1]]):
         with pytest.raises(ValueError, match="does not add up"):
             decode(stream, np.array(frequencies, np.uint16), None, None, 1, (1, 1))
+    for symbol, wrong in ((1, None), (0, one + 1)):
+        with pytest.raises(ValueError, match="cannot be coded"):
+            encode(np.full((1, 1), symbol, np.uint8), tables, wrong, None, 1)
     with pytest.raises(ValueError, match="number of bytes"):
         decode(stream[:3], tables, None, None, 1, (1, 1))

@@ -20,7 +20,7 @@ from questlm.training.step import TrainStep, should_record
 
 _MICRO_BATCH = {"30m": 64, "100m": 64, "800m": 32, "3b": 8}
 _OWN = ("micro", "accumulate", "ctas", "priority")  # options that are no settings of a run
-_TRAIN = ("cuda_graphs", "recompute", "compile", "optimizer")
+_TRAIN = ("cuda_graphs", "recompute", "compile")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Setting:
 
     Attributes:
         engine: 'ddp', 'replicas', 'fsdp', or 'none' for a process alone, which all are at the same time.
-        options: settings of the section `parallel`; `cuda_graphs`, `recompute`, `compile`, `optimizer` of `train`;
+        options: settings of the section `parallel`; `cuda_graphs`, `recompute`, `compile` of `train`;
             `micro`, sequences of a pass; `accumulate`, passes of a step; `ctas`, the most blocks of an NCCL kernel;
             `priority=high`, that of NCCL's stream.
     """
@@ -66,7 +66,7 @@ class Setting:
     @property
     def work(self) -> tuple[str, ...]:
         """What each process computes in a step: settings with the same work compare."""
-        names = ("micro", "accumulate", "recompute", "optimizer")
+        names = ("micro", "accumulate", "recompute")
         return (self.preset, self.bits, *(self.option(name, "") for name in names))
 
     @property
@@ -97,6 +97,7 @@ class Setting:
                 "train": {
                     "device": device.type,
                     "seq_len": sequence,
+                    "optimizer": "adamw",  # Muon shares its matrices among all processes, not the first ones
                     "batch_size": self.sequences,
                     "micro_batch_size": self.micro_batch,
                     **train,

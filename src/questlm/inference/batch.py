@@ -16,7 +16,7 @@ from torch import Tensor
 from questlm import ops
 from questlm.config import GenerationOptions
 from questlm.inference.generate import NextLogits
-from questlm.inference.sampling import Sampler
+from questlm.inference.sampling import Sampler, draw_together
 from questlm.models import KVCache
 
 __all__ = ["PROMPT_TOKENS", "RunningBatch", "Sequence"]
@@ -128,7 +128,9 @@ class RunningBatch:
             if not ops.all_finite(logits):
                 finite = logits.isfinite().all(-1).tolist()
                 self._cache.erase_non_finite()
-            return [(sequences[row], self._draw(row, logits) if finite[row] else None) for row in rows]
+            return self._draw([row for row in rows if finite[row]], logits) + [
+                (sequences[row], None) for row in rows if not finite[row]
+            ]
 
     def _logits(self, counts: list[int]) -> Tensor:
         """Logits (sequences, vocab_size) behind the next `counts` pending tokens of each."""
@@ -161,13 +163,20 @@ class RunningBatch:
             left -= counts[row]
         return counts
 
-    def _draw(self, row: int, logits: Tensor) -> int:
-        sequence, own = self._sequences[row], logits[row : row + 1]
-        if sequence.sampler is None:
-            sequence.sampler = Sampler(sequence.options, [sequence.prompt], own.shape[-1], own.device)
-        token = int(sequence.sampler.draw(own))
-        sequence.pending = [token]
-        return token
+    def _draw(self, rows: list[int], logits: Tensor) -> list[tuple[Sequence, int | None]]:
+        """The next token of the sequences `rows`."""
+        drawing = [self._sequences[row] for row in rows]
+        if not drawing:
+            return []
+        samplers = [each.sampler or self._sampler(each, logits) for each in drawing]
+        own = logits if len(rows) == len(logits) else logits[rows]
+        tokens: list[int] = draw_together(samplers, own).tolist()
+        for sequence, sampler, token in zip(drawing, samplers, tokens, strict=True):
+            sequence.sampler, sequence.pending = sampler, [token]
+        return list(zip(drawing, tokens, strict=True))
+
+    def _sampler(self, sequence: Sequence, logits: Tensor) -> Sampler:
+        return Sampler(sequence.options, [sequence.prompt], logits.shape[-1], logits.device)
 
     def _longest(self) -> int:
         return max((sequence.length for sequence in self._sequences), default=0)

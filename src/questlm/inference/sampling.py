@@ -14,7 +14,7 @@ from torch import Tensor
 from questlm import ops
 from questlm.config import GenerationOptions
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "draw_together"]
 
 _DRAWN_AT_ONCE = 256
 
@@ -46,12 +46,9 @@ class Sampler:
 
     def draw(self, logits: Tensor) -> Tensor:
         """Next token ids (batch,) int64 by finite `logits` (batch, vocab_size)."""
-        if self._seen is not None:
-            logits = penalized(logits, self._seen, self.options.repetition_penalty)
-        uniform = self._uniform
-        ids = ops.argmax(logits) if uniform is None else choose(logits, self.options, next(uniform)[self._rows])
-        if self._seen is not None:
-            self._seen.scatter_(1, ids[:, None], True)
+        own, uniform = self._penalize(logits), self._uniform
+        ids = ops.argmax(own) if uniform is None else choose(own, self.options, next(uniform)[self._rows])
+        self._see(ids)
         return ids
 
     def keep(self, places: list[int]) -> None:
@@ -59,6 +56,43 @@ class Sampler:
         self._rows = self._rows[places]
         if self._seen is not None:
             self._seen = self._seen[places]
+
+    @property
+    def _kind(self) -> tuple[float, int | None, float | None, float | None] | None:
+        """What samplers have in common that draw in one go; None: they take the likeliest."""
+        how = self.options
+        return None if self._uniform is None else (how.temperature, how.top_k, how.top_p, how.min_p)
+
+    def _penalize(self, logits: Tensor) -> Tensor:
+        return logits if self._seen is None else penalized(logits, self._seen, self.options.repetition_penalty)
+
+    def _see(self, ids: Tensor) -> None:
+        if self._seen is not None:
+            self._seen.scatter_(1, ids[:, None], True)
+
+
+def draw_together(samplers: list[Sampler], logits: Tensor) -> Tensor:
+    """Next token ids (batch,) int64 of the sequences of all `samplers`, one behind the other; each as it draws alone.
+
+    Samplers with the same options, but for the repetition penalty and the seed, cost as much as one.
+    """
+    if len(samplers) == 1:
+        return samplers[0].draw(logits)
+    rows = logits.split([len(sampler._rows) for sampler in samplers])
+    places = torch.arange(len(logits), device=logits.device).split([len(each) for each in rows])
+    kinds: dict[object, list[int]] = {}
+    for number, sampler in enumerate(samplers):
+        kinds.setdefault(sampler._kind, []).append(number)
+    ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for numbers in kinds.values():
+        alike = [samplers[number] for number in numbers]
+        own = torch.cat([each._penalize(rows[number]) for number, each in zip(numbers, alike, strict=True)])
+        drawn = [next(each._uniform)[each._rows] for each in alike if each._uniform is not None]
+        found = choose(own, alike[0].options, torch.cat(drawn)) if drawn else ops.argmax(own)
+        for number, part in zip(numbers, found.split([len(rows[n]) for n in numbers]), strict=True):
+            samplers[number]._see(part)
+        ids[torch.cat([places[number] for number in numbers])] = found
+    return ids
 
 
 def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from helpers.allocated import peak_bytes
 from questlm.config import GenerationOptions
-from questlm.inference.sampling import Sampler, allowed, choose, penalized
+from questlm.inference.sampling import Sampler, allowed, choose, draw_together, penalized
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 2.5])
 
@@ -138,3 +138,24 @@ def test_drawing_reads_nothing_back_to_the_cpu() -> None:
     for how in (options, options.model_copy(update={"temperature": 0})):
         by = Sampler(how, [[0], [1, 2]], 5, "meta")  # where a tensor has a shape, but no value that could be read
         assert by.draw(torch.zeros(2, 5, device="meta")).shape == (2,)
+
+
+def test_samplers_together_draw_what_each_draws_alone() -> None:
+    ways = [
+        {"temperature": 0},
+        {"temperature": 0, "repetition_penalty": 1.5},
+        {"temperature": 1.0, "seed": 1},
+        {"temperature": 1.0, "seed": 2, "repetition_penalty": 1.5},
+        {"temperature": 0.7, "top_p": 0.8, "seed": 3},
+    ]
+    prompts = [[[7, 3]], [[1]], [[2], [4, 4]], [[5]], [[9]]]  # the third has two sequences
+
+    def make() -> list[Sampler]:
+        return [Sampler(GenerationOptions(**how), own, 40, "cpu") for how, own in zip(ways, prompts, strict=True)]
+
+    together, alone = make(), make()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        logits = 4 * torch.randn(6, 40, generator=generator)
+        expected = [each.draw(own) for each, own in zip(alone, logits.split([1, 1, 2, 1, 1]), strict=True)]
+        assert torch.equal(draw_together(together, logits), torch.cat(expected))

@@ -6,6 +6,7 @@ From a source file follows the place of its test: `src/questlm/a/b.py` is tested
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,12 @@ def test_source_files_and_functions_are_short() -> None:
         found += [((node.end_lineno or 0) - node.lineno + 1, 60, node.name) for node in functions]
         long += [f"{path.relative_to(SOURCE)}: {name}, {lines} lines" for lines, most, name in found if lines > most]
     assert long == []
+
+
+def test_the_places_that_contributing_names_exist() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = guide.split("## Where to add what")[1].split("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ")]
+    named = [word for row in rows for word in re.findall(r"`([\w/]+(?:/|\.)\w+)`", row) if not word[0].isupper()]
+    assert len(named) > 20
+    assert [name for name in named if not (SOURCE / name).exists() and not (ROOT / name).exists()] == []

@@ -20,35 +20,41 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_rows", "pack", "report_rows"]
 
+SingleFile = Annotated[
+    Path | None, typer.Option(help="File to make instead of a folder, with its codes entropy-coded.")
+]
+EmbeddingsOption = Annotated[
+    Literal["bf16", "int8"] | None,
+    typer.Option(help="How to store embedding and head: bf16 or int8 [default: as trained]."),
+]
+WithTokenizer = Annotated[
+    bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the run's tokenizer goes with the model.")
+]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="Most bytes that may be taken: 16000000, 16MB. Above it, nothing is kept.")
+]
+CountCode = Annotated[list[Path] | None, typer.Option(help="File that counts within --budget; may be repeated.")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Print what the codes take by other compressors; takes a while.")
+]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Round matrices to fewer bits or other steps, for the least loss in --budget.")
+]
+
 
 def pack(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path | None, typer.Option(help="Artifact folder to make.")] = None,
-    single_file: Annotated[
-        Path | None, typer.Option(help="File to make instead of a folder, with its codes entropy-coded.")
-    ] = None,
-    embeddings: Annotated[
-        Literal["bf16", "int8"] | None,
-        typer.Option(help="How to store embedding and head: bf16 or int8 [default: as trained]."),
-    ] = None,
-    tokenizer: Annotated[
-        bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the run's tokenizer goes with the model.")
-    ] = True,
-    budget: Annotated[
-        str | None, typer.Option(help="Most bytes that may be taken: 16000000, 16MB. Above it, nothing is kept.")
-    ] = None,
-    count_code: Annotated[
-        list[Path] | None, typer.Option(help="File that counts within --budget; may be repeated.")
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Print what the codes take by other compressors; takes a while.")
-    ] = False,
+    single_file: SingleFile = None,
+    embeddings: EmbeddingsOption = None,
+    tokenizer: WithTokenizer = True,
+    budget: BudgetOption = None,
+    count_code: CountCode = None,
+    compare: Compare = False,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, for README.md: apache-2.0.")] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="Repository of the Hugging Face hub to upload it to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository of the hub private.")] = False,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Round matrices to fewer bits or other steps, for the least loss in --budget.")
-    ] = False,
+    fit: Fit = False,
     fit_seconds: Annotated[float, typer.Option(help="About how long --fit may take.")] = 600.0,
     plugin: Plugins = None,
 ) -> None:

@@ -122,8 +122,13 @@ class Llama(nn.Module):
         if config.tied_head:
             self.lm_head.weight = self.embed.weight
 
-    def initialize(self, seed: int) -> Llama:
-        """Draw all weights: N(0, 0.02); into the residual N(0, 0.02 / sqrt(2 layers)); norms 1; biases 0."""
+    def initialize(self, seed: int, drawn_on: str | torch.device | None = None) -> Llama:
+        """Draw all weights: N(0, 0.02); into the residual N(0, 0.02 / sqrt(2 layers)); norms 1; biases 0.
+
+        Args:
+            drawn_on: the device whose random numbers are taken, one weight after the other; None: that of the weights.
+                Those of a CPU and a GPU differ.
+        """
         if self.embed.weight.is_meta:
             raise ConfigError("a model on the meta device has no memory for weights; call to_empty(device=...) first")
         for name, _ in self.named_parameters():
@@ -131,14 +136,17 @@ class Llama(nn.Module):
                 raise ConfigError(
                     f"{name} is not a weight of a plain Llama; draw the weights first, then prepare the model"
                 )
-        generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
+        source = torch.device(drawn_on or self.embed.weight.device)
+        generator = torch.Generator(device=source).manual_seed(seed)
         residual_std = _INIT_STD / (2 * self.config.layers) ** 0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 nn.init.constant_(parameter, 0.0 if name.endswith(".bias") else 1.0)
             else:
                 into_residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
-                nn.init.normal_(parameter, std=residual_std if into_residual else _INIT_STD, generator=generator)
+                std = residual_std if into_residual else _INIT_STD
+                drawn = parameter.detach() if parameter.device == source else torch.empty_like(parameter, device=source)
+                parameter.detach().copy_(nn.init.normal_(drawn, std=std, generator=generator))
         return self
 
     def forward(

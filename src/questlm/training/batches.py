@@ -102,8 +102,10 @@ def require_training_memory(config: RunConfig, processes: Processes, device: tor
     memory = _free_for_each(device, processes)
     if memory is not None and needed.total(sequences) > _ESTIMATE_ERROR * memory.free:
         require_memory(needed.total(sequences), memory, what, hint)
-    if device.type == "cuda":  # where the weights are drawn or read
-        require_memory(4.0 * config.model.parameters, _host_memory_for_each(processes), "building this model", hint)
+    if device.type == "cuda":  # on the CPU each weight is drawn or read alone
+        model = config.model
+        largest = 4.0 * model.hidden * max(model.vocab_size or 0, model.mlp_width)
+        require_memory(largest, _host_memory_for_each(processes), "drawing this model's largest weight", hint)
 
 
 def keep_batches(config: RunConfig, saved: RunConfig) -> RunConfig:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from questlm.config import DATA_PATHS, RunConfig
 from questlm.data import PreparedData, prepare, require_window
@@ -23,15 +26,20 @@ from questlm.training.same_settings import require_same_config
 __all__ = ["LoadedRun", "build_model", "load_run", "other_data", "prepare_data", "prepare_data_again"]
 
 
-def build_model(config: RunConfig, initial: InitialModel | None = None) -> Llama:
+def build_model(config: RunConfig, initial: InitialModel | None = None, device: torch.device | None = None) -> Llama:
     """The model of a run with the weights of `initial`, or else drawn from its seed, quantised as the settings say.
+
+    Args:
+        device: where it is built; None: torch's default. With a device the weights are the same on each, drawn or read
+            on the CPU one after the other, so that its memory never holds more than one.
 
     Raises:
         CheckpointError, ConfigError: the initial weights cannot be used.
     """
-    model = Llama(config.model)
+    with nullcontext() if device is None else device:
+        model = Llama(config.model)
     if initial is None:
-        model.initialize(config.seed)
+        model.initialize(config.seed, None if device is None else "cpu")
     else:  # before quantising, because some quantisers begin from the weights
         initial.copy_into(model)
     return quantize_layers(model, config.quant)

@@ -134,7 +134,7 @@ def _new_state(run: RunContext, initial: InitialModel | None) -> TrainingState:
     if run.device.index is not None:  # where CUDA graphs are recorded; without a number it is that one already
         torch.cuda.set_device(run.device)
     counters = Counters(initial_weights=None if initial is None else initial.weights_hash())
-    return TrainingState(run, build_model(run.config, initial), counters)
+    return TrainingState(run, build_model(run.config, initial, run.device), counters)
 
 
 def _say_what_is_to_come(state: TrainingState, step_seconds: float, asked: RunConfig | None = None) -> None:

@@ -133,7 +133,7 @@ class TrainingState:
         """The model with all its weights on this process; all processes call it."""
         if self.run.engine != "fsdp":
             return self.model
-        model = build_model(self.run.config).to(self.run.device)
+        model = build_model(self.run.config, device=self.run.device)
         own = model_tensors(model)
         for name, tensor in model_tensors(self.model).items():
             own[name].copy_(full_tensor(tensor))

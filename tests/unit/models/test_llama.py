@@ -82,3 +82,10 @@ def test_one_token_is_enough():
 def test_a_model_without_a_vocabulary_is_refused():
     with pytest.raises(ConfigError, match="vocab_size"):
         Llama(ModelConfig())
+
+
+def test_weights_are_the_same_where_they_are_drawn_beside_their_place():
+    """As for a model on a GPU. The name `cpu:0` is another than that of the weights' own device."""
+    expected = small()
+    model = Llama(expected.config).initialize(0, drawn_on="cpu:0")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))

@@ -11,6 +11,7 @@ import typer
 from questlm import __version__
 from questlm.cli import (
     bench,
+    contest,
     demo,
     diagnose,
     doctor,
@@ -47,6 +48,7 @@ app.command("train")(train.train)
 app.command("methods")(methods.methods)
 app.command("eval")(evaluate.evaluate)
 app.command("pack")(pack.pack)
+app.command("contest")(contest.contest)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)

@@ -20,7 +20,7 @@ from questlm.tokenizer_files import library_failures
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["count_bytes", "document_bytes"]
+__all__ = ["count_bytes", "document_bytes", "token_lengths"]
 
 _LONGEST_DOCUMENT = 2**20
 
@@ -32,7 +32,7 @@ def count_bytes(tokenizer: Tokenizer, stream: TokenStream, end: int | None) -> i
     tokenizers, wherever the stream begins and ends. Other tokenizers decode document by document; a document of more
     than 1 Mi tokens is decoded in parts, and where a part begins inside a word a few bytes in a million are miscounted.
     """
-    lengths = _token_lengths(tokenizer)
+    lengths = token_lengths(tokenizer)
     if lengths is not None:
         return sum(int(lengths[chunk].sum()) for chunk in stream.chunks())
     return sum(_decoded_length(tokenizer, document) for document in _documents(stream, end))
@@ -43,7 +43,7 @@ def document_bytes(tokenizer: Tokenizer, stream: TokenStream, end: int) -> list[
 
     As `count_bytes`, these are bytes of what the tokens decode to.
     """
-    lengths = _token_lengths(tokenizer)
+    lengths = token_lengths(tokenizer)
     tokens = stream.read(0, len(stream))
     documents = np.split(tokens, np.flatnonzero(tokens == end) + 1)
     documents = documents if len(documents[-1]) else documents[:-1]
@@ -57,7 +57,7 @@ def _decoded_length(tokenizer: Tokenizer, document: NDArray[np.int64]) -> int:
         return len(tokenizer.decode(document.tolist()).encode())
 
 
-def _token_lengths(tokenizer: Tokenizer) -> NDArray[np.int64] | None:
+def token_lengths(tokenizer: Tokenizer) -> NDArray[np.int64] | None:
     """Return the bytes of each id, None of tokens that have none: a byte-level one has a character for each byte."""
     from tokenizers.decoders import ByteLevel
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,6 +19,16 @@ from questlm.models import KVCache, Llama
 from questlm.quant import METHODS, quantized_layers
 
 FLIPPED = 2e-2  # of the largest logit
+
+
+CPU_INFO = Path("/proc/cpuinfo")
+AMX = CPU_INFO.exists() and "amx_bf16" in CPU_INFO.read_text()
+"""Where torch adds products of bfloat16 in tiles, the last bit of a logit was seen to differ."""
+
+
+def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether numbers in bfloat16 are equal but for their last bits."""
+    return bool((found - expected).abs().max() <= 2**-7 * expected.abs().max())
 
 
 @pytest.fixture(scope="module", params=specs(), ids=lambda spec: f"{spec.label}")
@@ -36,7 +48,7 @@ def test_the_packed_model_is_the_trained_one(both):
     for weights in ("auto", "packed"):
         assert same_logits(questlm.load(path, weights=weights).logits(IDS), expected, spec)
         half = questlm.load(path, dtype=torch.bfloat16, weights=weights)
-        assert torch.equal(half.logits(IDS), rounded)
+        assert torch.equal(half.logits(IDS), rounded) or (AMX and near(half.logits(IDS), rounded))
 
 
 def test_a_native_step_is_that_of_the_layers(both):

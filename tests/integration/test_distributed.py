@@ -3,21 +3,15 @@ about who decides."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import re
-import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +19,8 @@ import psutil
 import pytest
 import torch
 
-from questlm import ops
+from helpers.processes import Command
+from helpers.ranks import Job, environment_of_ranks, finish, run
 from questlm.cli import main
 from questlm.config import ModelConfig, ParallelConfig, QuantSpec, RunConfig, preset, to_yaml
 from questlm.config.schema import Budget
@@ -34,11 +29,9 @@ from questlm.errors import CheckpointError
 from questlm.evaluation import evaluate
 from questlm.manifest import write_manifest
 from questlm.models import Llama
-from questlm.parallel import engine
 from questlm.records import RunRecord
 from questlm.scaling.exchange import exchanged_bytes
-from questlm.training import RunFolder, load_run, resume, step, train, validation
-from questlm.training import start as start_module
+from questlm.training import load_run, resume, train
 from questlm.training.checkpoint import latest_checkpoint, read_checkpoint, verify_checkpoint
 from questlm.training.initial import find_initial
 
@@ -60,106 +53,6 @@ def settings(tiny_settings: Settings) -> RunConfig:
         },
         budget={"tokens": 12 * 8 * 32},
     )
-
-
-@dataclass
-class Job:
-    """One call of `train`, of `resume` without settings but of `parallel`, or for 'traffic' of what counts bytes."""
-
-    out: Path
-    parallel: str
-    config: RunConfig | None = None
-    like_gpu: bool = False  # products in bf16 by autocast, and kernels compiled ahead
-    sleeps: int | None = None  # rank of a process that hangs after two steps
-    exchange: dict[str, Any] = field(default_factory=dict)  # settings of the section `parallel`
-
-
-def run(processes: int, *jobs: Job) -> str:
-    """Do the jobs one after another in processes of their own, and return what they print."""
-    done = _run(processes, *jobs)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr
-    return done.stdout
-
-
-def _run(processes: int, *jobs: Job) -> subprocess.CompletedProcess[str]:
-    """`run`, whatever comes of it; the processes are forked, because importing torch takes seconds."""
-    content = [
-        {**vars(job), "out": str(job.out), "config": job.config and job.config.model_dump(mode="json")} for job in jobs
-    ]
-    return subprocess.run(
-        [sys.executable, __file__, str(processes), json.dumps(content)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def _fork(processes: int, job: dict[str, Any]) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    os.environ.update(WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    children = []
-    for rank in range(processes):
-        if (child := os.fork()) == 0:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-            try:
-                _work(job)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)  # at once: gloo's threads can keep an interpreter from its ordinary end
-        children.append(child)
-    for _ in children:
-        if os.wait()[1]:
-            for child in children:
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            sys.exit(1)  # not the status, of which the low byte is zero when a child exits with 1
-
-
-def _work(job: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    if job["parallel"] == "traffic":
-        sys.argv = ["traffic"]
-        runpy.run_module("questlm.parallel.traffic", run_name="__main__")
-        sys.stdout.flush()
-        return
-    if job["like_gpu"]:
-        _compute_like_a_gpu()
-    if job["sleeps"] == int(os.environ["RANK"]):
-        _hang_after(2)
-    out = Path(job["out"])
-    config = RunConfig(**job["config"]) if job["config"] else RunFolder(out).read_config()
-    train_settings = config.train.model_copy(update={"parallel": job["parallel"]})
-    config = config.model_copy(update={"train": train_settings, "parallel": ParallelConfig(**job["exchange"])})
-    if job["config"]:
-        train(config, out)
-    else:
-        resume(out, config)
-
-
-def _hang_after(steps: int) -> None:
-    take, taken = step.TrainStep.__call__, itertools.count()
-
-    def hanging(self: step.TrainStep, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if next(taken) == steps:
-            time.sleep(600)
-        return take(self, *arguments)
-
-    step.TrainStep.__call__ = hanging  # type: ignore[method-assign]
-
-
-def _compute_like_a_gpu() -> None:
-    gather_as_codes = engine.gather_as_codes
-    vars(engine)["gather_as_codes"] = lambda model, size, dtype, packed: gather_as_codes(
-        model, size, torch.bfloat16, packed
-    )
-    for module in (start_module, step, validation):
-        vars(module)["autocast"] = lambda device: torch.autocast("cpu", dtype=torch.bfloat16)
-    vars(ops)["compile_ahead"] = lambda warm_up, device: warm_up()
 
 
 def start(processes: int, *arguments: str) -> subprocess.Popen[str]:
@@ -392,35 +285,49 @@ def test_a_killed_process_ends_the_job_with_a_sentence(settings: RunConfig, tmp_
 def test_a_process_that_hangs_ends_the_job_with_a_sentence(settings: RunConfig, tmp_path: Path) -> None:
     impatient = settings.train.model_copy(update={"timeout": 2})
     began = time.monotonic()
-    job = Job(tmp_path / "run", "ddp", settings.model_copy(update={"train": impatient}), sleeps=0)
-    done = _run(2, job)
+    done = finish(2, Job(tmp_path / "run", "ddp", settings.model_copy(update={"train": impatient}), sleeps=0))
     assert time.monotonic() - began < 60
-    assert done.returncode == 1
-    assert "another of the 2 processes ended or stopped answering, so this one ends too" in done.stderr
+    assert 1 in done.codes
+    assert "another of the 2 processes ended or stopped answering, so this one ends too" in done.errors
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["one process", "torchrun"])
-def test_a_signal_stops_all_at_the_same_step(to: str, settings: RunConfig, tmp_path: Path) -> None:
-    """As a cluster sends it to torchrun before it takes the machine away."""
-    job, children, checkpoints = _started(settings, tmp_path)
-    if to == "torchrun":
-        job.send_signal(signal.SIGTERM)
-    else:
-        children[1].send_signal(signal.SIGTERM)
-    _, errors = job.communicate(timeout=60)
-    assert f"stopped by signal {signal.SIGTERM}; continue with: quest train --resume {tmp_path / 'run'}" in errors
-    newest = latest_checkpoint(checkpoints)
+def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: RunConfig, tmp_path: Path) -> None:
+    words = ("--config", str(_long_settings(settings, tmp_path)), "--out", str(tmp_path / "run"))
+    ranks = [Command("train", *words, folder=tmp_path, environment=each) for each in environment_of_ranks(2)]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    while ranks[0].returncode is None and not (checkpoints.is_dir() and latest_checkpoint(checkpoints)):
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    _require_stopped("".join(rank.errors(timeout=60) for rank in ranks), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_stops_all_at_the_same_step(settings: RunConfig, tmp_path: Path) -> None:
+    """As a cluster sends it before it takes the machine away."""
+    job, _, _ = _started(settings, tmp_path)
+    job.send_signal(signal.SIGTERM)
+    _require_stopped(job.communicate(timeout=60)[1], tmp_path)
+
+
+def _require_stopped(errors: str, folder: Path) -> None:
+    assert f"stopped by signal {signal.SIGTERM}; continue with: quest train --resume {folder / 'run'}" in errors
+    newest = latest_checkpoint(folder / "run" / "checkpoints")
     assert newest is not None
-    assert RunRecord.load(tmp_path / "run").steps == int(newest.name.removeprefix("step-"))
-    assert not list(tmp_path.rglob(".tmp-*"))
+    assert RunRecord.load(folder / "run").steps == int(newest.name.removeprefix("step-"))
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def _long_settings(settings: RunConfig, folder: Path) -> Path:
+    """The file of settings for more steps than any test waits for."""
+    config = settings.model_copy(update={"budget": Budget(tokens=10**7)})
+    (folder / "settings.yaml").write_text(to_yaml(config))
+    return folder / "settings.yaml"
 
 
 def _started(settings: RunConfig, folder: Path) -> tuple[subprocess.Popen[str], dict[int, psutil.Process], Path]:
     """A long run of two processes that has its first checkpoint, its processes by rank, and its checkpoints."""
-    config = settings.model_copy(update={"budget": Budget(tokens=10**7)})
-    (folder / "settings.yaml").write_text(to_yaml(config))
-    job = start(2, "--config", str(folder / "settings.yaml"), "--out", str(folder / "run"))
+    job = start(2, "--config", str(_long_settings(settings, folder)), "--out", str(folder / "run"))
     checkpoints = folder / "run" / "checkpoints"
     while job.poll() is None and not (checkpoints.is_dir() and latest_checkpoint(checkpoints)):
         time.sleep(0.05)
@@ -429,8 +336,3 @@ def _started(settings: RunConfig, folder: Path) -> tuple[subprocess.Popen[str], 
         with suppress(KeyError, psutil.Error, ProcessLookupError):
             ranks[int(child.environ()["RANK"])] = child
     return job, ranks, checkpoints
-
-
-if __name__ == "__main__":
-    for each in json.loads(sys.argv[2]):
-        _fork(int(sys.argv[1]), each)

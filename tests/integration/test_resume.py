@@ -6,16 +6,16 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from helpers.processes import Command, kill_in
 from questlm.config import RunConfig, to_yaml
 from questlm.errors import CheckpointError
 from questlm.records import RunRecord
@@ -35,44 +35,11 @@ def _outcome(run: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[
     return tensors, record.curve, record.final
 
 
-_KILLED_IN = """
-import os, signal, sys
-from pathlib import Path
-from questlm import files
-from questlm.cli import main
-from questlm.training import checkpoint
-
-moment, *words = sys.argv[1:]
-sys.argv = ["quest", *words]
-
-def kill(*arguments):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def killing(original, chosen):
-    return lambda *arguments, **options: kill() if chosen(*arguments) else original(*arguments, **options)
-
-if moment == "config.yaml":
-    Path.write_text = killing(Path.write_text, lambda path, *rest: path.name == moment)
-elif moment == "model.safetensors":
-    saved = []
-    checkpoint.save_file = killing(checkpoint.save_file, lambda tensors, path: saved.append(path) or len(saved) > 3)
-else:
-    Path.replace = killing(Path.replace, lambda path, target: target.name == "record.json" and target.exists())
-main()
-"""
-
-
-def _start(config_file: Path, run: Path, *, fresh: bool, killed_in: str = "") -> subprocess.Popen[bytes]:
+def _start(config_file: Path, run: Path, *, fresh: bool, killed_in: str = "") -> Command:
     # Once the run folder exists, going on is `--resume`.
     how = ["--config", str(config_file), "--out", str(run)] if fresh else ["--resume", str(run)]
-    program = ["-c", _KILLED_IN, killed_in] if killed_in else ["-m", "questlm"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *program, "train", *how],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    before = partial(kill_in, killed_in) if killed_in else None
+    return Command("train", *how, folder=config_file.parent, before=before)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +52,8 @@ def uninterrupted(long_settings: RunConfig, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("uninterrupted")
     (folder / "settings.yaml").write_text(to_yaml(long_settings))
     process = _start(folder / "settings.yaml", folder / "run", fresh=True)
-    output = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    errors = process.errors(timeout=200)
+    assert process.returncode == 0, errors
     return folder / "run"
 
 
@@ -102,14 +69,13 @@ def test_killed_at_random_moments_it_ends_bit_identical(
         process = _start(tmp_path / "settings.yaml", run, fresh=not (run / "config.yaml").exists())
         deadline = time.monotonic() + 60
         target = draw.randrange(kills * 40 + 1, kills * 40 + 40)
-        while process.poll() is None and time.monotonic() < deadline and _steps_saved(run) < target:
+        while process.returncode is None and time.monotonic() < deadline and _steps_saved(run) < target:
             time.sleep(draw.uniform(0.0, 0.02))
         process.kill()
-        process.communicate()
         richest = _require_no_poorer(run, richest)
     process = _start(tmp_path / "settings.yaml", run, fresh=not (run / "config.yaml").exists())
-    output = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    errors = process.errors(timeout=200)
+    assert process.returncode == 0, errors
     assert _outcome(run) == _outcome(uninterrupted)
     _require_tidy(tmp_path)
 
@@ -117,12 +83,11 @@ def test_killed_at_random_moments_it_ends_bit_identical(
     process = _start(tmp_path / "settings.yaml", run, fresh=False)  # of the finished run
     time.sleep(draw.uniform(0.0, 5.0))
     process.kill()
-    process.communicate()
     assert (run / "record.json").read_bytes() == record
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["config.yaml", "model.safetensors", "record"])
+@pytest.mark.parametrize("moment", ["config.yaml", "model.safetensors", "record.json"])
 def test_what_a_kill_leaves_half_written_is_gone_after_the_next_start(
     moment: str, long_settings: RunConfig, tmp_path: Path
 ) -> None:
@@ -130,12 +95,12 @@ def test_what_a_kill_leaves_half_written_is_gone_after_the_next_start(
     run = tmp_path / "run"
     (tmp_path / "settings.yaml").write_text(to_yaml(long_settings))
     process = _start(tmp_path / "settings.yaml", run, fresh=True, killed_in=moment)
-    output = process.communicate(timeout=100)
-    assert process.returncode == -signal.SIGKILL, output
+    errors = process.errors(timeout=100)
+    assert process.returncode == -signal.SIGKILL, errors
     assert list(tmp_path.rglob(".tmp-*"))
     process = _start(tmp_path / "settings.yaml", run, fresh=not (run / "config.yaml").exists())
-    output = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    errors = process.errors(timeout=200)
+    assert process.returncode == 0, errors
     _require_tidy(tmp_path)
 
 
@@ -172,20 +137,20 @@ def test_signals_save_and_exit_cleanly(
     run = tmp_path / "run"
     (tmp_path / "settings.yaml").write_text(to_yaml(long_settings))
     process = _start(tmp_path / "settings.yaml", run, fresh=True)
-    while process.poll() is None and _steps_saved(run) < 5:
+    while process.returncode is None and _steps_saved(run) < 5:
         time.sleep(0.01)
     for _ in range(times):  # five are those of a key held down
         process.send_signal(number)
         time.sleep(0.02)
-    _, errors = process.communicate(timeout=100)
+    errors = process.errors(timeout=100)
     # A signal after the run is saved ends the process, which is 128 + number to a shell, too.
     assert process.returncode in ((128 + number,) if times == 1 else (128 + number, -number)), errors
-    assert errors.count(b"the run stops after this step and is saved") == 1
-    assert b"quest train --resume" in errors
-    assert b"Traceback" not in errors
+    assert errors.count("the run stops after this step and is saved") == 1
+    assert "quest train --resume" in errors
+    assert "Traceback" not in errors
     process = _start(tmp_path / "settings.yaml", run, fresh=False)
-    output = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    errors = process.errors(timeout=200)
+    assert process.returncode == 0, errors
     assert _outcome(run) == _outcome(uninterrupted)
 
 

@@ -6,7 +6,6 @@ and done nothing, so a new one after a crash costs little. Input `index` of a fo
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import sys
@@ -15,20 +14,18 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from helpers.fuzzing import limits
 from helpers.fuzzing.formats import FORMATS, Format, WrongError
+from helpers.processes import redirect, server
 from questlm.errors import QuestError
 
-__all__ = ["Fault", "Tally", "build_samples", "fuzz", "replay", "server"]
+__all__ = ["Fault", "Tally", "build_samples", "fuzz", "replay"]
 
 _GRACE = 60.0  # for a process to begin
-# One thread each, and no arenas of memory for threads: limits are then those of the readers.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
@@ -90,22 +87,6 @@ def fuzz(name: str, samples: Path, seed: int, inputs: range) -> Tally:
     return tally
 
 
-def server() -> Any:
-    """What makes processes: forks of one that has imported every format."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.fuzzing.formats"])
-    kept = dict(os.environ)
-    # Python 3.11 does not tell the server of `sys.path` in another way.
-    path = [str(Path(__file__).parents[2]), *filter(None, [kept.get("PYTHONPATH")])]
-    os.environ |= _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ |= kept
-    return context
-
-
 def _one_process(context: Any, tally: Tally, samples: Path, seed: int, inputs: range) -> int:
     """Let a process work through `inputs` until all are done or it ends; return the next input."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -152,7 +133,7 @@ def _count(tally: Tally, seed: int, index: int, report: tuple[str, str, str, str
 
 
 def _work(reports: Connection, name: str, samples: Path, scratch: Path, seed: int, inputs: range) -> None:
-    _silence()
+    redirect((1, 2), Path(os.devnull))
     os.fsync = lambda fd: None  # no power fails here, and a reader that writes would mostly wait for the disk
     form = _ready(name, samples, scratch)
     limits.memory_limit()
@@ -172,12 +153,6 @@ def replay(name: str, samples: Path, seed: int, index: int) -> tuple[str, str, s
     """Outcome, kind, detail and mutation of one input, in this process and without limits of memory."""
     with tempfile.TemporaryDirectory() as scratch:
         return _try(_ready(name, samples, Path(scratch)), seed, index)
-
-
-def _silence() -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
 
 
 def _ready(name: str, samples: Path, scratch: Path) -> Format:

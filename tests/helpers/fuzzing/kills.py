@@ -22,8 +22,8 @@ from typing import Any
 
 import psutil
 
-from helpers.fuzzing.driver import server
 from helpers.fuzzing.jobs import Job
+from helpers.processes import redirect, server
 
 __all__ = ["Kill", "trial", "uninterrupted"]
 
@@ -114,9 +114,7 @@ def _children(folder: Path) -> Iterator[psutil.Process]:
 
 
 def _work(sender: Connection, job: Job, folder: Path, kill: Kill | None) -> None:
-    output = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    redirect((1, 2), folder / "said.txt")
     os.chdir(folder)
     os.environ["QUESTLM_CACHE"] = str(folder / "cache")
     seen = _watch(folder, kill)

@@ -32,9 +32,9 @@ SPECS = {
 }
 
 
-@pytest.fixture
-def whole(tmp_path: Path, tokenizer_json: str) -> bytes:
-    path = tmp_path / "whole.quest"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "whole.quest"
     model = trained(SPECS["quest"], questlm.config.ModelConfig(layers=1, hidden=48, heads=2, vocab_size=400))
     pack(model, path, single_file=True, tokenizer=tokenizer_json, chat_template="{{ messages }}")
     return path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,10 @@ def test_a_step_gives_the_logits_of_the_modules(tmp_path: Path, monkeypatch: pyt
         model = build_model(load_artifact(tmp_path / "a"), CPU, torch.bfloat16, False)
         assert decoding.DecodingStep.can_run(model, torch.bfloat16) is None
         kept = resident_bytes(model)
-        caches = [KVCache(config, 2, 16, torch.bfloat16, CPU) for _ in range(2)]
-        ids, counts = torch.randint(61, (2, 4)), torch.tensor([4, 2])
+        cache = KVCache(config, 2, 16, torch.bfloat16, CPU)
         with torch.autocast("cpu", torch.bfloat16):
-            for cache in caches:
-                model.next_logits(ids, cache, counts)
+            model.next_logits(torch.randint(61, (2, 4)), cache, torch.tensor([4, 2]))
+        caches = [cache, deepcopy(cache)]
         step = decoding.DecodingStep(model, overlaps=False)
         assert resident_bytes(model) <= kept
         for _ in range(2):

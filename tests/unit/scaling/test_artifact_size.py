@@ -42,7 +42,7 @@ def test_a_folder_is_counted_to_the_byte(spec: QuantSpec, tmp_path: Path, tokeni
     ids=lambda spec: spec.label,
 )
 def test_a_single_file_of_gaussian_weights_is_estimated_within_a_hundredth(spec: QuantSpec, tmp_path: Path) -> None:
-    shape = ModelConfig(layers=2, hidden=256, heads=4, vocab_size=1024, tied_head=True)
+    shape = ModelConfig(layers=1, hidden=256, heads=4, vocab_size=512, tied_head=True)
     model = questlm.prepare(Llama(shape).initialize(0), spec)
     model(torch.zeros(1, 4, dtype=torch.int64))
     report = pack(model.eval(), tmp_path / "model.quest", single_file=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from questlm.config import QuantSpec, load_config
@@ -52,6 +52,7 @@ _SIZES: dict[str, PackedSizes] = {}  # by settings: thousands of shapes are aske
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=25)
+@example(memory=7.26953125, tokens=7.0, embeddings="bf16")  # a shape that is too large by 1,255 bytes
 @given(memory=st.floats(6.5, 10), tokens=st.floats(7, 12), embeddings=st.sampled_from(["bf16", "int8"]))
 def test_no_choice_breaks_the_limits_and_no_larger_shape_would_keep_them(
     memory: float, tokens: float, embeddings: str
@@ -62,7 +63,8 @@ def test_no_choice_breaks_the_limits_and_no_larger_shape_would_keep_them(
         larger = [model for model in shapes(1024) if model.block_parameters > choice.model.block_parameters]
         sizes = _SIZES.setdefault(choice.quant.model_dump_json(), PackedSizes(choice.quant))
         beside = (choice.bytes - sizes.of(choice.model)) / choice.model.layers  # config, tokenizer, header, manifest
-        assert all(sizes.of(model) + 1.2 * beside * model.layers > limits.memory for model in larger)
+        nearly = (model for model in larger if sizes.of(model) + 1.2 * beside * model.layers <= limits.memory)
+        assert all(artifact_bytes(model, choice.quant) > limits.memory for model in nearly)
 
 
 def test_the_best_is_the_best_of_all_candidates() -> None:

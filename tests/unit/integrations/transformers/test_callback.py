@@ -22,6 +22,11 @@ ROWS = [
     for row in torch.randint(0, 64, (24, 12), generator=torch.Generator().manual_seed(0))
 ]
 STEPS = 6
+NEW_NAME, OLD_NAME = (
+    "activation_checkpointing",
+    "gradient_checkpointing",
+)  # the old one is all that transformers 5.17 has
+RECOMPUTES = NEW_NAME if hasattr(TrainingArguments, NEW_NAME) else OLD_NAME
 
 
 class Spy(Recipe):
@@ -110,7 +115,7 @@ def test_a_resumed_training_is_the_same(spec: QuantSpec, tmp_path: Path) -> None
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("settings", [{"bf16": True}, {"activation_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("settings", [{"bf16": True}, {RECOMPUTES: True}], ids=str)
 def test_autocast_and_recomputation_train(settings: dict[str, Any], tmp_path: Path) -> None:
     trainer = trainer_of(model_of(QuantSpec()), tmp_path, max_steps=20, logging_steps=10, **settings)
     trainer.train()

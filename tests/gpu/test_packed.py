@@ -42,6 +42,44 @@ def test_packed_products_are_those_of_the_reference(
             assert float((y - expected).norm() / expected.norm()) < max(tolerance, 5e-3)
 
 
+SPECS = [
+    *(QuantSpec(weight_bits=bits, act_bits=bits) for bits in (1, 2, 3, 4, 8)),
+    QuantSpec(weight_bits="ternary", act_bits=8, method="bitnet"),
+    QuantSpec(weight_bits=4, act_bits=16),
+    QuantSpec(method="lsq"),
+    QuantSpec(method="quarot", weight_bits=4, act_bits=4),
+    QuantSpec(method="pquant", weight_bits=1, act_bits=8),
+    QuantSpec(format="fp4", weight_bits=4, act_bits=4, act_format="int"),
+    QuantSpec(format="int-2:4", act_format="int"),
+]
+CONFIG = ModelConfig(layers=2, hidden=256, heads=4, kv_heads=2, mlp_hidden=512, vocab_size=61)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.label)
+def test_a_model_has_one_loss_and_one_text_everywhere(tmp_path: Path, spec: QuantSpec) -> None:
+    pack(trained(spec.model_copy(update={"embeddings": "int8"}), CONFIG), tmp_path / "a")
+    ids = torch.randint(0, 61, (16, 65))
+    for dtype in (torch.float32, torch.bfloat16):
+        with ops.using_backend("reference"):
+            reference = questlm.load(tmp_path / "a", dtype=dtype)
+            expected = loss(reference, ids)
+        on_gpu = questlm.load(tmp_path / "a", device="cuda", dtype=dtype)
+        for model in (questlm.load(tmp_path / "a", dtype=dtype), on_gpu):
+            assert abs(loss(model, ids) - expected) < 1e-3
+        greedy = GenerationOptions(max_new_tokens=16, temperature=0, stop_at_end=False)
+        tokens = on_gpu.generate_ids(ids[0, :9].tolist(), greedy)
+        with ops.using_backend("reference"):
+            logits = reference.logits(torch.tensor([ids[0, :9].tolist() + tokens[:-1]]))[0, -16:].float()
+        chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert (logits.max(-1).values - chosen <= 0.05 * logits.abs().max()).all()
+
+
+def loss(model: questlm.PackedModel, ids: torch.Tensor) -> float:
+    """Mean cross-entropy in nats."""
+    logits = model.logits(ids[:, :-1]).float().cpu()
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+
+
 @pytest.mark.parametrize("bits", [1, 4])
 def test_a_model_decodes_as_on_the_cpu(tmp_path: Path, bits: int) -> None:
     config = ModelConfig(layers=2, hidden=128, heads=2, mlp_hidden=256, vocab_size=61)

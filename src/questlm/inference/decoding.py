@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from questlm.grid import Grid
 from questlm.inference.linear import PackedLinear
 from questlm.models import KVCache, Llama
 from questlm.models.llama import Block, rotary_angles
@@ -19,21 +20,24 @@ from questlm.ops.triton import packed_linear as packed
 from questlm.ops.triton.packed_linear import Before, Encoding, Inputs, LaidOut, Rows8
 from questlm.ops.triton.weight import FEW_ROWS, TritonWeight
 
-__all__ = ["DecodingStep"]
+__all__ = ["DecodingStep", "JoinedBlock", "JoinedProduct"]
 
 
-class _Product(NamedTuple):
-    """Matrices that read one input, as one."""
+class JoinedProduct(NamedTuple):
+    """Matrices that read one input, as one; how their input is rounded, and the grid of their codes."""
 
     matrix: LaidOut
     encoding: Encoding
+    grid: Grid
 
 
-class _Block(NamedTuple):
-    qkv: _Product
-    o: _Product
-    gate_up: _Product
-    down: _Product
+class JoinedBlock(NamedTuple):
+    """The products and norms of a block."""
+
+    qkv: JoinedProduct
+    o: JoinedProduct
+    gate_up: JoinedProduct
+    down: JoinedProduct
     attention_norm: nn.RMSNorm
     mlp_norm: nn.RMSNorm
 
@@ -44,6 +48,9 @@ class DecodingStep:
     Args:
         model: built by `questlm.inference.build` on a GPU, computing in bfloat16.
         overlaps: let a kernel start, and read its weights, before the one before it has ended (from Hopper on).
+
+    Attributes:
+        blocks: the products and norms of each block.
     """
 
     @staticmethod
@@ -54,6 +61,8 @@ class DecodingStep:
             return f"it computes in bfloat16, not in {dtype}"
         if width < 32 or width & (width - 1):
             return f"heads of {width} entries are not a power of two of at least 32"
+        if model.config.qk_norm:
+            return "each head of queries and keys has a norm of its own"
         for block in _blocks_of(model):
             attention, mlp = block.attention, block.mlp
             for group in ((attention.q, attention.k, attention.v), (attention.o,), (mlp.gate, mlp.up), (mlp.down,)):
@@ -66,7 +75,7 @@ class DecodingStep:
 
     def __init__(self, model: Llama, overlaps: bool) -> None:
         self._model, self._config, self._overlaps = model, model.config, overlaps
-        self._blocks = [_block(block) for block in _blocks_of(model)]
+        self.blocks = [_block(block) for block in _blocks_of(model)]
         self._cos = self._sin = torch.empty(0, device=model.norm.weight.device)
         self._head = _head_rows(model.lm_head)
 
@@ -85,7 +94,7 @@ class DecodingStep:
         x: Tensor = self._model.embed(ids)
         delta: Tensor | None = None
         gate = config.mlp_width
-        for layer, block in enumerate(self._blocks):
+        for layer, block in enumerate(self.blocks):
             x, codes = self._normed(x, delta, block.attention_norm, block.qkv.encoding)
             qkv = packed.multiply(block.qkv.matrix, codes, dtype, overlaps=overlaps)
             keys, values = cache.layer(layer)
@@ -135,24 +144,24 @@ def _blocks_of(model: Llama) -> list[Block]:
     return [cast(Block, block) for block in model.layers]
 
 
-def _block(block: Block) -> _Block:
+def _block(block: Block) -> JoinedBlock:
     attention, mlp = block.attention, block.mlp
-    return _Block(
+    return JoinedBlock(
         _product(attention.q, attention.k, attention.v), _product(attention.o), _product(mlp.gate, mlp.up),
         _product(mlp.down), block.attention_norm, block.mlp_norm,
     )  # fmt: skip
 
 
-def _product(*layers: nn.Module) -> _Product:
+def _product(*layers: nn.Module) -> JoinedProduct:
     weights = [weight for layer in layers if (weight := _weight_of(layer)) is not None]
     joined = packed.join([weight.matrix for weight in weights if isinstance(weight.matrix, LaidOut)])
     start = 0
     for weight in weights:  # each becomes a view, so that nothing is kept twice
         weight.matrix = packed.part(joined, start, weight.out_features)
         start += weight.out_features
-    encoding = weights[0].encoding
-    assert encoding is not None
-    return _Product(joined, encoding)
+    encoding, grid = weights[0].encoding, weights[0].format.weight
+    assert encoding is not None and grid is not None
+    return JoinedProduct(joined, encoding, grid)
 
 
 def _weight_of(layer: nn.Module) -> TritonWeight | None:

@@ -29,6 +29,7 @@ from questlm.tokenizer_files import encode_text
 
 if TYPE_CHECKING:
     from questlm.inference.decoding import DecodingStep
+    from questlm.inference.prompt import PromptStep
 
 __all__ = ["PackedModel", "load"]
 
@@ -57,9 +58,9 @@ def load(
             too, where a step is not one native call (`PackedModel.not_native`), which computes it in float32. int8:
             rounded to 8 bits with a float32 scale for each token and head; attention is computed in `dtype`.
             None: `dtype`.
-        weights: "auto" multiplies as fast as this machine can: by native kernels from packed weights on a CPU,
-            elsewhere from weights unpacked to the size of `dtype`. "packed" never holds them larger than they are
-            stored, but for 4 bytes a row, even where that is several times as slow.
+        weights: "auto" multiplies as fast as this machine can: from packed weights where native kernels on a CPU or
+            those for a GPU take them, elsewhere from weights unpacked to the size of `dtype`. "packed" never holds them
+            larger than they are stored, but for 4 bytes a row, even where that is several times as slow.
 
     Raises:
         ArtifactError: it is missing, damaged, hostile, or of another format.
@@ -121,6 +122,7 @@ class PackedModel:
         self._native = None if isinstance(native, str) else native
         self.not_native = native if isinstance(native, str) else None
         self._decoding = _decoding_step(self._model, device, dtype)
+        self._prompt = None if self._decoding is None else _prompt_step(self._model, self._decoding)
         self.weight_bytes = resident_bytes(self._model)
         release_freed_memory()  # of the tensors that were read and laid out, up to half as much again as the weights
 
@@ -270,6 +272,9 @@ class PackedModel:
     def _next_logits(self, ids: Tensor, cache: KVCache, counts: Tensor | None) -> Tensor:
         if self._native is not None:
             return self._native.next_logits(ids, cache, counts)
+        if self._prompt is not None and self._prompt.takes(ids):
+            with self._autocast():
+                return self._prompt.next_logits(ids, cache, counts)
         if self._decoding is not None and counts is None and self._decoding.takes(ids, cache):
             return self._decoding.logits(ids[:, 0], cache)
         with self._autocast():
@@ -277,6 +282,8 @@ class PackedModel:
 
     def _forward(self, ids: Tensor, cache: KVCache | None) -> Tensor:
         with self._autocast():
+            if self._prompt is not None and self._prompt.takes(ids):
+                return self._prompt.logits(ids, cache)
             logits: Tensor = self._model(ids, cache)
             return logits
 
@@ -325,6 +332,12 @@ def _decoding_step(model: Llama, device: torch.device, dtype: torch.dtype) -> De
     if DecodingStep.can_run(model, dtype):
         return None
     return DecodingStep(model, torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0))
+
+
+def _prompt_step(model: Llama, decoding: DecodingStep) -> PromptStep:
+    from questlm.inference.prompt import PromptStep  # imports Triton
+
+    return PromptStep(model, decoding.blocks)
 
 
 def _without_stop(options: GenerationOptions | None) -> GenerationOptions:

@@ -45,23 +45,30 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, past: CacheStep | None) -> Tensor:
         """Return the output (batch, tokens, hidden) for an input of that shape."""
-        batch, tokens, _ = x.shape
-        q = self.q(x).view(batch, tokens, self.heads, self.width).transpose(1, 2)
-        k = self.k(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
+        q = self.q(x)
+        y = self.attend(q, self.k(x), self.v(x), angles, layer, past)
+        projected: Tensor = self.o(y if past is None else y.to(q.dtype))  # attention is in the dtype of the cache
+        return projected
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, angles: tuple[Tensor, Tensor], layer: int, past: CacheStep | None
+    ) -> Tensor:
+        """Return what the heads read, (batch, tokens, heads * width), from the projections of the same tokens."""
+        batch, tokens, _ = q.shape
+        q = q.view(batch, tokens, self.heads, self.width).transpose(1, 2)
+        k = k.view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
         q, k = _rotate(q, angles), _rotate(k, angles)
-        v = self.v(x).view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
-        mask, dtype = None, q.dtype
+        v = v.view(batch, tokens, self.kv_heads, self.width).transpose(1, 2)
+        mask = None
         if past is not None:
             k, v = past.extend(layer, k, v)
             q, mask = q.to(k.dtype), past.mask
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, enable_gqa=self.heads != self.kv_heads
         )
-        y = y.transpose(1, 2).reshape(batch, tokens, self.heads * self.width)
-        projected: Tensor = self.o(y if past is None else y.to(dtype))  # attention is in the dtype of the cache
-        return projected
+        return y.transpose(1, 2).reshape(batch, tokens, self.heads * self.width)
 
 
 class MLP(nn.Module):

@@ -21,7 +21,7 @@ from questlm.ops.triton import fits
 from questlm.ops.triton import packed_linear as packed
 from questlm.ops.triton.packed_linear import Encoding, LaidOut, Rows8
 
-__all__ = ["FEW_ROWS", "TritonWeight"]
+__all__ = ["FEW_ROWS", "TritonWeight", "written_out"]
 
 FEW_ROWS = 16
 """More rows than these are multiplied with a weight that is written out first."""
@@ -53,8 +53,6 @@ class TritonWeight(PackedWeight):
             return reason
         if device.type != "cuda" and requested() != "triton":
             return "the weight is not for a GPU, and Triton's interpreter, which is slow, runs only on request"
-        if not stay_packed and requested() != "triton":  # until their tests have passed on a GPU
-            return "on a GPU its kernels run only where weights are to stay packed, or on request"
         if tensors.keys() & {"offset", "act_offset", "kept"}:
             return "the GPU kernels know no offsets and no 2:4 sparse rows"
         if format.weight is None and "scale" not in tensors:
@@ -132,14 +130,8 @@ class TritonWeight(PackedWeight):
 
     def operand(self, met: torch.dtype) -> Operand:
         """The weight written out for a product with codes of dtype `met`."""
-        matrix, grid = self.matrix, self.format.weight
-        assert isinstance(matrix, LaidOut) and grid is not None
-        step = matrix.step[:, None]
-        if met is _FLOAT8 and grid.levels <= _FLOAT8_LEVELS:
-            return Operand(packed.levels(matrix, _FLOAT8), None, step)
-        if met is torch.int8 and grid.levels % 2 == 0:
-            return Operand(packed.levels(matrix, torch.int8, 0.5), None, step, 0.5 * step)
-        return Operand(packed.levels(matrix, self.dtype), None, step)
+        assert isinstance(self.matrix, LaidOut) and self.format.weight is not None
+        return written_out(self.matrix, self.format.weight, met, self.dtype)
 
     def _values(self, rows: Tensor) -> Tensor:
         x = rows if self.format.block_size == 1 else ops.hadamard(rows, self.format.block_size)
@@ -150,6 +142,16 @@ class TritonWeight(PackedWeight):
             return F.linear(x, (self.matrix.bytes * self.matrix.step[:, None]).to(self.dtype))
         product = F.linear(x, packed.levels(self.matrix, self.dtype))
         return (product * self.matrix.step).to(self.dtype)
+
+
+def written_out(matrix: LaidOut, grid: ops.Grid, met: torch.dtype, dtype: torch.dtype) -> Operand:
+    """Return a matrix as the operand of a product in `dtype` with codes of dtype `met`, one or two bytes an entry."""
+    step = matrix.step[:, None]
+    if met is _FLOAT8 and grid.levels <= _FLOAT8_LEVELS:
+        return Operand(packed.levels(matrix, _FLOAT8), None, step)
+    if met is torch.int8 and grid.levels % 2 == 0:
+        return Operand(packed.levels(matrix, torch.int8, 0.5), None, step, 0.5 * step)
+    return Operand(packed.levels(matrix, dtype), None, step)
 
 
 def _codes_on(how: Encoding, found: ops.Quantized) -> tuple[Tensor, ops.Grid, Tensor]:

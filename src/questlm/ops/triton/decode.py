@@ -33,6 +33,16 @@ def dot4(weights, inputs, total):
 
 
 @triton.jit
+def prefetch(at):
+    """Bring what pointers lead to into the L2 cache, without waiting for it."""
+    if not INTERPRETED and target_info.is_cuda():
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64, bitcast=True)],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
 def bit_count(word):
     """Bits of each int32 that are set."""
     if INTERPRETED or not target_info.is_cuda():
@@ -59,6 +69,9 @@ def _sum_of_bytes(
         else:
             w = tl.load(rows, mask=inside[:, None] & (word < WIDTH)[None, :], other=0)
         if WAITS and start == 0:  # the weight is there before the kernel that writes the input ends
+            for later in tl.static_range(WORDS, WIDTH, WORDS):
+                line = later + tl.arange(0, WORDS // 32) * 32
+                prefetch(w_ptr + column.to(tl.int64)[:, None] * WIDTH + tl.minimum(line, WIDTH - 1)[None, :])
             gdc_wait()
         w = w[None, :, :]
         for plane in tl.static_range(8 // BITS):

@@ -38,6 +38,33 @@ def _rotated(at, cos, sin, dtype: tl.constexpr, mask, HALF: tl.constexpr):
 
 
 @triton.jit
+def _tokens(
+    keys_ptr, values_ptr, base, first, end, head, half, whole,
+    KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Both halves of the keys, and the values, of BLOCK tokens from `first` on; 0 from `end` on."""
+    index = first + tl.arange(0, BLOCK)
+    at = (((base + index) * KV_HEADS + head) * WIDTH)[:, None]
+    known = (index < end)[:, None]
+    k1 = tl.load(keys_ptr + at + half[None, :], mask=known, other=0.0)
+    k2 = tl.load(keys_ptr + at + WIDTH // 2 + half[None, :], mask=known, other=0.0)
+    return k1, k2, tl.load(values_ptr + at + whole[None, :], mask=known, other=0.0)
+
+
+@triton.jit
+def _fold(q1, q2, k1, k2, v, first, end, scale, largest, total, sums, BLOCK: tl.constexpr):
+    """Largest scores, sums of exponentials and sums of values with BLOCK tokens more, which begin at `first`."""
+    known = (first + tl.arange(0, BLOCK) < end)[None, :]
+    scores = (_product(q1, tl.trans(k1)) + _product(q2, tl.trans(k2))) * scale
+    scores = tl.where(known, scores, _LOWEST)
+    new = tl.maximum(largest, tl.max(scores, axis=1))
+    weights = tl.where(known, tl.exp(scores - new[:, None]), 0.0)
+    kept = tl.exp(largest - new)
+    sums = sums * kept[:, None] + _product(weights.to(v.dtype), v)
+    return new, total * kept + tl.sum(weights, axis=1), sums
+
+
+@triton.jit
 def decode_attention(
     qkv_ptr, keys_ptr, values_ptr, lengths_ptr, cos_ptr, sin_ptr, part_ptr, largest_ptr, sum_ptr, capacity, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr,
@@ -49,50 +76,42 @@ def decode_attention(
     """
     if OVERLAPS:
         gdc_launch_dependents()
-        gdc_wait()
     sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     half_width: tl.constexpr = WIDTH // 2
     dtype: tl.constexpr = keys_ptr.dtype.element_ty
     half, whole, member = tl.arange(0, half_width), tl.arange(0, WIDTH), tl.arange(0, G)
     length = tl.load(lengths_ptr + sequence).to(tl.int32)
     cos, sin = tl.load(cos_ptr + length * half_width + half), tl.load(sin_ptr + length * half_width + half)
+    base = sequence.to(tl.int64) * capacity
+    part = tl.cdiv(tl.cdiv(length, SPLITS), 16) * 16
+    start, end = split * part, tl.minimum((split + 1) * part, length)
+    # The cache was written by earlier steps, which have ended, so the first tokens are read before waiting.
+    k1, k2, v = _tokens(keys_ptr, values_ptr, base, start, end, head, half, whole, KV_HEADS, WIDTH, BLOCK)
+    if OVERLAPS:
+        gdc_wait()
     row = qkv_ptr + sequence.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * WIDTH)
     present = member < GROUP
     query = row + (head * GROUP + member)[:, None] * WIDTH + half[None, :]
     q1, q2 = _rotated(query, cos[None, :], sin[None, :], dtype, present[:, None], half_width)
-    base = sequence.to(tl.int64) * capacity
-    part = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
-    start, end = split * part, tl.minimum((split + 1) * part, length)
     largest = tl.full((G,), _LOWEST, tl.float32)
     total = tl.zeros((G,), tl.float32)
     sums = tl.zeros((G, WIDTH), tl.float32)
     if split == 0:  # the new token itself
-        k1, k2 = _rotated(row + (HEADS + head) * WIDTH + half, cos, sin, dtype, half < half_width, half_width)
-        v = tl.load(row + (HEADS + KV_HEADS + head) * WIDTH + whole).to(dtype)
+        own1, own2 = _rotated(row + (HEADS + head) * WIDTH + half, cos, sin, dtype, half < half_width, half_width)
+        own_v = tl.load(row + (HEADS + KV_HEADS + head) * WIDTH + whole).to(dtype)
         to = ((base + length) * KV_HEADS + head) * WIDTH
-        tl.store(keys_ptr + to + half, k1)
-        tl.store(keys_ptr + to + half_width + half, k2)
-        tl.store(values_ptr + to + whole, v)
-        own = tl.sum(q1.to(tl.float32) * k1.to(tl.float32)[None, :], axis=1)
-        own += tl.sum(q2.to(tl.float32) * k2.to(tl.float32)[None, :], axis=1)
+        tl.store(keys_ptr + to + half, own1)
+        tl.store(keys_ptr + to + half_width + half, own2)
+        tl.store(values_ptr + to + whole, own_v)
+        own = tl.sum(q1.to(tl.float32) * own1.to(tl.float32)[None, :], axis=1)
+        own += tl.sum(q2.to(tl.float32) * own2.to(tl.float32)[None, :], axis=1)
         largest = own * scale
         total += 1.0
-        sums += v.to(tl.float32)[None, :]
-    for first in range(start, end, BLOCK):
-        index = first + tl.arange(0, BLOCK)
-        at = ((base + index) * KV_HEADS + head) * WIDTH
-        known = index < end
-        k1 = tl.load(keys_ptr + at[:, None] + half[None, :], mask=known[:, None], other=0.0)
-        k2 = tl.load(keys_ptr + at[:, None] + half_width + half[None, :], mask=known[:, None], other=0.0)
-        scores = (_product(q1, tl.trans(k1)) + _product(q2, tl.trans(k2))) * scale
-        scores = tl.where(known[None, :], scores, _LOWEST)
-        new = tl.maximum(largest, tl.max(scores, axis=1))
-        weights = tl.exp(scores - new[:, None])
-        kept = tl.exp(largest - new)
-        v = tl.load(values_ptr + at[:, None] + whole[None, :], mask=known[:, None], other=0.0)
-        sums = sums * kept[:, None] + _product(weights.to(dtype), v)
-        total = total * kept + tl.sum(weights, axis=1)
-        largest = new
+        sums += own_v.to(tl.float32)[None, :]
+    largest, total, sums = _fold(q1, q2, k1, k2, v, start, end, scale, largest, total, sums, BLOCK)
+    for first in range(start + BLOCK, end, BLOCK):
+        k1, k2, v = _tokens(keys_ptr, values_ptr, base, first, end, head, half, whole, KV_HEADS, WIDTH, BLOCK)
+        largest, total, sums = _fold(q1, q2, k1, k2, v, first, end, scale, largest, total, sums, BLOCK)
     to = (sequence.to(tl.int64) * SPLITS + split) * HEADS + head * GROUP + member
     tl.store(largest_ptr + to, largest, mask=present)
     tl.store(sum_ptr + to, total, mask=present)

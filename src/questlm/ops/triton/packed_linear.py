@@ -207,11 +207,11 @@ def attend(
     batch, width = len(qkv), keys.shape[2]
     parts = qkv.new_empty((batch, splits, heads, width), dtype=torch.float32)
     largest, sums = (qkv.new_empty((batch, splits, heads), dtype=torch.float32) for _ in range(2))
-    group = heads // kv_heads
+    group, block = heads // kv_heads, max(16, min(64, 2**14 // (width * keys.element_size())))
     start_kernel(
         decode_attention, (batch, kv_heads, splits), qkv, keys, values, lengths, cos, sin, parts, largest, sums,
         len(keys) // batch, width**-0.5, heads, kv_heads, group, max(16, 1 << (group - 1).bit_length()), width,
-        64, splits, overlaps, num_warps=4, num_stages=2, **_overlap(overlaps), **FUSED,
+        block, splits, overlaps, num_warps=4, num_stages=2, **_overlap(overlaps), **FUSED,
     )  # fmt: skip
     return parts, largest, sums
 
@@ -299,8 +299,8 @@ def multiply(
             dot_bytes, (-(-out // launch.columns), -(-tokens // block)),
             w.words.low.view(torch.uint8), x.codes, *shared,
             w.bits, 4 * w.words.low.shape[1], x.codes.shape[1], w.twice_zero,
-            block, launch.columns, launch.depth, launch.weight_first, False,
-            num_warps=launch.num_warps, num_stages=launch.num_stages, **FUSED,
+            block, launch.columns, launch.depth, launch.weight_first, False, overlaps,
+            num_warps=launch.num_warps, num_stages=launch.num_stages, **_overlap(overlaps), **FUSED,
         )  # fmt: skip
         return y
     grid, padded = (-(-out // launch.columns),), 1 << (tokens - 1).bit_length()

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--presets", default="800m,100m,30m")
     parser.add_argument("--batches", default="1,2,4,8,16")
     parser.add_argument("--widths", default=",".join(WIDTHS))
+    parser.add_argument("--modes", default="default,max-autotune-no-cudagraphs", help="of torch.compile, for BF16")
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
@@ -67,7 +68,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The sides of one model and batch."""
     ids = torch.randint(config.vocab_size or 1, (batch,), device=device)
-    times = {"BF16": dense_times(config, batch, ids, given, device)}
+    opponents = {mode: dense_times(config, batch, ids, mode, given, device) for mode in given.modes.split(",")}
+    times = {"BF16" if mode == "default" else f"BF16 {mode}": found for mode, found in opponents.items()}
+    base = min(map(statistics.median, times.values()))
     bytes_of: dict[str, int] = {}
     for name in given.widths.split(","):
         w_bits, a_bits = WIDTHS[name]
@@ -88,20 +91,20 @@ def measure(
             times[label] = replay_seconds(packed_step, restart, given.steps, given.rounds)
         del model, step, cache
         torch.cuda.empty_cache()
-    base, records = statistics.median(times["BF16"]), []
+    records = []
     for label, found in times.items():
         median = statistics.median(found)
         records.append({"preset": preset, "batch": batch, "side": label, "seconds": common.spread(found),
                         "speed_over_bf16": base / median, "weight_bytes": bytes_of.get(label.split()[0])})  # fmt: skip
-        print(f"{preset:<6}batch {batch:<3}{label:<18}{median * 1e6:>9.1f} us a step  x{base / median:.2f}", flush=True)
+        print(f"{preset:<6}batch {batch:<3}{label:<32}{median * 1e6:>9.1f} us a step  x{base / median:.2f}", flush=True)
     return records
 
 
 def dense_times(
-    config: ModelConfig, batch: int, ids: Tensor, given: argparse.Namespace, device: torch.device
+    config: ModelConfig, batch: int, ids: Tensor, mode: str, given: argparse.Namespace, device: torch.device
 ) -> list[float]:
-    """Seconds of a step of the bfloat16 model."""
-    dense = DenseDecoder(config, batch, WINDOW, device, True)
+    """Seconds of a step of the bfloat16 model, compiled in a mode of torch.compile."""
+    dense = DenseDecoder(config, batch, WINDOW, device, mode)
 
     def step() -> None:
         ids.copy_(dense.step(ids))

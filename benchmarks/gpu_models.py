@@ -23,7 +23,7 @@ from questlm.models import Llama
 from questlm.models.llama import rotary_angles
 from questlm.quant.layer_formats import layer_formats
 
-__all__ = ["DenseDecoder", "packed_llama", "replay_seconds"]
+__all__ = ["DenseDecoder", "DensePrompt", "packed_llama", "replay_seconds"]
 
 
 def packed_llama(config: ModelConfig, spec: QuantSpec, device: torch.device) -> Llama:
@@ -63,10 +63,10 @@ class DenseDecoder:
 
     Args:
         window: tokens that the cache has room for, all of which attention reads.
-        compiled: whether blocks are compiled.
+        mode: of torch.compile, such as "default" or "max-autotune-no-cudagraphs"; None: blocks are not compiled.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, window: int, device: torch.device, compiled: bool) -> None:
+    def __init__(self, config: ModelConfig, batch: int, window: int, device: torch.device, mode: str | None) -> None:
         hidden, width, vocab = config.hidden, config.head_width, config.vocab_size or 0
         self.config, self.batch, self.window = config, batch, window
         rows = (config.heads + 2 * config.key_value_heads) * width
@@ -86,7 +86,8 @@ class DenseDecoder:
         cos, sin = rotary_angles(torch.arange(window, device=device), config)
         self.cos, self.sin = cos.bfloat16(), sin.bfloat16()
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-        wrap: Callable[..., Any] = partial(torch.compile, fullgraph=True, dynamic=False) if compiled else lambda f: f
+        compile_it = partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
+        wrap: Callable[..., Any] = (lambda function: function) if mode is None else compile_it
         self._block, self._end = wrap(self._run_block), wrap(self._run_end)
 
     def step(self, ids: Tensor) -> Tensor:
@@ -118,6 +119,42 @@ class DenseDecoder:
 
     def _run_end(self, x: Tensor, gain: Tensor, head: Tensor) -> Tensor:
         return F.linear(F.rms_norm(x, gain.shape, gain, self.config.norm_eps), head).argmax(-1)
+
+
+class DensePrompt:
+    """A Llama in bfloat16 that reads prompts of `tokens` tokens and gives the logits behind each.
+
+    Args:
+        mode: of torch.compile, by which blocks are compiled.
+    """
+
+    def __init__(self, config: ModelConfig, tokens: int, device: torch.device, mode: str) -> None:
+        self.weights = DenseDecoder(config, 1, 1, device, None)
+        cos, sin = rotary_angles(torch.arange(tokens, device=device), config)
+        self.cos, self.sin = cos.bfloat16()[:, None], sin.bfloat16()[:, None]
+        self._block = torch.compile(self._run_block, fullgraph=True, dynamic=False, mode=mode)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits (batch, vocab_size) of ids (batch, tokens)."""
+        x = F.embedding(ids, self.weights.embed)
+        for weights in self.weights.blocks:
+            x = self._block(x, *weights)
+        config = self.weights.config
+        return F.linear(F.rms_norm(x[:, -1], (config.hidden,), self.weights.gain, config.norm_eps), self.weights.head)
+
+    def _run_block(
+        self, x: Tensor, qkv: Tensor, o: Tensor, gate_up: Tensor, down: Tensor, first: Tensor, second: Tensor
+    ) -> Tensor:
+        config = self.weights.config
+        heads, kv_heads, width, eps = config.heads, config.key_value_heads, config.head_width, config.norm_eps
+        y = F.linear(F.rms_norm(x, (config.hidden,), first, eps), qkv).unflatten(-1, (-1, width))
+        q, k, v = y.split((heads, kv_heads, kv_heads), dim=2)
+        q, k = _rotate(q, self.cos, self.sin), _rotate(k, self.cos, self.sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+        x = x + F.linear(y.transpose(1, 2).flatten(2), o)
+        gate, up = F.linear(F.rms_norm(x, (config.hidden,), second, eps), gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, down)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

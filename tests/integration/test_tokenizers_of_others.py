@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, normalizers
 
+from helpers.fallback_tokenizer import fallback_tokenizer
 from questlm.config import RunConfig, to_yaml
 from questlm.data import train_tokenizer
 from questlm.inference import load
@@ -84,15 +85,7 @@ def lowercasing(text: str) -> Tokenizer:
 
 
 def spaces_by_fallback(text: str) -> Tokenizer:
-    """Byte fallback without an entry for the space mark: a space is three tokens, which decode to three bytes."""
-    vocabulary = {"<unk>": 0, "</s>": 1, **{f"<0x{i:02X}>": 2 + i for i in range(256)}}
-    vocabulary |= {letter: len(vocabulary) + i for i, letter in enumerate("etaoinshrdlucmfwygpbvk")}
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(parts)
-    tokenizer.add_special_tokens(["<unk>", "</s>"])
-    return tokenizer
+    return fallback_tokenizer("etaoinshrdlucmfwygpbvk")
 
 
 @pytest.mark.parametrize("make", [lowercasing, spaces_by_fallback])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from helpers.fallback_tokenizer import fallback_tokenizer
 from questlm.config import DataConfig
 from questlm.data import PreparedData, prepare, prepare_all, train_tokenizer
 from questlm.data.tokenise import end_of_tokens
@@ -26,15 +27,7 @@ def lowercasing(documents: list[str]) -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """The Llama kind, without an entry for the space mark: each space is three tokens, which decode to the mark."""
-    vocabulary = {"<unk>": 0, "</s>": 1, **{f"<0x{i:02X}>": 2 + i for i in range(256)}}
-    vocabulary |= {letter: len(vocabulary) + i for i, letter in enumerate("etaoinshrdlu")}
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(parts)
-    tokenizer.add_special_tokens(["<unk>", "</s>"])
-    return tokenizer
+    return fallback_tokenizer("etaoinshrdlu")
 
 
 def words(documents: list[str]) -> Tokenizer:

@@ -55,7 +55,7 @@ class FakeBatch:
         return [(each, None if token in self.broken else token) for each, token in self.sequences.items()]
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait until a condition holds; fail where it does not come to that."""
     end = time.monotonic() + seconds
     while not condition():

@@ -17,7 +17,11 @@ SOURCES := pyproject.toml setup.py requirements.lock $(wildcard src/questlm/ops/
 # Two test processes on two cores: one thread each, or they would fight over both.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-fast lint lock check-lock wheel wheel-check sanitize test-gpu clean
+# The documentation as a site, in build/site; any warning, such as a broken link, is an error. The notebook is executed.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python scripts/build_docs.py
+
+.PHONY: demo docs test test-fast lint lock check-lock wheel wheel-check sanitize test-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -84,7 +88,8 @@ $(BIN)/uv: | $(BIN)/python
 
 $(VENV)/.installed: EXTRA := plots
 $(VENV)/.installed-dev: EXTRA := dev
-$(VENV)/.installed $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
+$(VENV)/.installed-docs: EXTRA := docs
+$(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-docs: $(SOURCES) | $(BIN)/python
 	@echo "Installing questlm[$(EXTRA)] and what it needs into $(VENV), which takes minutes. $(DOWNLOAD)"
 	@$(BIN)/pip install --constraint $(VERSIONS) --editable '.[$(EXTRA)]' || { echo "$$INSTALL_FAILED" >&2; exit 1; }
 	@touch $@ $(VENV)/.installed

@@ -16,13 +16,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from questlm.plotting import COLORS, LIGHT, picture
+from questlm.plotting import COLORS, LIGHT, drawing, save_figure
 
 
 def plot_roofline(result: dict[str, Any], preset: str | None, path: Path) -> None:
     """Draw the kernels and products of one preset (None: the last) of a result of bench_kernels.py into `path`."""
     preset = preset or result["kernels"][-1]["preset"]
-    with picture(path, 8.5, 5.2) as figure:
+    with drawing(8.5, 5.2) as figure:
         axes = figure.subplots()
         _draw_ceilings(axes, result)
         for colour, record in zip(COLORS * 4, _kernels(result, preset), strict=False):
@@ -36,6 +36,7 @@ def plot_roofline(result: dict[str, Any], preset: str | None, path: Path) -> Non
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:,g}")
         axes.legend(fontsize=7, loc="lower right")
+    save_figure(figure, path)
 
 
 def _kernels(result: dict[str, Any], preset: str) -> list[dict[str, Any]]:

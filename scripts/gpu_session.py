@@ -35,7 +35,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-GROUPS = ("tests", "kernels", "train-step", "yardstick", "scale-out")
+GROUPS = ("tests", "kernels", "inference", "train-step", "yardstick", "scale-out")
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,15 @@ def gpu_steps(data: Path) -> list[Step]:
     return [
         _tests(120),
         _python("kernels", "kernels", 75, f"kernels-{gpu}.json", "bench_kernels.py --warm 14"),
+        _python("inference", "layers", 110, f"layer-{gpu}.json", "bench_layer.py --limit 100"),
+        _python("inference", "prompt 800m", 60, f"prefill-800m-{gpu}.json", "bench_prefill.py --preset 800m"),
+        _python(
+            "inference",
+            "decode",
+            240,
+            f"decode-{gpu}.json",
+            "bench_decode.py --modes default --limit 230",
+        ),
         train_step("30m", 110, "--preset 30m --micro-batch 64 --bits 4,1,2,3,8 --steps 20 --rounds 2 --warm 6"),
         train_step("100m", 45, "--preset 100m --micro-batch 64 --warm 2"),
         train_step("800m", 90, "--preset 800m --micro-batch 32 --steps 5 --warm 2"),
@@ -156,6 +165,7 @@ def smoke_steps(data: Path) -> list[Step]:
     return [
         _tests(20, "--collect-only"),
         _python("kernels", "kernels", 30, "kernels-cpu.json", "bench_kernels.py --compiled off"),
+        _python("inference", "layers", 30, "layer-cpu.json", "bench_layer.py"),
         _python("train-step", "train-step", 30, "train_step-cpu.json", f"bench_train_step.py {step} {windows}"),
         _python(
             "train-step", "optimizers", 30, "optimizers-cpu.json",

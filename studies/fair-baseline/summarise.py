@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from questlm.plotting import LIGHT, picture
+from questlm.plotting import LIGHT, drawing, save_figure
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -95,7 +95,7 @@ def _loss(loss: float | None) -> str:
 def draw(losses: Losses) -> None:
     """Loss over the rate, a panel for each width, a line for each optimizer, batch and decay."""
     colors = {16: LIGHT["bits-1"], 32: LIGHT["bits-4"], 64: LIGHT["ink"]}
-    with picture(HERE / "surface.png", 14, 4) as figure:
+    with drawing(14, 4) as figure:
         axes = figure.subplots(1, len(WIDTHS))
         for axis, width in zip(axes, WIDTHS, strict=True):
             for optimizer, batch, decay in sorted({(each[0], each[1], each[3]) for each in losses[width]}):
@@ -120,6 +120,7 @@ def draw(losses: Losses) -> None:
             axis.set_xlabel("peak rate, thousandths")
         axes[0].set_ylabel("validation loss, nats a token")
         axes[-1].legend(fontsize=7)
+    save_figure(figure, HERE / "surface.png")
 
 
 if __name__ == "__main__":

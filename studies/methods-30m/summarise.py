@@ -17,7 +17,7 @@ from statistics import fmean, variance
 
 from scipy.special import stdtrit
 
-from questlm.plotting import LIGHT, picture
+from questlm.plotting import LIGHT, drawing, save_figure
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -133,7 +133,7 @@ def losses_by_bits(losses: dict[str, dict[int, float]]) -> str:
 def draw(groups: dict[str, list[Row]], dense: float) -> None:
     """Excess over BF16 of every method and seed, a panel a width."""
     shown = [title for title in ("W4A4", "W3A3", "W2A2", "W1A1") if groups[title]]
-    with picture(HERE / "losses.png", 13, 3.6) as figure:
+    with drawing(13, 3.6) as figure:
         axes = figure.subplots(1, len(shown))
         for axis, title in zip(axes, shown, strict=True):
             group = groups[title][::-1]
@@ -145,6 +145,7 @@ def draw(groups: dict[str, list[Row]], dense: float) -> None:
             axis.set_title(title)
             axis.set_xlabel("nats a token over BF16")
             axis.grid(visible=False, axis="y")
+    save_figure(figure, HERE / "losses.png")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 from questlm.config import RunConfig
 from questlm.files import atomic_write
 from questlm.json_files import canonical_json
-from questlm.plotting import LIGHT, picture
+from questlm.plotting import LIGHT, drawing, save_figure
 
 TOKENS = 300_000
 MODEL = {"layers": 3, "hidden": 128, "heads": 1}
@@ -193,7 +193,7 @@ def _draw(path: Path, result: dict[str, Any]) -> None:
     groups = _groups(result["losses"])
     reference = groups.pop("reference", [("", float("nan"), 0.0, 0)])[0][1]
     heights = [len(rows) for rows in groups.values()]
-    with picture(path, 7, 0.24 * sum(heights) + 2.2) as figure:
+    with drawing(7, 0.24 * sum(heights) + 2.2) as figure:
         axes = figure.subplots(len(groups), 1, sharex=True, height_ratios=heights)
         for axis, (group, rows) in zip(axes, groups.items(), strict=True):
             for height, (name, mean, _, _) in enumerate(rows):
@@ -206,6 +206,7 @@ def _draw(path: Path, result: dict[str, Any]) -> None:
             axis.set_title(group)
             axis.grid(visible=False, axis="y")
         axes[-1].set_xlabel("validation loss, nats per token (dots: seeds; bar: mean; line: float32)")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

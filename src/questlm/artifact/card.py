@@ -26,8 +26,7 @@ tags:
 
 # {title}
 
-A language model that was trained with rounded weights and inputs, and packed by questlm. It computes what it computed
-while it trained.
+A language model that was trained in few bits and packed by questlm. It computes what it computed while it trained.
 
 | | |
 |---|---|
@@ -37,7 +36,7 @@ while it trained.
 
 ## Run it
 
-In this folder, with `pip install questlm`:
+In this folder, with questlm installed:
 
 ```python
 import questlm
@@ -45,7 +44,7 @@ import questlm
 model = questlm.load(".")
 ```
 
-{generate}or in transformers, with `pip install 'questlm[transformers]'`:
+{generate}In transformers:
 
 ```python
 import questlm.integrations.transformers
@@ -54,7 +53,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(".")
 ```
 """
-_GENERATE = """`print(model.generate("Once upon a time"))` prints text; """
+_GENERATE = """`print(model.generate("Once upon a time"))` prints text. """
 
 
 def check_license(name: str) -> None:
@@ -80,7 +79,7 @@ def model_card(config: ArtifactConfig, size: int, has_tokenizer: bool, license: 
     rows = (f"| {name} | {_cell(value)} |" for name, value in _facts(config, size))
     return _TEXT.format(
         license=license or _UNKNOWN,
-        title=f"{quant.method}, {_bits(quant.weight_bits)} weights, {parameters:,} parameters",
+        title=f"{quant.method}, weights {_bits(quant.weight_bits)}, {parameters:,} parameters",
         rows="\n".join(rows),
         licence="The licence of the weights is not stated." if license is None else f"Licence: {license}.",
         generate=_GENERATE if has_tokenizer else "",

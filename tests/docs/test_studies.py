@@ -142,3 +142,11 @@ def test_the_table_of_the_diagnostics_shows_their_numbers() -> None:
             rows = [[block["mean"] for block in methods[each][key].values()] for each in ("ste", "quest-noht", "quest")]
             means = " | ".join(f"{sum(row) / len(row):.3f}" for row in rows)
             assert f"| {name}: {what} | {means} |" in shown
+
+
+def test_the_table_of_the_fine_tuning_study_shows_its_record() -> None:
+    script, folder = _script("fine-tuning/round_to_nearest.py"), ROOT / "studies" / "fine-tuning"
+    result = json.loads(script.OUT.read_text(encoding="utf-8"))
+    shown = (folder / "README.md").read_text(encoding="utf-8")
+    assert result["rows"].keys() == script.ROWS.keys()
+    assert f"<!-- rounded -->\n{script.table(result)}\n<!-- end of rounded -->" in shown

@@ -16,6 +16,7 @@ from questlm.tokenizer_files import (
     LARGEST_VOCABULARY,
     library_failures,
     parse_tokenizer,
+    read_chat_template,
     read_tokenizer_text,
     usual_end_of_text,
 )
@@ -92,6 +93,8 @@ def test_files_that_hold_no_tokenizer(tmp_path: Path, monkeypatch: pytest.Monkey
         file.truncate(2**40)
     with pytest.raises(DataError, match=r"is 1,099,511,627,776 bytes long, but a tokenizer\.json may have at most"):
         read_tokenizer_text(path, DataError)
+    with pytest.raises(DataError, match=r"but a chat_template\.jinja may have at most 1,048,576"):
+        read_chat_template(path, DataError)
 
 
 def test_a_text_that_the_tokenizer_cannot_encode(tmp_path: Path) -> None:

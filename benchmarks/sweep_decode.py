@@ -24,7 +24,7 @@ from questlm.config import ModelConfig, QuantSpec
 from questlm.config.presets import preset as shape_of
 from questlm.inference import decoding
 from questlm.models import KVCache
-from questlm.ops.triton import decode, few_rows
+from questlm.ops.triton import decode
 from questlm.ops.triton import packed_linear as packed
 from questlm.ops.triton.packed_linear import LaidOut, Tensors, Vector
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.no_prefetch:
-        decode.prefetch = few_rows.prefetch = nothing
+        decode.prefetch = nothing
     device = torch.device("cuda")
     config = ModelConfig(**shape_of(given.preset)["model"], vocab_size=32000)
     w_bits, a_bits = WIDTHS[given.width]

@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.language import target_info
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from questlm.ops.triton.decode import _finish, prefetch
+from questlm.ops.triton.decode import _finish
 from questlm.ops.triton.device import INTERPRETED
 
 __all__ = ["dot_bytes", "dot_values"]
@@ -36,11 +36,9 @@ def dot_bytes(
     w_ptr, x_ptr, w_step_ptr, w_term_ptr, x_step_ptr, x_sum_ptr, bias_ptr, y_ptr, tokens, columns,
     BITS: tl.constexpr, BYTES: tl.constexpr, X_BYTES: tl.constexpr, LARGEST: tl.constexpr,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
-    HAS_BIAS: tl.constexpr, OVERLAPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """y (tokens, columns) from bytes of weights, BYTES a row, and int8 input codes, X_BYTES a token."""
-    if OVERLAPS:
-        gdc_launch_dependents()
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     inside = column < columns
@@ -48,11 +46,6 @@ def dot_bytes(
     w_row = w_ptr + tl.minimum(column, columns - 1).to(tl.int64)[:, None] * BYTES
     x_row = x_ptr + tl.minimum(token, tokens - 1).to(tl.int64)[:, None] * X_BYTES
     total = tl.zeros((COLUMNS if WEIGHT_FIRST else TOKENS, TOKENS if WEIGHT_FIRST else COLUMNS), dtype=tl.int32)
-    if OVERLAPS:  # the weight is there before the kernel that writes the input ends
-        for start in range(0, BYTES, 1024):
-            line = tl.minimum(start + tl.arange(0, 8) * 128, BYTES - 1)
-            prefetch(w_row + line[None, :])
-        gdc_wait()
     for start in range(0, BYTES, DEPTH):
         left = start + depth
         if BYTES % DEPTH == 0:

@@ -287,7 +287,10 @@ def launch_of(w: LaidOut, tokens: int) -> Vector | Tensors:
 def multiply(
     w: LaidOut, x: Inputs, dtype: torch.dtype, launch: Vector | Tensors | None = None, overlaps: bool = False
 ) -> Tensor:
-    """y (tokens, out) of `dtype`."""
+    """y (tokens, out) of `dtype`.
+
+    Products on the tensor cores never overlap with the kernel before: a step of eight sequences took longer so.
+    """
     tokens, out = len(x.codes), len(w.step)
     launch = launch or launch_of(w, tokens)
     y = x.step.new_empty((tokens, out), dtype=dtype)
@@ -299,8 +302,8 @@ def multiply(
             dot_bytes, (-(-out // launch.columns), -(-tokens // block)),
             w.words.low.view(torch.uint8), x.codes, *shared,
             w.bits, 4 * w.words.low.shape[1], x.codes.shape[1], w.twice_zero,
-            block, launch.columns, launch.depth, launch.weight_first, False, overlaps,
-            num_warps=launch.num_warps, num_stages=launch.num_stages, **_overlap(overlaps), **FUSED,
+            block, launch.columns, launch.depth, launch.weight_first, False,
+            num_warps=launch.num_warps, num_stages=launch.num_stages, **FUSED,
         )  # fmt: skip
         return y
     grid, padded = (-(-out // launch.columns),), 1 << (tokens - 1).bit_length()

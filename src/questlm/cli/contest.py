@@ -54,11 +54,10 @@ def contest(
     today = datetime.now(UTC).date().isoformat()
     result = submission(Entry(name, author, github_id, today, blurb), scores)
     for each in scores:
-        checked = "as many as the text has" if each.bytes_checked else "not compared with the text"
         rows = [
             ("bits per byte", f"{each.val_bpb:.4f}"),
             ("loss", f"{each.val_loss:.4f} nats a token"),
-            ("predicted", f"{each.tokens:,} tokens, {each.text_bytes:,} bytes ({checked})"),
+            ("predicted", f"{each.tokens:,} tokens, {each.text_bytes:,} bytes of text"),
             ("bytes", f"{each.bytes_model:,} + code {each.bytes_code:,} = {each.bytes_total:,} of {limit.limit:,}"),
         ]
         print_table(each.model, rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,20 +62,20 @@ class TokenBytes(NamedTuple):
             MissingDependencyError: the package sentencepiece is not installed.
             DataError: the file is no such model.
         """
-        try:
-            from sentencepiece import SentencePieceProcessor
-        except ImportError:
-            raise MissingDependencyError("sentencepiece", "contest", "--sentencepiece") from None
-        try:
-            model = SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError, TypeError, ValueError) as problem:
-            raise DataError(f"{path} is not a SentencePiece model: {problem}") from None
+        model = _sentencepiece(path)
         size = int(model.vocab_size())
         table = cls(np.zeros(size, np.int64), np.zeros(size, np.bool_), np.ones(size, np.bool_))
         for index in range(size):
             if not (model.is_control(index) or model.is_unknown(index) or model.is_unused(index)):
                 table._set(index, model.id_to_piece(index), model.is_byte(index))
         return table
+
+    def decoded_bytes(self, path: Path, tokens: NDArray[np.int64]) -> int:
+        """Return the bytes of what a SentencePiece model decodes `tokens` to, text by text: what `total` should be."""
+        model = _sentencepiece(path)
+        texts = np.split(tokens, np.flatnonzero(self.silent[tokens]))
+        pieces = ([int(token) for token in text if not self.silent[token]] for text in texts)
+        return sum(len(model.decode(piece).encode()) for piece in pieces)
 
     def counts(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the bytes of each of `tokens` (n,) but the first, which only says whether text goes before: (n - 1,).
@@ -102,3 +102,14 @@ class TokenBytes(NamedTuple):
         self.spaced[index] = not is_byte and piece.startswith(_SPACE)
         text = piece[1:] if self.spaced[index] else piece
         self.own[index] = 1 if is_byte else len(text.replace(_SPACE, " ").encode())
+
+
+def _sentencepiece(path: Path) -> Any:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise MissingDependencyError("sentencepiece", "contest", "--sentencepiece") from None
+    try:
+        return SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError, TypeError, ValueError) as problem:
+        raise DataError(f"{path} is not a SentencePiece model: {problem}") from None

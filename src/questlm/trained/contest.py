@@ -25,7 +25,6 @@ from questlm.data import PreparedData, TokenStream, holds_text, prepare, prepare
 from questlm.data.token_bytes import TokenBytes
 from questlm.errors import ArtifactError, ConfigError, DataError
 from questlm.evaluation.strided import token_nats
-from questlm.progress import tell
 from questlm.trained.opened import Opened, open_model
 
 __all__ = ["Entry", "Score", "score", "submission"]
@@ -44,7 +43,6 @@ class Score:
         val_loss: nats a token.
         val_bpb: bits per byte.
         tokens, text_bytes: that were predicted, and that they stand for.
-        bytes_checked: whether the counted bytes were compared with those of the text.
     """
 
     model: str
@@ -54,7 +52,6 @@ class Score:
     val_bpb: float
     tokens: int
     text_bytes: int
-    bytes_checked: bool
 
     @property
     def bytes_total(self) -> int:
@@ -104,7 +101,8 @@ def score(
         text = _text(opened, data, Path(scratch))
     table = _table(opened, sentencepiece)
     tokens = text.val.read(0, len(text.val)).astype(np.int64)
-    checked = _check_bytes(table, tokens, text)
+    decoded = text.val_bytes if sentencepiece is None else table.decoded_bytes(sentencepiece, tokens)
+    _check_bytes(table, tokens, decoded)
     window = opened.seq_len if seq_len is None else TrainConfig(seq_len=seq_len).seq_len
     counted = (len(tokens) - 1) // window * window
     if counted <= 0:
@@ -123,7 +121,6 @@ def score(
         val_bpb=total / math.log(2) / text_bytes,
         tokens=counted,
         text_bytes=text_bytes,
-        bytes_checked=checked,
     )
 
 
@@ -184,15 +181,11 @@ def _table(opened: Opened, sentencepiece: Path | None) -> TokenBytes:
     return TokenBytes.of_tokenizer(opened.tokenizer)
 
 
-def _check_bytes(table: TokenBytes, tokens: np.ndarray[Any, np.dtype[np.int64]], text: PreparedData) -> bool:
-    """Compare the bytes of all tokens with those of the text; False where nothing says how many the text has."""
-    if text.val_bytes is None:
-        tell("these shards do not say how many bytes their text has, so the count of bytes was not checked")
-        return False
+def _check_bytes(table: TokenBytes, tokens: np.ndarray[Any, np.dtype[np.int64]], text_bytes: int | None) -> None:
+    """Compare the bytes of all tokens with those of the text."""
     counted = table.total(tokens)
-    if counted != text.val_bytes:
+    if counted != text_bytes:
         raise DataError(
-            f"by its tokens the text has {counted:,} bytes, but it has {text.val_bytes:,}: the tokenizer loses some of "
-            "it, or is another than the one it was made tokens with; bits per byte would be wrong"
+            f"by its tokens the text has {counted:,} bytes, but it has {text_bytes or 0:,}: the tokenizer loses some "
+            "of it, or is another than the one it was made tokens with; bits per byte would be wrong"
         )
-    return True

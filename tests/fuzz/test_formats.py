@@ -9,8 +9,8 @@ import pytest
 from helpers.fuzzing.driver import build_samples, fuzz
 from helpers.fuzzing.formats import FORMATS
 
-_INPUTS = 200
-"""Of each format: one to ten seconds on one core."""
+_INPUTS = 600
+"""Of each format: two to ten seconds on one core."""
 
 
 @pytest.mark.parametrize("name", FORMATS)

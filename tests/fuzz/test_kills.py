@@ -9,8 +9,8 @@ import pytest
 from helpers.fuzzing.jobs import JOBS
 from helpers.fuzzing.kills import trial, uninterrupted
 
-_TRIALS = {"tokenise": 3, "train": 3, "pack": 3, "report": 2, "sweep": 1}
-"""With one to three kills each; about twenty-five seconds in all on two free cores."""
+_TRIALS = {"tokenise": 8, "train": 6, "pack": 5, "report": 2, "sweep": 1}
+"""With one to three kills each; about thirty seconds in all on two free cores."""
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -34,6 +34,7 @@ __all__ = [
     "RunRecord",
     "Text",
     "Values",
+    "package_version",
     "package_versions",
 ]
 
@@ -225,14 +226,19 @@ def package_versions() -> dict[str, str]:
     """Versions of Python, the packages that decide results, and the git commit this source was checked out at."""
     versions = {"python": sys.version.split()[0], "platform": platform.platform()}
     for package in ("questlm", "torch", "numpy", "tokenizers", "safetensors"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "unknown"
+        versions[package] = package_version(package)
     commit = _git_commit(Path(__file__).resolve().parents[2])
     if commit:
         versions["git"] = commit
     return versions
+
+
+def package_version(package: str) -> str:
+    """Version of an installed package; "unknown" where it is not installed, as questlm run from its source folder."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _git_commit(folder: Path) -> str | None:

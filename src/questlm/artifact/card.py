@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import PurePath
 from typing import Any
 
 from questlm.artifact.format import ArtifactConfig
 from questlm.errors import ConfigError, quoted
+from questlm.records import package_version
 
 __all__ = ["CARD_NAME", "check_license", "model_card"]
 
@@ -102,7 +102,7 @@ def _facts(config: ArtifactConfig, size: int) -> Iterator[tuple[str, str]]:
     final = training.get("final")
     if isinstance(final, dict):
         yield from _losses(final)
-    yield "made with", ", ".join(f"{name} {metadata.version(name)}" for name in ("questlm", "torch"))
+    yield "made with", ", ".join(f"{name} {package_version(name)}" for name in ("questlm", "torch"))
 
 
 def _losses(final: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,13 @@ def test_a_licence_that_cannot_be_written_is_refused(given: dict, reason: str, t
     with pytest.raises(ConfigError, match=reason):
         packed(tmp_path / "a", **given)
     assert not (tmp_path / "a").exists()
+
+
+def test_it_is_written_where_questlm_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from the source folder, with PYTHONPATH=src."""
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "questlm unknown, torch unknown" in packed(tmp_path / "a")

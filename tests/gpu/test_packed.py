@@ -63,7 +63,7 @@ def test_a_model_has_one_loss_and_one_text_everywhere(tmp_path: Path, spec: Quan
         with ops.using_backend("reference"):
             reference = questlm.load(tmp_path / "a", dtype=dtype)
             expected = loss(reference, ids)
-        on_gpu = questlm.load(tmp_path / "a", device="cuda", dtype=dtype)
+        on_gpu = questlm.load(tmp_path / "a", device="cuda", dtype=dtype, weights="packed")
         for model in (questlm.load(tmp_path / "a", dtype=dtype), on_gpu):
             assert abs(loss(model, ids) - expected) < 1e-3
         greedy = GenerationOptions(max_new_tokens=16, temperature=0, stop_at_end=False)

@@ -53,6 +53,8 @@ class TritonWeight(PackedWeight):
             return reason
         if device.type != "cuda" and requested() != "triton":
             return "the weight is not for a GPU, and Triton's interpreter, which is slow, runs only on request"
+        if not stay_packed and requested() != "triton":  # until losses and text have been compared on a GPU
+            return "on a GPU its kernels run only where weights are to stay packed, or on request"
         if tensors.keys() & {"offset", "act_offset", "kept"}:
             return "the GPU kernels know no offsets and no 2:4 sparse rows"
         if format.weight is None and "scale" not in tensors:

@@ -106,6 +106,13 @@ class TrainConfig(Section):
     quantizer_weight_decay: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="on what quantisers learn; PACT's L2 penalty on its clips"
     )
+    first_bits: Literal[2, 3, 4, 5, 6, 7, 8, 16] | None = Field(
+        default=None,
+        description="bits that training begins with, for factors that have fewer; 16: nothing is quantised; None: own",
+    )
+    first_bits_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="share of the budget that is trained with first_bits"
+    )
     cage: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="strength of the CAGE correction over the last fifth of the training; 10 as published"
     )

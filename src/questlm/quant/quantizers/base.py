@@ -86,6 +86,10 @@ class Quantizer(nn.Module, ABC):
         """
         return None
 
+    def set_rounding(self, rounding: MaskedRounding) -> None:
+        """Round so from now on; only for a quantiser that has a `rounding`, and of the same block size."""
+        raise NotImplementedError(f"{type(self).__name__} has more to it than a grid and a mask")
+
     def step_per_scale(self) -> Tensor | None:
         """Return learned step sizes in units of the row's scale, (1, 1) or (rows, 1).
 

@@ -69,3 +69,7 @@ class MaskedQuantizer(DynamicQuantizer):
     @property
     def rounding(self) -> MaskedRounding:
         return MaskedRounding(self.grid, self.block_size, self.mask_bound)
+
+    def set_rounding(self, rounding: MaskedRounding) -> None:
+        assert rounding.block_size == self.block_size
+        self.grid, self.mask_bound = rounding.grid, rounding.mask_bound

@@ -17,6 +17,7 @@ from questlm.training.recipes.base import Beginning, FrozenModel, Moment, Recipe
 from questlm.training.recipes.cage import Cage
 from questlm.training.recipes.distill import Distill
 from questlm.training.recipes.fade_in import FadeIn
+from questlm.training.recipes.more_bits import MoreBitsFirst
 from questlm.training.recipes.weight_decay import WeightDecay
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "FadeIn",
     "FrozenModel",
     "Moment",
+    "MoreBitsFirst",
     "Recipe",
     "WeightDecay",
     "active_recipes",
@@ -37,6 +39,7 @@ __all__ = [
 
 BUILT_IN: tuple[Callable[[TrainConfig, nn.Module], Recipe | None], ...] = (
     FadeIn.from_settings,
+    MoreBitsFirst.from_settings,
     WeightDecay.from_settings,
     Cage.from_settings,
     Distill.from_settings,

@@ -94,6 +94,24 @@ def test_the_tables_of_the_better_recipe_show_its_records_and_name_every_change(
         assert f"`{change.removeprefix('tuned-').removeprefix('e16-')}`" in shown
 
 
+def test_the_tables_of_the_confirmation_show_its_records() -> None:
+    script, folder = _script("confirm-recipe/summarise.py"), ROOT / "studies" / "confirm-recipe"
+    shown, losses = (folder / "README.md").read_text(encoding="utf-8"), script.read_losses(folder / "runs")
+    assert f"<!-- losses -->\n{script.losses(losses)}\n<!-- end of losses -->" in shown
+    assert f"<!-- gone -->\n{script.gone(losses)}\n<!-- end of gone -->" in shown
+
+
+def test_what_a_recipe_takes_away_is_paired_by_seed() -> None:
+    script = _script("confirm-recipe/summarise.py")
+    made = {
+        "bf16-tuned": {0: 3.0, 1: 4.0},
+        "bf16-rate": {0: 2.9, 1: 3.9},
+        "w1a1-tuned": {0: 4.0, 1: 5.0},
+        "w1a1-recipe": {0: 3.4, 1: 4.5, 2: 9.9},
+    }
+    assert script.gone(made).splitlines()[-1] == "| W1A1 | 2 | 1.0000 ± 0.0000 | 0.5500 ± 0.6353 | 45 ± 64 |"
+
+
 def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
     script, folder = _script("methods-30m/summarise.py"), ROOT / "studies" / "methods-30m"
     table = script.losses_by_bits(script.read_losses(folder / "runs"))
@@ -103,7 +121,8 @@ def test_the_readme_shows_the_losses_of_the_30m_study() -> None:
 
 
 @pytest.mark.parametrize(
-    ("study", "runs"), [("methods-30m", 61), ("fair-baseline", 112), ("demo-recipe", 40), ("better-recipe", 128)]
+    ("study", "runs"),
+    [("methods-30m", 61), ("fair-baseline", 112), ("demo-recipe", 40), ("better-recipe", 128), ("confirm-recipe", 12)],
 )
 @pytest.mark.usefixtures("forget_plugins")
 def test_every_run_of_a_study_can_be_made(study: str, runs: int) -> None:

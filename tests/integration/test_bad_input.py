@@ -298,7 +298,7 @@ def test_a_logger_that_is_not_installed(refused: Any, monkeypatch: pytest.Monkey
         pytest.param("trian", "No such command 'trian'"),
         pytest.param("--unknown", "No such option"),
         pytest.param("pack run", "--out"),
-        pytest.param("eval", "path"),
+        pytest.param("eval", "MODEL"),
         pytest.param("pack run --out new --embeddings fp4", "int8"),
         pytest.param("demo --bits x --out new", "--bits"),
         *(

@@ -96,7 +96,9 @@ def summed(nats: NDArray[np.float32], ids: NDArray[np.int64], text_bytes: int | 
 def documents_of(
     nats: NDArray[np.float32], tokens: NDArray[np.int64], sizes: Sequence[int], end: int
 ) -> tuple[Document, ...]:
-    """The documents of a text, but for those without bytes. The first token of the text is not predicted.
+    """The documents of a text, but for those without bytes or without a predicted token.
+
+    The first token of the text is not predicted, so a first document of one token is left out.
 
     Args:
         nats: of each token but the first.
@@ -113,7 +115,7 @@ def documents_of(
     return tuple(
         Document(int(count), size, float(total) / math.log(2) / size)
         for count, total, size in zip(counts, sums, sizes, strict=True)
-        if size
+        if size and count
     )
 
 

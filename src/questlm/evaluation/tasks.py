@@ -97,6 +97,8 @@ def items_hash(items: list[Item]) -> str:
 
 def _item(task: Task, line: bytes, place: str) -> Item:
     content = parse_json(line, place, DataError)
+    if not isinstance(content, dict):
+        raise DataError(f"{place} is no item of {task.name}: it must be a JSON object, not {quoted(content)}")
     try:
         item = task.read(content)
     except KeyError as problem:
@@ -114,14 +116,21 @@ def _choice(content: dict[str, Any], suffix: str = "") -> Item:
         raise ValueError(f"choices = {quoted(choices)}, but they are a list of at least two")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise ValueError(f"gold = {quoted(answer)}, but it is the number of a choice, 0 to {len(choices) - 1}")
-    return Item(f"{content['query']}{suffix}", tuple(choices), answer)
+    return Item(_text(content, "query") + suffix, tuple(choices), answer)
 
 
 def _physical(content: dict[str, Any]) -> Item:
     if "goal" in content:
         choices = [content["sol1"], content["sol2"]]
-        content = {"query": f"Question: {content['goal']}", "choices": choices, "gold": content["label"]}
+        content = {"query": f"Question: {_text(content, 'goal')}", "choices": choices, "gold": content["label"]}
     return _choice(content, suffix="\nAnswer:")
+
+
+def _text(content: dict[str, Any], key: str) -> str:
+    text = content[key]
+    if not isinstance(text, str):
+        raise TypeError(f"{key} = {quoted(text)}, but it must be a string")
+    return text
 
 
 def _last_word(content: dict[str, Any]) -> Item:

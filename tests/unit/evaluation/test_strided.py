@@ -73,6 +73,9 @@ def test_bits_of_a_document_are_those_of_its_text() -> None:
     )
     ends = documents_of(nats[:1], np.array([END, END]), [0, 0], END)
     assert ends == ()
+    assert [each.tokens for each in documents_of(nats[:2], np.array([3, END, 4]), [1, 1], END)] == [
+        1
+    ]  # 3: not predicted
     mean = mean_bits_per_byte(found)
     assert mean is not None
     assert mean.value == pytest.approx(sum(each.bits_per_byte for each in found) / 3)

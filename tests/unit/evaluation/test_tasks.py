@@ -72,6 +72,7 @@ def test_items_have_the_texts_of_lm_evaluation_harness(
         ({"choices": ["one"]}, "a list of at least two"),
         ({"choices": ["one", ""]}, "its choices not empty"),
         ({"choices": ["one", 2]}, "its texts must be strings"),
+        ({"query": ["one"]}, "query = ['one'], but it must be a string"),
     ],
 )
 def test_a_line_that_is_no_item_is_named(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -88,7 +89,11 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "piqa.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no items"):
         read_items(find_task("piqa"), tmp_path)
-    for line in ("[]", "3", '"x"', "{"):
+    for line in ("[]", "3", '"x"'):
+        (tmp_path / "piqa.jsonl").write_text(line)
+        with pytest.raises(DataError, match="line 1 is no item of piqa: it must be a JSON object"):
+            read_items(find_task("piqa"), tmp_path)
+    for line in ("{", '{"goal": null, "sol1": "a", "sol2": "b", "label": 0}'):
         (tmp_path / "piqa.jsonl").write_text(line)
         with pytest.raises(DataError, match="line 1"):
             read_items(find_task("piqa"), tmp_path)

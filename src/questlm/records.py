@@ -112,7 +112,7 @@ class RunRecord:
         initial_weights: SHA-256 of the weights that training began from (`init_from`), None for weights of its own.
         recipe_inputs: SHA-256 of what recipes read from outside the run, such as a teacher's weights, by setting.
         processes: how many trained it when the record was written.
-        parallel: how they shared the model: 'none', 'ddp' or 'fsdp'.
+        parallel: how they shared the model: 'none', 'ddp', 'replicas' or 'fsdp'.
     """
 
     config: dict[str, Any]

@@ -22,6 +22,7 @@ __all__ = ["CachedModel", "Likelihood", "Request", "encode_pair", "log_likelihoo
 
 _TOKENS_PER_BATCH = 8192
 _LOGITS_PER_BATCH = 2**26
+_CONTINUATIONS_PER_GROUP = 8  # a group's are scored one after another, so more wait while the rows of others idle
 
 
 class CachedModel(Protocol):
@@ -102,6 +103,9 @@ def log_likelihoods(
     Args:
         max_tokens: longest input of the model; of longer texts the end is read, as lm-evaluation-harness does.
         vocab_size: of the model; it bounds how many logits are computed at once.
+
+    Raises:
+        DataError: a continuation of more than `max_tokens` tokens.
     """
     found: list[Likelihood | None] = [None] * len(requests)
     with progress("scoring", len(requests), show=show_progress) as update:
@@ -118,10 +122,19 @@ def _grouped(requests: Sequence[Request], max_tokens: int) -> list[_Group]:
     """Requests by their text, as much of it as fits, the longest first."""
     by_context: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for place, (context, continuation) in enumerate(requests):
+        if len(continuation) > max_tokens:
+            raise DataError(
+                f"a continuation of {len(continuation)} tokens cannot be scored: the model reads at most {max_tokens} "
+                "at once; leave the item out, or read more at once (--seq-len)"
+            )
         # The last token of a continuation is predicted and never read.
-        room = max(1, max_tokens + 1 - len(continuation))
+        room = max_tokens + 1 - len(continuation)
         by_context.setdefault(tuple(context[-room:]), []).append((place, tuple(continuation)))
-    groups = [_Group(text, sorted(members, key=lambda each: -len(each[1]))) for text, members in by_context.items()]
+    groups = []
+    for text, members in by_context.items():
+        members.sort(key=lambda each: -len(each[1]))
+        starts = range(0, len(members), _CONTINUATIONS_PER_GROUP)
+        groups += [_Group(text, members[start : start + _CONTINUATIONS_PER_GROUP]) for start in starts]
     return sorted(groups, key=lambda group: -(len(group.context) + group.longest))
 
 

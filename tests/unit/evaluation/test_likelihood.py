@@ -69,6 +69,24 @@ def test_prepared_and_packed_models_score_alike(tmp_path: Path) -> None:
         assert [likelihood.nats for likelihood in found] == pytest.approx(expected, abs=1e-3)
 
 
+def test_many_continuations_of_one_text_share_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Llama(SHAPE).initialize(0).eval()
+    batches = []
+    plain = model.next_logits
+    monkeypatch.setattr(model, "next_logits", lambda ids, *rest: batches.append(len(ids)) or plain(ids, *rest))
+    asked = [Request((0,), (number % VOCABULARY, number % 7)) for number in range(100)]
+    found = log_likelihoods(model, asked, 8, VOCABULARY, show_progress=False)
+    assert batches == [13]
+    assert found[99].nats == pytest.approx(alone(model, asked[99], 8).nats, abs=1e-4)
+
+
+def test_a_continuation_longer_than_the_model_reads_is_refused() -> None:
+    model = Llama(SHAPE).initialize(0).eval()
+    assert log_likelihoods(model, [Request((1,), (2,) * 8)], 8, VOCABULARY, show_progress=False)
+    with pytest.raises(DataError, match="a continuation of 9 tokens cannot be scored: the model reads at most 8"):
+        log_likelihoods(model, [Request((1,), (2,) * 9)], 8, VOCABULARY, show_progress=False)
+
+
 def test_spaces_before_a_continuation_are_its_own() -> None:
     def encode(text: str) -> list[int]:
         return [ord(letter) for letter in text]

@@ -63,6 +63,6 @@ class Budget:
         Raises:
             OverBudgetError: it says by how much, and what takes how much.
         """
-        parts = {**bytes_by_part, **self.counted}
+        parts = {**bytes_by_part, **{f"file {name}": size for name, size in self.counted.items()}}
         if sum(parts.values()) > self.limit:
             raise OverBudgetError(parts, self.limit)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from questlm.cli.options import parse_bytes, print_table
+from questlm.errors import ConfigError
 from questlm.terminal import say
 
 __all__ = ["contest"]
@@ -47,6 +48,8 @@ def contest(
     from questlm.json_files import write_json
     from questlm.trained.contest import Entry, score, submission
 
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first")
     limit = Budget.of_files(int(parse_bytes(budget, "--budget")), count_code or ())
     scores = [
         score(model, limit, data, sentencepiece=sentencepiece, seq_len=seq_len, device=device) for model in models

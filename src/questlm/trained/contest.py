@@ -25,6 +25,7 @@ from questlm.data import PreparedData, TokenStream, holds_text, prepare, prepare
 from questlm.data.token_bytes import TokenBytes
 from questlm.errors import ArtifactError, ConfigError, DataError
 from questlm.evaluation.strided import token_nats
+from questlm.inference import PackedModel
 from questlm.trained.opened import Opened, open_model
 
 __all__ = ["Entry", "Score", "score", "submission"]
@@ -95,6 +96,8 @@ def score(
         ArtifactError: not a packed model, probabilities that do not sum to one, or a model that sees what comes.
     """
     opened = open_model(Path(model), device)
+    if not isinstance(opened.model, PackedModel):
+        raise ArtifactError(f"{model} is not a packed model, and only a packed model has the bytes that count; pack it")
     size = _size(Path(model))
     budget.check({"model": size})
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,6 +114,8 @@ def score(
     with torch.no_grad():
         nats = token_nats(opened.model, TokenStream([tokens[: counted + 1]]), window, window, opened.device)
     total, text_bytes = float(np.asarray(nats, np.float64).sum()), int(table.counts(tokens[: counted + 1]).sum())
+    if not text_bytes:
+        raise DataError(f"the {counted} tokens that are predicted stand for no bytes of text")
     if not math.isfinite(total):
         raise ArtifactError(f"{model} has a loss of {total / counted}; its weights are out of any sensible range")
     return Score(
@@ -151,7 +156,7 @@ def check_probabilities(
     with torch.no_grad():
         before = logits(ids)[0].float()
         other = ids.clone()
-        other[:, middle:] = ids[:, middle:].flip(1)
+        other[:, middle:] = (ids[:, middle:] + 1) % before.shape[-1]
         after = logits(other)[0, :middle].float()
     sums = before.softmax(-1).double().sum(-1)
     if not bool(((sums - 1).abs() < _SUM_ERROR).all()):

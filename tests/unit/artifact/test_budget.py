@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.packed_models import trained
-from questlm.artifact.budget import Budget
+from questlm.artifact.budget import Budget, OverBudgetError
 from questlm.config import QuantSpec
 from questlm.errors import ConfigError
 from questlm.export.pack import pack
@@ -29,6 +29,12 @@ def test_a_model_is_kept_when_it_fits_to_the_byte(single_file: bool, tmp_path: P
 
 def test_what_is_left_for_the_model() -> None:
     assert Budget(1000, {"a": 300, "b": 800}).left_for_model == -100
+
+
+def test_a_file_that_is_called_as_a_part_counts_beside_it() -> None:
+    with pytest.raises(OverBudgetError, match="file model 300") as caught:
+        Budget(1000, {"model": 300}).check({"model": 800})
+    assert caught.value.over == 100
 
 
 def test_code_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_what_would_void_a_score_is_refused(run: Path, monkeypatch: pytest.Monke
         score(run / "model.quest", Budget(size - 1))
     with pytest.raises(DataError, match="less than a window of 65536"):
         score(run / "model.quest", Budget(10**7), seq_len=65536)
+    with pytest.raises(ArtifactError, match="is not a packed model"):
+        score(run, Budget(10**7))
     right = contest._table
     wrong = lambda *given: right(*given)._replace(own=right(*given).own + 1)  # noqa: E731
     monkeypatch.setattr(contest, "_table", wrong)
@@ -69,6 +71,8 @@ def test_a_model_that_sees_what_comes_is_refused() -> None:
     check_probabilities(one_hot, tokens, cpu)
     with pytest.raises(ArtifactError, match="sees them"):
         check_probabilities(lambda ids: one_hot(ids.roll(-1, 1)), tokens, cpu)
+    with pytest.raises(ArtifactError, match="sees them"):
+        check_probabilities(lambda ids: one_hot(ids.roll(-1, 1)), np.zeros_like(tokens), cpu)
     with pytest.raises(ArtifactError, match="sum to nan"):
         check_probabilities(lambda ids: one_hot(ids) / 0, tokens, cpu)
 
@@ -83,3 +87,6 @@ def test_the_command_writes_a_submission_of_several_seeds(
     written = json.loads(Path("submission.json").read_text(encoding="utf-8"))
     assert (written["name"], len(written["seeds"]), written["val_bpb_std"]) == ("tiny", 2, 0.0)
     assert written["bytes_total"] == (run / "model.quest").stat().st_size
+    code, out, err = command("contest", model, "--out", "nowhere/submission.json", "--device", "cpu")
+    assert (code, out) == (2, "")  # before anything is measured
+    assert "the folder nowhere does not exist" in err

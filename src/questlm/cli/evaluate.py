@@ -76,6 +76,8 @@ def evaluate(  # noqa: D103 (set below)
     from questlm.trained.evaluate import evaluate as measure
 
     _check(out, tasks, tasks_dir, limit)
+    if tasks is not None and data is None and (stride is not None or by_document):
+        raise ConfigError("--stride and --by-document are of a text; name one with --data, or leave out --tasks")
     load_plugins(plugin)
     results = []
     for model in models:
@@ -99,7 +101,7 @@ def evaluate(  # noqa: D103 (set below)
         write_json(out, comparison_json(results, device_name(pick_device(device))))
     if as_json:
         found = [result.as_json() for result in results]
-        plain = len(found) == 1 and tasks is None
+        plain = len(found) == 1 and tasks is None and not by_document
         typer.echo(json.dumps(found[0]["loss"] if plain else found))
     else:
         _print(results)
@@ -114,6 +116,8 @@ def _check(out: Path | None, tasks: str | None, tasks_dir: Path | None, limit: i
         raise ConfigError("--tasks-dir and --limit are of tasks; name them, as in --tasks hellaswag,arc_easy")
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file, such as --out {out / 'losses.json'}")
     if tasks is not None and tasks_dir is None and find_spec("lm_eval") is None:
         raise MissingDependencyError("lm_eval", "eval", "--tasks without --tasks-dir, a folder with files of items,")
 

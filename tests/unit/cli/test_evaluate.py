@@ -37,6 +37,8 @@ def test_one_model_has_a_table_of_its_own(folder: Path, command: Command) -> Non
         assert words in " ".join(out.replace("│", " ").split()), out
     code, out, _ = command("eval", model, "--data", text, "--json")
     assert json.loads(out)["loss"] == pytest.approx(questlm.evaluate(model, text).loss)
+    code, out, _ = command("eval", model, "--data", text, "--by-document", "--json")
+    assert len(json.loads(out)[0]["documents"]) == 3
 
 
 def test_several_models_share_a_table_and_a_file(folder: Path, command: Command, tmp_path: Path) -> None:
@@ -69,6 +71,8 @@ def test_several_models_share_a_table_and_a_file(folder: Path, command: Command,
         ),
         (["--tasks", "arc", "--tasks-dir", "."], "there is no task 'arc'; tasks: hellaswag, lambada_openai"),
         (["--out", "absent/found.json"], "--out absent/found.json: there is no folder"),
+        (["--out", "."], "--out . is a folder; name a file, such as --out losses.json"),
+        (["--tasks", "arc_easy", "--tasks-dir", ".", "--stride", "8"], "--stride and --by-document are of a text"),
         (["--device", "abacus"], "abacus"),
         (
             ["--data", "text.txt", "--stride", "17"],

@@ -18,7 +18,7 @@ _UNKNOWN = "unknown"
 _TEXT = """---
 library_name: questlm
 pipeline_tag: text-generation
-license: {license}
+license: "{license}"
 tags:
 - questlm
 - quantized
@@ -26,7 +26,7 @@ tags:
 
 # {title}
 
-A language model that was trained in few bits and packed by questlm. It computes what it computed while it trained.
+A language model that was trained in few bits and packed by questlm. Its quantised weights are those that trained.
 
 | | |
 |---|---|
@@ -98,7 +98,8 @@ def _facts(config: ArtifactConfig, size: int) -> Iterator[tuple[str, str]]:
     if isinstance(data, dict) and isinstance(data.get("source"), str):
         yield "trained on", _source(data["source"])
     if isinstance(training.get("tokens"), int):
-        yield "tokens", f"{training['tokens']:,}, in windows of {training.get('seq_len')}"
+        windows = f", in windows of {training['seq_len']}" if "seq_len" in training else ""
+        yield "tokens", f"{training['tokens']:,}{windows}"
     final = training.get("final")
     if isinstance(final, dict):
         yield from _losses(final)
@@ -107,7 +108,7 @@ def _facts(config: ArtifactConfig, size: int) -> Iterator[tuple[str, str]]:
 
 def _losses(final: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key, name, unit in (
-        ("loss", "validation loss", " nats a token"),
+        ("loss", "validation loss in training", " nats a token"),
         ("perplexity", "perplexity", ""),
         ("bits_per_byte", "bits per byte", ""),
     ):

@@ -59,7 +59,7 @@ def export(
 
 
 def _rows(report: ExportReport) -> list[tuple[str, str]]:
-    rows = [("written", size(report.bytes)), ("computes", report.difference or "the same as the packed model")]
+    rows = [("written", size(report.bytes)), ("differs", report.difference or "no: its weights are the same numbers")]
     if report.before is None or report.after is None:
         return [*rows, ("loss", "not measured: the model names no text; give one with --data")]
     rows.append(("loss before", f"{report.before.loss:.6f} nats a token, packed"))

@@ -77,9 +77,11 @@ def pack(
     load_plugins(plugin)
     target, limit = _target(out, single_file), _limit(budget, count_code)
     if fit:
-        if limit is None or single_file is None or embeddings or push_to_hub or not 0 < fit_seconds < 1e9:
+        others = embeddings or push_to_hub or compare or license
+        if limit is None or single_file is None or others or not 0 < fit_seconds < 1e9:
             raise ConfigError(
-                "--fit needs --single-file FILE, --budget and --fit-seconds above 0; no --embeddings or --push-to-hub"
+                "--fit needs --single-file FILE, --budget and --fit-seconds above 0, and goes without --embeddings, "
+                "--push-to-hub, --compare and --license"
             )
         _fit(run, single_file, limit, fit_seconds, tokenizer)
         return

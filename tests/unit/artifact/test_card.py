@@ -35,7 +35,7 @@ def test_it_says_what_the_model_is(tmp_path: Path, tokenizer_json: str) -> None:
         "| method | quest: weights 1 bit, inputs of layers not rounded |",
         r"| trained on | my\|text.txt |",
         "| tokens | 123,456, in windows of 64 |",
-        "| validation loss | 3.2500 nats a token |",
+        "| validation loss in training | 3.2500 nats a token |",
         "| perplexity | 25.7900 |",
         f"questlm {questlm.__version__}, torch",
         f"| size | {questlm.load(tmp_path / 'a').bytes:,} bytes",
@@ -44,11 +44,13 @@ def test_it_says_what_the_model_is(tmp_path: Path, tokenizer_json: str) -> None:
     ):
         assert words in card
     assert "secret" not in card
+    assert yaml.safe_load(packed(tmp_path / "b", license="no").split("---")[1])["license"] == "no"
     assert "bits per byte" not in card
 
 
 def test_it_is_no_part_of_the_model(tmp_path: Path) -> None:
-    card = packed(tmp_path / "a")
+    card = packed(tmp_path / "a", training={"tokens": 5})
+    assert "| tokens | 5 |" in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
     assert "The licence of the weights is not stated." in card
     assert "generate" not in card.split("## Run it")[1]

@@ -54,3 +54,11 @@ def test_what_cannot_be_met_is_refused(run: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="exists already"):
         fit_to_budget(run, run, 2000)
+
+
+@pytest.mark.parametrize("option", ["--compare", "--license=mit"])
+def test_an_option_that_fitting_does_not_follow_is_refused(
+    option: str, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = command("pack", "run", "--single-file", "f.quest", "--budget", "1MB", "--fit", option)
+    assert (code, "goes without" in " ".join(err.split())) == (2, True), err

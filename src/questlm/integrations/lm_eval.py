@@ -119,7 +119,12 @@ class QuestlmLM(TemplateLM):
             temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
-        room = max(1, self.max_length - options.max_new_tokens)
+        room = self.max_length - options.max_new_tokens
+        if room < 1:
+            raise ConfigError(
+                f"{options.max_new_tokens} new tokens leave no room for a text: the model reads {self.max_length} at "
+                'once; give simple_evaluate gen_kwargs={"max_gen_toks": N} or model_args with a longer "max_length"'
+            )
         prompt = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         decoder = TextDecoder(self.opened.tokenizer, prompt, options.stop)  # type: ignore[arg-type]
         cache = model.new_cache(1, len(prompt) + options.max_new_tokens)

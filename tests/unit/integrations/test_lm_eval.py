@@ -79,6 +79,8 @@ def test_whole_texts_and_generated_ones(folder: Path) -> None:
     options = questlm.GenerationOptions(max_new_tokens=5, temperature=0)
     engine = questlm.load(folder / "packed")
     assert model.generate_until([asked]) == [engine.generate("He had lost", options)]
+    with pytest.raises(ConfigError, match="256 new tokens leave no room for a text: the model reads 40 at once"):
+        model.generate_until([SimpleNamespace(args=("He had lost", {"until": ["never"]}))])
 
 
 def test_a_model_without_a_tokenizer_is_refused(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ from questlm.terminal import say
 __all__ = ["serve"]
 
 _LEAST_KEY = 8
-
+_KEY_VARIABLE = "QUESTLM_API_KEY"
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback are open to the network.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65_535)]
@@ -24,7 +25,7 @@ Key = Annotated[
     str | None,
     typer.Option(
         help="Key that clients must name. Better in the environment: a command line can be read by others.",
-        envvar="QUESTLM_API_KEY",
+        envvar=_KEY_VARIABLE,
         show_envvar=True,
     ),
 ]
@@ -69,6 +70,8 @@ def serve(
             raise MissingDependencyError(package, "serve", "quest serve")
     if api_key is not None and not (len(api_key) >= _LEAST_KEY and api_key.isascii() and api_key.isprintable()):
         raise ConfigError(f"the key needs at least {_LEAST_KEY} printable ASCII characters; give a longer --api-key")
+    if api_key is None and os.environ.get(_KEY_VARIABLE) == "":  # as of `$(cat FILE)` where there is no such file
+        raise ConfigError(f"{_KEY_VARIABLE} is empty, so nobody would need a key; give it one, or unset it")
     import torch
 
     from questlm.inference import load

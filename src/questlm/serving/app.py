@@ -206,7 +206,7 @@ async def _refused(request: Request, problem: Exception) -> Response:
 
 async def _no_such_path(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
-    what = f"{request.method} {quoted(request.url.path)}"
+    what = f"{request.method} {quoted(request.scope['path'])}"
     return error_response(
         ApiError(problem.status_code, f"{what}: {problem.detail.lower()}; see /v1/models", headers=problem.headers)
     )

@@ -153,7 +153,7 @@ class Guard:
                 f"the request is for the host {quoted(host)}, but this server answers to {', '.join(self._hosts)} "
                 "only; start it with --host or --api-key to use it under other names",
             )
-        if self._key is None or not request.url.path.startswith(_PROTECTED):
+        if self._key is None or not request.scope["path"].startswith(_PROTECTED):
             return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), self._key):

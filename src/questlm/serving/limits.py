@@ -32,7 +32,7 @@ class Limits(Section):
         default=30.0, description="how long running requests may take to finish after SIGTERM or Ctrl-C"
     )
     client_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
-        default=30.0, description="how long a client may neither send its body on nor read what it is sent"
+        default=30.0, description="how long a client may neither send its request nor read what it is sent"
     )
     unread_pieces: Annotated[int, Field(ge=1, le=2**20)] = Field(
         default=4096, description="pieces of text that may wait for a client that does not read; it is cancelled then"

@@ -77,6 +77,15 @@ class GenerationRequest(BaseModel):
             return stops
         raise ValueError(f"a text or a list of at most {_MOST_STOPS} texts is expected, none of them empty")
 
+    @field_validator("stop")
+    @classmethod
+    def _unicode(cls, value: list[str] | None) -> list[str] | None:
+        try:
+            "".join(value or ()).encode()
+        except UnicodeEncodeError:  # JSON can name half of a character
+            raise ValueError("a text of valid Unicode is expected") from None
+        return value
+
     def options(self, number: int, max_new_tokens: int) -> GenerationOptions:
         """Options of the text `number` of this request; with a seed, each is drawn with one of its own."""
         given: dict[str, Any] = {

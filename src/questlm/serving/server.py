@@ -10,6 +10,7 @@ import uvicorn
 
 from questlm.errors import ConfigError, quoted
 from questlm.serving.app import Service, create_app
+from questlm.serving.connection import connections_ending_after
 
 __all__ = ["Server", "is_loopback", "listen"]
 
@@ -78,7 +79,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service, key, hosts),
-                http="h11",
+                http=connections_ending_after(service.limits.client_seconds),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",

@@ -38,6 +38,14 @@ def test_an_open_server_without_a_key_is_warned_of(command, folder, monkeypatch)
     assert "warning" not in command("serve", folder, "--port", "0", "--host", "0.0.0.0")[2]
 
 
+def test_an_empty_key_in_the_environment_does_not_open_the_server(command, folder, monkeypatch) -> None:
+    monkeypatch.setattr(Server, "run", lambda self: None)
+    monkeypatch.setenv("QUESTLM_API_KEY", "")
+    code, _, err = command("serve", folder, "--port", "0", "--host", "0.0.0.0")
+    assert code == 2
+    assert "QUESTLM_API_KEY is empty" in err
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -49,6 +49,10 @@ def test_prompts_are_a_text_ids_or_a_list_of_either(given: Any, prompts: Any) ->
     assert completion(prompt=given).prompt == prompts
 
 
+def test_a_stop_string_that_is_no_unicode_is_refused() -> None:
+    assert refusal({"prompt": "a", "stop": "\ud800"})[1] == "stop"
+
+
 @pytest.mark.parametrize("value", [[], [[]], [1, "a"], ["a", [1]], {"a": 1}, 7, True, [True], [1.5]], ids=repr)
 def test_other_prompts_are_refused(value: Any) -> None:
     message, param = refusal({"prompt": value})

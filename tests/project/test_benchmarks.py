@@ -186,6 +186,13 @@ def test_the_page_on_several_gpus_holds_the_table_on_paper(benchmark: Any) -> No
     assert benchmark("scale_sizing").table([2, 4, 8, 64], [8, 1]) in page, "run python benchmarks/scale_sizing.py"
 
 
+def test_the_page_on_several_gpus_holds_the_table_of_the_record(benchmark: Any) -> None:
+    writer = benchmark("scale_out_page")
+    page = writer.PAGE.read_text(encoding="utf-8")
+    record = json.loads(writer.RECORD.read_text(encoding="utf-8"))
+    assert page == writer.page_text(page, record), "run python benchmarks/scale_out_page.py"
+
+
 def test_on_paper_slower_links_cost_time_and_sharding_saves_it(benchmark: Any) -> None:
     sizing = benchmark("scale_sizing")
     work = sizing.works()[0]

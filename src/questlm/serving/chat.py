@@ -1,13 +1,18 @@
 """From the messages of a chat to the text that a model continues, by the template that is packed with it.
 
-A template is a program of whoever made the model: it runs in jinja2's sandbox, with what transformers gives it.
+A template is a program of whoever made the model: it runs in jinja2's sandbox, with what transformers gives it, and is
+ended where it takes too long. Its memory is not limited.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from types import FrameType
 from typing import Any
 
 from jinja2 import TemplateError
@@ -21,7 +26,33 @@ from questlm.errors import ConfigError
 
 __all__ = ["ChatTemplate"]
 
+_SECONDS = 2.0  # of the thread's CPU time; a template needs milliseconds
 _MARK = "questlm marks the end of a turn"
+
+
+class _TooLong(BaseException):
+    """A template takes too long; no Exception, as jinja2 turns some of those into values."""
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Raise _TooLong from what is called inside, before a line of Python, after `seconds` of this thread's CPU time.
+
+    jinja2's sandbox limits neither loops nor macros that call themselves, and a thread cannot be ended from outside.
+    One operation in C is not interrupted.
+    """
+    end, tracing = time.thread_time() + seconds, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.thread_time() > end:
+            raise _TooLong
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(tracing)
 
 
 class _Generation(Extension):
@@ -71,7 +102,13 @@ class ChatTemplate:
             ConfigError: the template refuses these messages, or fails.
         """
         try:
-            return self._template.render(messages=list(messages), tools=None, add_generation_prompt=continues)
+            with _ended_after(_SECONDS):
+                return self._template.render(messages=list(messages), tools=None, add_generation_prompt=continues)
+        except _TooLong:
+            raise ConfigError(
+                f"the model's chat template takes more than {_SECONDS:g} s for these messages; send fewer, or use "
+                "/v1/completions"
+            ) from None
         except Exception as problem:  # a template may do anything that Python's operators can
             raise ConfigError(f"the model's chat template cannot render these messages: {problem}") from None
 

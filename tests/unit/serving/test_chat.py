@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
@@ -48,6 +50,20 @@ def test_the_end_of_a_turn_is_the_special_token_behind_it(tokenizer: Tokenizer) 
 def test_what_a_template_refuses_or_may_not_do_is_a_sentence(tokenizer: Tokenizer, source: str) -> None:
     with pytest.raises(ConfigError, match=r"the model's chat template cannot render these messages: ."):
         ChatTemplate(source, tokenizer).render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}"],
+    ids=["loops", "macros"],
+)  # fmt: skip
+def test_a_template_that_takes_too_long_is_ended(tokenizer: Tokenizer, monkeypatch, source: str) -> None:
+    monkeypatch.setattr("questlm.serving.chat._SECONDS", 0.05)
+    tracing = sys.gettrace()
+    with pytest.raises(ConfigError, match=r"takes more than 0\.05 s"):
+        ChatTemplate(source, tokenizer).render(MESSAGES)
+    assert sys.gettrace() is tracing
 
 
 def test_a_template_that_is_none_is_refused(tokenizer: Tokenizer) -> None:

@@ -13,7 +13,7 @@ DOWNLOAD := The packages of $(PYTHON) are used, torch among them; what is missin
 NEW_VENV := scripts/system_torch.py
 endif
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py requirements.lock $(wildcard src/questlm/ops/cpu/*.[ch] src/questlm/ops/cpu/packed/*.[ch])
+SOURCES := pyproject.toml setup.py requirements.lock $(wildcard $(addsuffix /*.[ch],src/questlm/ops/cpu src/questlm/ops/cpu/packed src/questlm/ops/cpu/llama))
 # Two test processes on two cores: one thread each, or they would fight over both.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 

@@ -14,6 +14,7 @@ import asyncio
 import json
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     config = json.loads((options.artifact / "config.json").read_text(encoding="utf-8"))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server ends, too
     words = ["--port", "0", "--sequences", str(max(options.clients))]
     server = subprocess.Popen(
         [sys.executable, "-m", "questlm", "serve", str(options.artifact), *words], stderr=subprocess.PIPE, text=True
@@ -135,7 +137,11 @@ def main() -> None:
             print(f"round {number + 1} of {options.rounds} is done", flush=True)
     finally:
         server.terminate()
-        server.wait(30)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
     record = {
         **header("serve", torch.device("cpu"), vars(options)),
         "model": config["model"],

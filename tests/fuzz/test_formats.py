@@ -9,7 +9,7 @@ import pytest
 from helpers.fuzzing.driver import build_samples, fuzz
 from helpers.fuzzing.formats import FORMATS
 
-_INPUTS = 600
+_INPUTS = 400
 """Of each format: two to ten seconds on one core."""
 
 

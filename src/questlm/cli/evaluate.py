@@ -75,9 +75,7 @@ def evaluate(  # noqa: D103 (set below)
     from questlm.trained.comparison import ModelResult, comparison_json
     from questlm.trained.evaluate import evaluate as measure
 
-    _check(out, tasks, tasks_dir, limit)
-    if tasks is not None and data is None and (stride is not None or by_document):
-        raise ConfigError("--stride and --by-document are of a text; name one with --data, or leave out --tasks")
+    _check(out, tasks, tasks_dir, limit, lacks_text=data is None and (stride is not None or by_document))
     load_plugins(plugin)
     results = []
     for model in models:
@@ -110,8 +108,10 @@ def evaluate(  # noqa: D103 (set below)
 evaluate.__doc__ = _HELP
 
 
-def _check(out: Path | None, tasks: str | None, tasks_dir: Path | None, limit: int | None) -> None:
+def _check(out: Path | None, tasks: str | None, tasks_dir: Path | None, limit: int | None, lacks_text: bool) -> None:
     """Refuse options that do not go together before anything is measured."""
+    if tasks is not None and lacks_text:
+        raise ConfigError("--stride and --by-document are of a text; name one with --data, or leave out --tasks")
     if tasks is None and (tasks_dir is not None or limit is not None):
         raise ConfigError("--tasks-dir and --limit are of tasks; name them, as in --tasks hellaswag,arc_easy")
     if out is not None and not out.absolute().parent.is_dir():

@@ -1,13 +1,14 @@
 """A batch of sequences that join and leave it between steps, each in its own place of its text and with own options.
 
 A step reads the weights once for all sequences. It takes one token of each sequence that is being continued and, of the
-prompts that are still being read, `PROMPT_TOKENS` tokens in all, shared evenly: so a long prompt delays a step of the
-others by no more than that, and a short prompt behind it is read soon.
+prompts that are still being read, `PROMPT_TOKENS` tokens in all (at least one of each), shared evenly: so a long prompt
+delays a step of the others by no more than that, and a short prompt behind it is read soon.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from questlm import ops
 from questlm.config import GenerationOptions
+from questlm.errors import ConfigError
 from questlm.inference.generate import NextLogits
 from questlm.inference.sampling import Sampler, draw_together
 from questlm.models import KVCache
@@ -98,11 +100,12 @@ class RunningBatch:
             places[place] = len(places)
         self._forward = None
         if not places and self._cache.capacity > min(_FIRST_CAPACITY, self._capacity_limit):
-            self._cache = self._empty_cache()  # gives back the memory that long sequences needed
-        else:
-            with torch.inference_mode():
-                self._cache.limit_length(self._longest())
-                self._cache.keep(places)
+            with suppress(ConfigError):  # where there is no memory for a small cache beside it, the large one stays
+                self._cache = self._empty_cache()  # gives back the memory that long sequences needed
+                return
+        with torch.inference_mode():
+            self._cache.limit_length(self._longest())
+            self._cache.keep(places)
 
     def step(self) -> list[tuple[Sequence, int | None]]:
         """Compute one step: each sequence that has a next token, and that token; None: its logits are not finite.
@@ -152,7 +155,7 @@ class RunningBatch:
         return self._forward(ids.to(device), cache, ragged)
 
     def _counts(self) -> list[int]:
-        """How many tokens of each sequence the next step takes: one, or of a prompt its share; 0 where none is left."""
+        """How many tokens of each sequence the next step takes: one, or of a prompt its share."""
         counts = [1 if sequence.length >= len(sequence.prompt) else 0 for sequence in self._sequences]
         reading = [row for row, count in enumerate(counts) if not count]
         reading.sort(key=lambda row: len(self._sequences[row].pending))  # what the short ones leave is for the others

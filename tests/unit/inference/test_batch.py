@@ -7,6 +7,7 @@ import torch
 
 import questlm
 from questlm.config import GenerationOptions, ModelConfig, QuantSpec
+from questlm.errors import ConfigError
 from questlm.export.pack import pack
 from questlm.inference import PackedModel, batch
 from questlm.inference.batch import RunningBatch, Sequence
@@ -126,6 +127,23 @@ def test_memory_grows_with_the_longest_and_is_given_back() -> None:
     for sequence in sequences:
         running.remove(sequence)
     assert running._cache.entries.shape == first
+
+
+def test_without_memory_for_a_smaller_cache_the_large_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, running = fake(2, 600)
+    sequence = running.add([1] * 500, GREEDY)
+    while sequence.length < 500:
+        running.step()
+    large = running._cache.entries.shape
+
+    def no_memory(sequences: int, tokens: int) -> KVCache:
+        raise ConfigError("there is no memory")
+
+    monkeypatch.setattr(running, "_make_cache", no_memory)
+    running.remove(sequence)
+    assert running._cache.entries.shape == large
+    again = running.add([4], GREEDY)
+    assert running.step() == [(again, 5)]
 
 
 def test_logits_that_are_not_finite_are_the_fault_of_one_sequence() -> None:

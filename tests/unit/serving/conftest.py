@@ -54,6 +54,6 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Pack
 @pytest.fixture(scope="session")
 def server(model: PackedModel) -> Iterator[Server]:
     """A server of that model, with few places and a short queue."""
-    service = Service(model, "tiny", Limits(sequences=4, context=400, queue=6, body_bytes=4096))
+    service = Service(model, "tiny", Limits(sequences=4, context=400, queue=6, body_bytes=4096, shutdown_seconds=1))
     with running_server(service) as server:
         yield server

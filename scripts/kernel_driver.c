@@ -1,6 +1,8 @@
 /* Native products of packed weights over random shapes, against sums written as plainly as possible; no torch, no Python.
    scripts/sanitize_kernels.py builds and runs it. Arguments: number of cases, seed. */
 
+#include "driver_random.h"
+
 #include "../src/questlm/ops/cpu/packed/layout.h"
 #include "../src/questlm/ops/cpu/export.h"
 
@@ -20,16 +22,6 @@ int questlm_packed_linear(const packed_t *w, const float *x, int64_t tokens, flo
 const char *questlm_instruction_set(int index);
 int questlm_supports(int index);
 void questlm_use_instruction_set(int index);
-
-static uint64_t state;
-
-static int64_t below(int64_t n)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (int64_t)(state >> 11) % n;
-}
 
 static float noise(void) { return (float)below(2001) / 1000.0f - 1.0f; }
 

@@ -4,6 +4,8 @@
    Weights are float32, so that every difference is one of rounding, or of 4 bits with inputs of 4 bits, for the sanitizers
    and for what must not change a bit: the batch, the number of threads, and the pieces in which a prompt comes. */
 
+#include "driver_random.h"
+
 #include "../src/questlm/ops/cpu/llama/llama.h"
 #include "../src/questlm/ops/cpu/export.h"
 
@@ -23,17 +25,8 @@ void questlm_use_instruction_set(int index);
 
 enum { MOST_KEPT = 4096 };
 
-static uint64_t state;
 static void *kept[MOST_KEPT];
 static int kept_count;
-
-static int64_t below(int64_t n)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (int64_t)(state >> 11) % n;
-}
 
 /* Memory of a case; all is freed at its end. */
 static void *keep(int64_t bytes)

@@ -2,6 +2,8 @@
    beside its memory when streams and tables are damaged. scripts/sanitize_kernels.py builds and runs it.
    Arguments: number of cases, seed. */
 
+#include "driver_random.h"
+
 #include "../src/questlm/ops/cpu/export.h"
 
 #include <stdio.h>
@@ -9,16 +11,6 @@
 #include <string.h>
 
 enum { TOTAL = 1 << 14 };
-
-static uint64_t state;
-
-static int64_t below(int64_t n)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (int64_t)(state >> 11) % n;
-}
 
 /* A table of `levels` frequencies that add up, most of them small. */
 static void fill_table(uint16_t *table, int64_t levels)

@@ -153,7 +153,9 @@ class RunRecord:
         curve = pandas.DataFrame(self.curve, columns=["step", "tokens", "loss", "lr", "grad_norm"])
         validations = pandas.DataFrame(self.validations, columns=["step", "tokens", "loss"])
         validations = validations.rename(columns={"loss": "validation_loss"})
-        return curve.merge(validations, on=["step", "tokens"], how="outer").sort_values("step", ignore_index=True)
+        table = curve.merge(validations, on=["step", "tokens"], how="outer").sort_values("step", ignore_index=True)
+        measured = table.columns.drop(["step", "tokens"])
+        return table.astype(dict.fromkeys(measured, "float64"))  # also where nothing was measured
 
     def is_poorer_than(self, other: RunRecord) -> bool:
         """Whether `other`, of the same run, has the final metrics and this has not, or else has come further."""

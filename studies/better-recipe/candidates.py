@@ -18,9 +18,9 @@ from questlm.parallel import local_shard
 from questlm.quant import Method, Quantizer, find_method, quantized_layers, register_method
 from questlm.quant.estimators import trust_bound
 from questlm.quant.grids import gaussian_grid
-from questlm.quant.layers.mode import Mode
 from questlm.quant.methods import ALL_BITS, FactorSpec, Request
 from questlm.quant.quantizers import DynamicQuantizer, MaskedQuantizer
+from questlm.training import recipes
 from questlm.training.recipes import Moment, Recipe, register_recipe
 from questlm.training.recipes.cage import pull_to_grid
 
@@ -177,24 +177,15 @@ for number in (1, 2):
 # -- recipes ---------------------------------------------------------------------------
 
 
-class DenseFirst(Recipe):
-    """Trains without quantising for the first share of the budget (arXiv 2509.22935)."""
+class DenseFirst(recipes.MoreBitsFirst):
+    """Trains without quantising for the first share of the budget: `train.first_bits=16`, by the name of its runs."""
 
     def __init__(self, share: float) -> None:
-        self.share = share
-
-    def before_step(self, moment: Moment) -> None:
-        """Set the mode of all layers."""
-        mode = Mode.DENSE if moment.done < self.share else Mode.QUANTIZED
-        others = [layer for layer in quantized_layers(moment.model).values() if layer.mode is not mode]
-        for layer in others:
-            layer.mode = mode
-        if others:
-            moment.record_again()
+        super().__init__(16, share)
 
 
 class MoreBitsFirst(Recipe):
-    """Trains on the grid of more bits up to a share of the budget, and may go on with others up to a second one."""
+    """As `train.first_bits`, also for one factor alone, and with other bits up to a second share of the budget."""
 
     def __init__(
         self,

@@ -177,4 +177,7 @@ def test_a_record_becomes_a_table_of_a_row_a_step(record: RunRecord) -> None:
     assert table["validation_loss"].tolist()[1:] == [2.5, 2.0]
     assert table["loss"].isna().tolist() == [False, True, False]
     columns = ["step", "tokens", "loss", "lr", "grad_norm", "validation_loss"]
-    assert list(replace(record, curve=[]).to_pandas().columns) == columns
+    for nothing in ({"curve": []}, {"validations": []}):
+        table = replace(record, **({"curve": curve, "validations": validations} | nothing)).to_pandas()
+        assert list(table.columns) == columns
+        assert {str(table[column].dtype) for column in columns[2:]} == {"float64"}

@@ -50,6 +50,8 @@ def contest(
 
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first")
+    if len({model.resolve() for model in models}) < len(models):
+        raise ConfigError("a model is named twice, and would count as two seeds; name each once")
     limit = Budget.of_files(int(parse_bytes(budget, "--budget")), count_code or ())
     scores = [
         score(model, limit, data, sentencepiece=sentencepiece, seq_len=seq_len, device=device) for model in models

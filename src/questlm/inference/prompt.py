@@ -104,10 +104,6 @@ def _multiply(product: JoinedProduct, x: Operand, sizes: list[int]) -> list[Tens
     """Return products (rows, size) with consecutive rows of a matrix, which is written out once."""
     whole = written_out(product.matrix, product.grid, x.data.dtype, _DTYPE)
     assert whole.grid is None and whole.step is not None
-    starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    offsets = [None if whole.offset is None else whole.offset[part] for part in rows]
-    factors = [
-        Operand(whole.data[part], None, whole.step[part], offset) for part, offset in zip(rows, offsets, strict=True)
-    ]
-    return [ops.scaled_matmul(x, factor, _DTYPE) for factor in factors]
+    offsets = [None] * len(sizes) if whole.offset is None else whole.offset.split(sizes)
+    parts = zip(whole.data.split(sizes), whole.step.split(sizes), offsets, strict=True)
+    return [ops.scaled_matmul(x, Operand(data, None, step, offset), _DTYPE) for data, step, offset in parts]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,8 @@ from questlm.trained.opened import open_model
 __all__ = ["QuestlmLM", "harness_results", "local_task"]
 
 _MOST_NEW_TOKENS = 256  # the harness's own, where a task does not say
+_SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")  # settings of a task that are ours of the same name
+_CACHE_DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 @register_model("questlm")
@@ -70,12 +71,14 @@ class QuestlmLM(TemplateLM):
         max_batch_size: Any = None,
     ) -> None:
         super().__init__()
-        rounded: torch.dtype | None = None if cache_dtype is None else getattr(torch, cache_dtype)
-        self.opened = open_model(Path(pretrained), device or "auto", rounded)
+        if cache_dtype not in _CACHE_DTYPES:
+            allowed = ", ".join(name for name in _CACHE_DTYPES if name is not None)
+            raise ConfigError(f"cache_dtype = {quoted(str(cache_dtype))}; allowed: {allowed}")
+        self.opened = open_model(Path(pretrained), device or "auto", _CACHE_DTYPES[cache_dtype])
         self.max_length = self.opened.longest if max_length is None else TrainConfig(seq_len=int(max_length)).seq_len
         if self.opened.tokenizer is None:
             raise ConfigError(f"{pretrained} has no tokenizer, so the text of a task cannot be made tokens")
-        self._encode = partial(encode_text, self.opened.tokenizer)
+        self._tokenizer = self.opened.tokenizer
 
     @property
     def eot_token_id(self) -> int:
@@ -86,7 +89,7 @@ class QuestlmLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text; our models are trained without special tokens before it."""
-        return self._encode(string)
+        return encode_text(self._tokenizer, string)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
@@ -117,6 +120,7 @@ class QuestlmLM(TemplateLM):
         options = GenerationOptions(
             max_new_tokens=int(settings.get("max_gen_toks", _MOST_NEW_TOKENS)),
             temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
+            **{name: settings[name] for name in _SAMPLING if name in settings},
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         room = self.max_length - options.max_new_tokens
@@ -126,7 +130,7 @@ class QuestlmLM(TemplateLM):
                 'once; give simple_evaluate gen_kwargs={"max_gen_toks": N} or model_args with a longer "max_length"'
             )
         prompt = (self.tok_encode(context) or [self.eot_token_id])[-room:]
-        decoder = TextDecoder(self.opened.tokenizer, prompt, options.stop)  # type: ignore[arg-type]
+        decoder = TextDecoder(self._tokenizer, prompt, options.stop)
         cache = model.new_cache(1, len(prompt) + options.max_new_tokens)
         text = ""
         for ((_, token),) in generate_tokens(model.next_logits, cache, [prompt], options, {0}):

@@ -25,7 +25,17 @@ from questlm.quant.layers.stored import StoredEmbedding, StoredLinear
 from questlm.quant.quantizers import MaskedQuantizer, Quantizer
 from questlm.quant.quantizers.stored_steps import StoredStepsQuantizer
 
-__all__ = ["CLIPS", "Layer", "Rounding", "rerounded", "rounded_anew", "roundings", "stored_matrices", "trained_values"]
+__all__ = [
+    "CLIPS",
+    "Layer",
+    "Rounding",
+    "own_quantizer",
+    "rerounded",
+    "rounded_anew",
+    "roundings",
+    "stored_matrices",
+    "trained_values",
+]
 
 CLIPS = (0.85, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0)
 """Multipliers of the step, and so of where the outer levels are, that are tried for each number of bits."""
@@ -107,19 +117,24 @@ def stored_matrices(model: nn.Module) -> dict[str, list[Layer]]:
     return dict(found.values())
 
 
+def own_quantizer(layer: Layer) -> Quantizer | None:
+    """Return the quantiser of a layer's weight, None where the weight is kept as numbers."""
+    return layer.weight_quantizer if isinstance(layer, FakeQuantLinear) else layer.quantizer
+
+
 def _quantizer(layer: Layer, rounding: Rounding) -> Quantizer:
-    own = layer.weight_quantizer if isinstance(layer, FakeQuantLinear) else layer.quantizer
+    own = own_quantizer(layer)
     rows = MaskedQuantizer(rounding.grid, 1 if own is None else own.block_size, mask_bound=None)
     return rows if own is None or own.steps == "fp32" else StoredStepsQuantizer(rows, own.steps)
 
 
-def _bits(layer: nn.Module) -> int:
+def _bits(layer: Layer) -> int:
     """Most bits that a weight can be rounded to; 0: to none."""
-    if isinstance(layer, StoredEmbedding | StoredLinear) and layer.quantizer is None:
+    quantizer = own_quantizer(layer)
+    if isinstance(layer, StoredEmbedding | StoredLinear) and quantizer is None:
         return 7  # embeddings in int8 or bf16
     if isinstance(layer, FakeQuantLinear) and layer.quantized_narrow_branch() is not None:
         return 0  # the two branches share one matrix
-    quantizer = layer.weight_quantizer if isinstance(layer, FakeQuantLinear) else getattr(layer, "quantizer", None)
     grid = None if quantizer is None else quantizer.grid
     if grid is None or not grid.plain or grid.levels < 4:
         return 0

@@ -137,10 +137,9 @@ class Guard:
         app: ASGIApp = self._app if refusal is None else error_response(refusal)
         try:
             await app(scope, receive, counted)
-        except Exception:
+        except Exception:  # a fault of ours is one request's; raised further, it would end the client's connection
             if has_begun:
                 raise
-            # not raised further: the connection would be ended, and with it the client's next request
             _log.exception("a request failed")
             failed = error_response(ApiError(500, "the server failed at this request; its log says more"))
             await failed(scope, receive, counted)

@@ -166,7 +166,7 @@ class Scheduler:
                 try:
                     job.decoder = TextDecoder(self._tokenizer, job.prompt, job.options.stop)
                     sequence = self._batch.add(job.prompt, job.options)
-                except Exception:
+                except Exception:  # of this text alone, whatever it is: the thread and all other texts go on
                     _log.exception("a request cannot be begun")
                     self._end(job, "error", "the prompt cannot be read by the model")
                 else:
@@ -186,12 +186,10 @@ class Scheduler:
             drawn = self._batch.step()
         except ConfigError as problem:  # no memory for the keys and values of so many tokens
             if self._running:
-                longest = max(
-                    self._running, key=lambda each: len(self._running[each].prompt) + self._running[each].tokens
-                )
+                longest = max(self._running, key=lambda each: self._running[each].length)
                 self._leave(longest, "error", str(problem))
             return
-        except Exception:
+        except Exception:  # it may be any text's fault, so all that run are ended; the thread goes on for those to come
             _log.exception("a step failed")
             for sequence in list(self._running):
                 self._leave(sequence, "error", "the model failed on this server; its log says more")
@@ -200,7 +198,7 @@ class Scheduler:
         for sequence, token in drawn:
             try:
                 self._deliver(sequence, self._running[sequence], token)
-            except Exception:
+            except Exception:  # as where a text is begun
                 _log.exception("a token cannot be decoded")
                 self._leave(sequence, "error", "the tokenizer cannot decode what the model wrote")
 

@@ -3,6 +3,7 @@
 A score is the sum of cross-entropies over the bytes of the text, by the table of `questlm.data.token_bytes`. Only whole
 windows count, each without context from the one before. Three things that have voided scores are checked: that the
 counted bytes are those of the text, that probabilities sum to one, and that a prediction does not see what it predicts.
+Probabilities are the softmax of logits here, so the second can fail only where logits are not finite.
 """
 
 from __future__ import annotations

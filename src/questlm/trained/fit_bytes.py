@@ -34,9 +34,11 @@ from questlm.inference import load
 from questlm.models import Llama
 from questlm.ops import Operand
 from questlm.progress import progress
+from questlm.quant import FakeQuantLinear
 from questlm.quant.rerounding import (
     Layer,
     Rounding,
+    own_quantizer,
     rerounded,
     rounded_anew,
     roundings,
@@ -227,10 +229,10 @@ def _matrix(layers: list[Layer]) -> _Matrix:
 
 def _trained_bytes(layer: Layer) -> float:
     """Bytes of the entropy of the codes that a layer has as it was trained, or of its values where they are none."""
-    quantizer = getattr(layer, "weight_quantizer", None) or getattr(layer, "quantizer", None)
-    if quantizer is not None:
+    if (quantizer := own_quantizer(layer)) is not None:
         return _entropy_bytes(quantizer.operand(layer.weight.detach()))
-    width = 1 if getattr(layer, "stored_dtype", "") == "int8" else 2
+    assert not isinstance(layer, FakeQuantLinear)  # its dense weights cannot be rounded anew
+    width = 1 if layer.stored_dtype == "int8" else 2
     return 0.9 * width * layer.weight.numel()  # of bytes, of which the upper ones shrink by coding
 
 
@@ -288,7 +290,7 @@ def _frontier(
     """Measure the trained model, the choice that just fits the budget, and smaller ones while there is time."""
     with progress("packing, reading back and measuring choices", len(_SHARES) + 1) as update:
         whole = subject.measure({}, matrices)
-        rest = whole.bytes - sum(_trained_bytes(matrix.layers[0]) for matrix in matrices.values())
+        rest = whole.bytes - sum(matrix.options[None][0] for matrix in matrices.values())
         update(1)
         for done, share in enumerate(_SHARES, 2):
             if len(subject.points) > 1 and time.monotonic() > end:
@@ -300,8 +302,8 @@ def _frontier(
                 chosen = allocate(options, wanted - rest)
                 if chosen is None:
                     if share == 1.0:
-                        smallest = rest + sum(min(o.bytes for o in each) for each in options.values())
-                        raise ConfigError(_too_small(limit, round(smallest)))
+                        smallest = round(rest + sum(min(o.bytes for o in each) for each in options.values()))
+                        raise ConfigError(_too_small(limit, f"about {smallest:,} bytes at the least"))
                     return
                 picked = {name: option.choice for name, option in chosen.items() if option.choice is not None}
                 point = subject.measure(picked, matrices)
@@ -309,13 +311,14 @@ def _frontier(
                 if share < 1.0 or point.bytes <= limit:
                     break
             else:
-                raise ConfigError(_too_small(limit, point.bytes))
+                tried = min(point.bytes for point in subject.points)
+                raise ConfigError(_too_small(limit, f"{tried:,} bytes in the smallest file that was tried"))
             update(done)
 
 
-def _too_small(limit: int, smallest: int) -> str:
+def _too_small(limit: int, found: str) -> str:
     return (
-        f"rounding this run's weights anew gives {smallest:,} bytes at the least, but {limit:,} are left for the "
+        f"rounding this run's weights anew gives {found}, but {limit:,} are left for the "
         "model; train a smaller model or fewer bits (quest plan --memory ... --coded), or leave the tokenizer out "
         "(--no-tokenizer)"
     )

@@ -79,6 +79,8 @@ def test_whole_texts_and_generated_ones(folder: Path) -> None:
     options = questlm.GenerationOptions(max_new_tokens=5, temperature=0)
     engine = questlm.load(folder / "packed")
     assert model.generate_until([asked]) == [engine.generate("He had lost", options)]
+    drawn = {"until": ["never"], "max_gen_toks": 5, "do_sample": True, "temperature": 9.0, "top_k": 1}
+    assert model.generate_until([SimpleNamespace(args=("He had lost", drawn))]) == model.generate_until([asked])
     with pytest.raises(ConfigError, match="256 new tokens leave no room for a text: the model reads 40 at once"):
         model.generate_until([SimpleNamespace(args=("He had lost", {"until": ["never"]}))])
 
@@ -87,6 +89,8 @@ def test_a_model_without_a_tokenizer_is_refused(folder: Path) -> None:
     questlm.pack(questlm.prepare(Llama(SHAPE).initialize(0), QuantSpec()), folder / "mute")
     with pytest.raises(ConfigError, match="mute has no tokenizer"):
         QuestlmLM(str(folder / "mute"))
+    with pytest.raises(ConfigError, match="cache_dtype = 'int4'; allowed: float32, bfloat16, int8"):
+        QuestlmLM(str(folder / "packed"), cache_dtype="int4")
     with pytest.raises(ConfigError, match=r"has no task 'hellaswagg'.*Did you mean 'hellaswag'"):
         harness_results(folder / "packed", ["hellaswagg"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def test_the_command_writes_a_submission_of_several_seeds(
     run: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     model = str(run / "model.quest")
-    code, out, err = command("contest", model, model, "--out", "submission.json", "--name", "tiny", "--device", "cpu")
+    other = shutil.copy(model, "other.quest")
+    code, out, err = command("contest", model, other, "--out", "submission.json", "--name", "tiny", "--device", "cpu")
     assert code == 0, err
     assert "bytes of text" in out
     written = json.loads(Path("submission.json").read_text(encoding="utf-8"))
@@ -90,3 +92,6 @@ def test_the_command_writes_a_submission_of_several_seeds(
     code, out, err = command("contest", model, "--out", "nowhere/submission.json", "--device", "cpu")
     assert (code, out) == (2, "")  # before anything is measured
     assert "the folder nowhere does not exist" in err
+    code, out, err = command("contest", other, other, "--device", "cpu")
+    assert (code, out) == (2, "")
+    assert "a model is named twice" in err
